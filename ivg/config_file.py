@@ -1,0 +1,112 @@
+"""Strict reading of a decoding configuration: YAML with dotted overrides into `DecodeConfig`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import dacite
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ivg.config import (
+    DatasetConfig,
+    DecodeConfig,
+    ModelConfig,
+    PairConfig,
+    SamplingConfig,
+    SearchConfig,
+    ValueConfig,
+)
+from ivg.errors import UserError
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Name the closest valid key, for an error message."""
+    valid = sorted(valid)
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(valid)}"
+
+
+def _check_keys(data: Mapping[str, Any], cls: type, where: str) -> None:
+    valid = {field.name for field in dataclasses.fields(cls)}
+    for key in data:
+        if key not in valid:
+            raise UserError(f"{where}unknown key {key!r}; {nearest(str(key), valid)}")
+
+
+def _model(data: object) -> object:
+    """Let a plain string stand for a model's path."""
+    if isinstance(data, str):
+        return {"path": data}
+    if isinstance(data, Mapping):
+        _check_keys(data, ModelConfig, "model: ")
+    return data
+
+
+def _section(cls: type, where: str) -> Any:
+    def check(data: object) -> object:
+        if isinstance(data, Mapping):
+            _check_keys(data, cls, f"{where}: ")
+        return data
+
+    return check
+
+
+def _value(data: object) -> object:
+    """Let `{path: ..., weight: ...}` stand for `{model: {path: ...}, weight: ...}`."""
+    if isinstance(data, str):
+        return {"model": data}
+    if isinstance(data, Mapping) and "model" not in data:
+        own = {key: data[key] for key in ("weight", "beta") if key in data}
+        return {"model": {key: value for key, value in data.items() if key not in own}, **own}
+    return _section(ValueConfig, "values")(data)
+
+
+def config_from_dict(data: Mapping[str, Any]) -> DecodeConfig:
+    """Build a checked `DecodeConfig` from plain nested data.
+
+    Raises:
+        UserError: unknown key (naming the nearest valid one), wrong type, or a value out of range.
+    """
+    _check_keys(data, DecodeConfig, "")
+    hooks = {
+        ModelConfig: _model,
+        PairConfig: _section(PairConfig, "pairs"),
+        ValueConfig: _value,
+        SearchConfig: _section(SearchConfig, "search"),
+        SamplingConfig: _section(SamplingConfig, "sampling"),
+        DatasetConfig: _section(DatasetConfig, "dataset"),
+        float: lambda x: float(x) if isinstance(x, int) and not isinstance(x, bool) else x,
+    }
+    try:
+        return dacite.from_dict(
+            DecodeConfig, dict(data), dacite.Config(strict=True, cast=[tuple], type_hooks=hooks)
+        )
+    except dacite.MissingValueError as error:
+        raise UserError(f"config: {error.field_path} is missing; give it") from error
+    except dacite.DaciteError as error:
+        raise UserError(f"config: {error}") from error
+
+
+def read_yaml(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a YAML mapping and apply dotted overrides such as `search.num_beams=2`.
+
+    Raises:
+        UserError: the file is missing, unreadable, not YAML or not a mapping.
+    """
+    try:
+        loaded = OmegaConf.load(Path(path))
+        merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
+    except OSError as error:
+        raise UserError(f"config {path}: {error.strerror}; give a readable YAML file") from error
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise UserError(f"config {path}: not valid YAML: {error}") from error
+    data = OmegaConf.to_container(merged, resolve=True)
+    if not isinstance(data, dict):
+        raise UserError(f"config {path}: expected a mapping of keys, got a {type(data).__name__}")
+    return {str(key): value for key, value in data.items()}
