@@ -1,0 +1,87 @@
+"""Reward models behind one call: rows and finished responses in, one number each out.
+
+A reward is any callable `f(rows, responses) -> list[float]`. `rows` are prompt rows as `ivg.prompts` knows
+them, `responses` plain texts. `vader` and `vader_completion` are such functions; `ClassifierReward` wraps a
+Hugging Face sequence classifier; `load_reward` finds the one a configuration names.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+
+from ivg.errors import UserError
+from ivg.prompts import Row
+from ivg.rewards.classifier import ClassifierReward
+from ivg.rewards.config import Reward, RewardConfig
+from ivg.rewards.sentiment import sentiment, vader, vader_completion
+
+__all__ = [
+    "ClassifierReward",
+    "Reward",
+    "RewardConfig",
+    "load_reward",
+    "score",
+    "sentiment",
+    "vader",
+    "vader_completion",
+]
+
+
+def load_reward(config: RewardConfig) -> Reward:
+    """Find the reward that a configuration names; every check comes before weights are loaded.
+
+    Raises:
+        UserError: no such function, not a sequence classifier, or a label that it does not have.
+    """
+    if config.function is not None:
+        return resolve_function(config.function)
+    return ClassifierReward.load(config)
+
+
+def resolve_function(name: str) -> Reward:
+    """Import a reward function by its dotted name.
+
+    Raises:
+        UserError: the module or the function does not exist, or it cannot be called.
+    """
+    module_name, _, attribute = name.rpartition(".")
+    if not module_name:
+        raise UserError(f"reward function {name!r} is not a dotted name; give package.module.function")
+    try:
+        function = vars(importlib.import_module(module_name))[attribute]
+    except ImportError as error:
+        raise UserError(
+            f"reward function {name}: cannot import {module_name} ({error}); "
+            "check the name, and that it is on PYTHONPATH"
+        ) from error
+    except KeyError as error:
+        raise UserError(
+            f"reward function {name}: module {module_name} defines no {attribute}; check the name"
+        ) from error
+    if not callable(function):
+        raise UserError(
+            f"reward function {name} is a {type(function).__name__}; give a callable f(rows, responses)"
+        )
+    reward: Reward = function
+    return reward
+
+
+def score(reward: Reward, rows: Sequence[Row], responses: Sequence[str], name: str) -> list[float]:
+    """Call a reward and check that it returned one number per response.
+
+    Args:
+        reward: the callable.
+        rows: prompt rows, one per response.
+        responses: finished responses.
+        name: what to call the reward in an error message.
+
+    Raises:
+        UserError: another number of scores than responses.
+    """
+    scores = [float(value) for value in reward(rows, responses)]
+    if len(scores) != len(responses):
+        raise UserError(
+            f"reward {name} returned {len(scores)} scores for {len(responses)} responses; return one for each"
+        )
+    return scores

@@ -1,0 +1,1 @@
+"""What the training scripts and their users import: data, labelling, value losses and trainer, resume."""

@@ -1,0 +1,142 @@
+"""The course of a training job, the same for every stage: claim the folder, train or resume, save, report."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from accelerate import PartialState
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+
+from ivg.errors import is_main_process
+from ivg.training import checks
+from ivg.training.arguments import DataArguments, ModelArguments
+from ivg.training.data import apply_template, load_training_data
+from ivg.training.models import init_kwargs, load_tokenizer, planned_config, starting_point
+from ivg.training.resume import CompleteCheckpoints, claim_output, last_complete_checkpoint, write_json
+
+METRICS = "metrics.json"
+# What may differ between a killed run and its restart: neither changes what is computed.
+_FREE_KEYS = {"overwrite_output", "resume_from_checkpoint", "logging_dir", "disable_tqdm", "hub_token"}
+
+
+def settings_of(*arguments: Any) -> dict[str, Any]:
+    """Collect the values of a script's dataclasses that decide its result."""
+    values: dict[str, Any] = {}
+    for argument in arguments:
+        own = argument.to_dict() if isinstance(argument, TrainingArguments) else dataclasses.asdict(argument)
+        values |= own
+    return {key: value for key, value in values.items() if key not in _FREE_KEYS}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What a stage over one of TRL's trainers needs, checked.
+
+    Attributes:
+        model: path of the weights to start from.
+        tokenizer: its tokenizer.
+        train_rows: rows in TRL's columns, prompts in their template.
+        eval_rows: the same for evaluation.
+    """
+
+    model: str
+    tokenizer: PreTrainedTokenizerBase
+    train_rows: datasets.Dataset
+    eval_rows: datasets.Dataset | None
+
+
+def prepare(
+    data: DataArguments,
+    training: TrainingArguments,
+    model: ModelArguments,
+    columns: Sequence[Sequence[str]],
+    text_field: str = "text",
+) -> Job:
+    """Load and check everything that a stage needs, and claim its output folder.
+
+    Args:
+        data: where the rows come from.
+        training: the TRL config; gets `model_init_kwargs` from `model`.
+        model: which model is trained.
+        columns: sets of columns, one of which the rows must have.
+        text_field: the column of whole texts, in rows without a prompt.
+
+    Raises:
+        UserError: anything wrong with data, model or output folder.
+    """
+    rows = load_training_data(data)
+    tokenizer = load_tokenizer(model)
+    config = planned_config(model, tokenizer)
+    names = (data.dataset_name, data.eval_dataset_name or data.dataset_name)
+    prepared = []
+    for name, part in zip(names, rows, strict=True):
+        if part is not None:
+            checks.check_columns(part, columns, name)
+            checks.check_rows(part, name)
+            part = apply_template(part, tokenizer, data.prompt_template)
+            cut = checks.check_lengths(part, name, tokenizer, config, training.max_length, text_field)
+            if cut and is_main_process():
+                print(f"{name}: {cut} of {len(part)} rows are cut at {training.max_length} tokens")  # noqa: T201
+        prepared.append(part)
+    claim_output(training.output_dir, settings_of(data, training, model), overwrite=data.overwrite_output)
+    training.model_init_kwargs = init_kwargs(model, training.model_init_kwargs)
+    return Job(
+        model=starting_point(model, config, tokenizer, training),
+        tokenizer=tokenizer,
+        train_rows=prepared[0],
+        eval_rows=prepared[1],
+    )
+
+
+def train(trainer: Trainer) -> dict[str, float]:
+    """Train from the start or from the last complete checkpoint, evaluate, and save.
+
+    Returns:
+        The metrics written to `metrics.json`: losses, runtime, and the final evaluation's.
+    """
+    arguments = trainer.args
+    trainer.add_callback(CompleteCheckpoints(arguments))
+    checkpoint = arguments.resume_from_checkpoint or last_complete_checkpoint(arguments.output_dir)
+    if checkpoint is not None:
+        trainer.accelerator.print(f"resuming from {checkpoint}")
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    metrics: dict[str, float] = dict(result.metrics)
+    if trainer.eval_dataset is not None:
+        metrics |= trainer.evaluate()
+    trainer.save_model(arguments.output_dir)
+    trainer.save_state()
+    metrics["train_loss"] = mean_train_loss(trainer.state.log_history, metrics["train_loss"])
+    if trainer.is_world_process_zero():
+        write_json(Path(arguments.output_dir) / METRICS, metrics)
+    return metrics
+
+
+def mean_train_loss(history: Sequence[Mapping[str, float]], since_resume: float) -> float:
+    """Return the mean of the logged losses, weighted by the steps each stands for.
+
+    After a resume, transformers averages only since the resume; the log reaches back to the first step.
+
+    Args:
+        history: `TrainerState.log_history`.
+        since_resume: transformers' own figure, returned where nothing was logged.
+    """
+    total, previous = 0.0, 0
+    for entry in history:
+        if "loss" in entry and "step" in entry:
+            total += entry["loss"] * (entry["step"] - previous)
+            previous = int(entry["step"])
+    return total / previous if previous else since_resume
+
+
+def end(trainer: Trainer) -> None:
+    """Push where asked, and leave the process group, without which ZeRO-3 aborts at exit."""
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
+    PartialState().wait_for_everyone()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,41 @@
+"""Supervised fine-tuning of a causal language model, existing or new.
+
+    accelerate launch train/sft.py --config recipes/<task>/sft.yaml
+
+Rows: {"prompt", "completion"}, or whole texts in a column `text` (TRL's `dataset_text_field`). A thin script
+over TRL's SFTTrainer, whose keys all apply, beside those of ivg/training/arguments.py. Killed and started
+again with the same command, it goes on from its last complete checkpoint.
+"""
+
+import sys
+
+from trl import SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
+
+from ivg.errors import exit_on_user_error
+from ivg.training import arguments, checks, running
+
+
+@exit_on_user_error
+def main() -> None:
+    """Check, train, save."""
+    data_args, training, model_args = arguments.parse_arguments(
+        (arguments.DataArguments, SFTConfig, arguments.ModelArguments), sys.argv[1:]
+    )
+    text_field = training.dataset_text_field
+    columns = (checks.COMPLETION, ("messages",), (text_field,))
+    job = running.prepare(data_args, training, model_args, columns, text_field)
+    trainer = SFTTrainer(
+        model=job.model,
+        args=training,
+        train_dataset=job.train_rows,
+        eval_dataset=job.eval_rows,
+        processing_class=job.tokenizer,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    running.train(trainer)
+    running.end(trainer)
+
+
+if __name__ == "__main__":
+    main()
