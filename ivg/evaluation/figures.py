@@ -1,0 +1,151 @@
+"""Figures for reports: labelled axes with units, intervals where there are any, n in the caption.
+
+Each function returns a matplotlib `Figure` and touches no global state.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, which people with any colour vision can tell apart.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+GREY = "#6b7280"
+WIDTH = 7.2  # inches; at 150 dpi as wide as a phone in landscape
+
+LABELS = {
+    "base": "base",
+    "best_of_n": "best-of-N",
+    "token_implicit": "token guidance",
+    "token_implicit_best_of_n": "best-of-N of token-guided",
+    "chunk_explicit": "chunk guidance",
+    "ivg": "IVG",
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FrontierPoint:
+    """One setting of a method on the frontier.
+
+    Attributes:
+        method: points of one method are joined in the order given.
+        setting: what varies, written beside the point (`β=0.5`).
+        x: distance from the base, or compute.
+        reward: gold reward, as `Estimate.as_dict` writes it.
+    """
+
+    method: str
+    setting: str
+    x: float
+    reward: Mapping[str, Any]
+
+
+def label(method: str) -> str:
+    """Return a method's name for people."""
+    return LABELS.get(method, method.replace("_", " "))
+
+
+def reward_by_method(methods: Mapping[str, Mapping[str, Any]], *, unit: str) -> Figure:
+    """Draw the mean gold reward of each method with its 95% interval.
+
+    Args:
+        methods: gold reward by method, as `Estimate.as_dict` writes it; drawn from top to bottom.
+        unit: what the reward is measured in, for the axis.
+    """
+    figure, axes = _figure(1.2 + 0.42 * len(methods))
+    for row, reward in enumerate(methods.values()):
+        colour = PALETTE[row % len(PALETTE)]
+        axes.errorbar(reward["mean"], row, xerr=_interval(reward), fmt="o", color=colour, capsize=4)
+        axes.annotate(
+            f"{reward['mean']:.3f}", (reward["mean"], row), (0, 7), textcoords="offset points", ha="center"
+        )
+    axes.set_yticks(range(len(methods)), [label(name) for name in methods])
+    axes.set_ylim(len(methods) - 0.4, -0.6)
+    axes.set_xlabel(f"mean gold reward ({unit})")
+    axes.grid(axis="x", alpha=0.3)
+    _caption(figure, f"{_counts(methods.values())}; bars are 95% intervals of the mean.")
+    return figure
+
+
+def frontier(points: Sequence[FrontierPoint], *, unit: str, xlabel: str, log_x: bool = False) -> Figure:
+    """Draw gold reward against distance from the base (or compute), one line per method.
+
+    Args:
+        points: in the order in which each method's line runs.
+        unit: what the reward is measured in.
+        xlabel: the horizontal axis, with its unit.
+        log_x: logarithmic horizontal axis.
+    """
+    figure, axes = _figure(4.8)
+    for i, method in enumerate(dict.fromkeys(point.method for point in points)):
+        own = [point for point in points if point.method == method]
+        axes.errorbar(
+            [point.x for point in own],
+            [point.reward["mean"] for point in own],
+            yerr=[[_interval(p.reward)[side][0] for p in own] for side in (0, 1)],
+            fmt=f"{MARKERS[i % len(MARKERS)]}-",
+            color=PALETTE[i % len(PALETTE)],
+            label=label(method),
+            capsize=3,
+            alpha=0.9,
+        )
+        for point in own:
+            axes.annotate(
+                point.setting, (point.x, point.reward["mean"]), (5, -11), textcoords="offset points",
+                fontsize=8, color=GREY,
+            )  # fmt: skip
+    if log_x:
+        axes.set_xscale("log")
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(f"mean gold reward ({unit})")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    _caption(figure, f"{_counts([point.reward for point in points])}; bars are 95% intervals of the mean.")
+    return figure
+
+
+def save_png(figure: Figure, path: str | Path) -> None:
+    """Write a figure as PNG, creating its folder."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    # Without the version stamp the same data gives the same bytes.
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+
+
+def data_uri(figure: Figure) -> str:
+    """Return a figure as a PNG data URI, for pages that must stand alone."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _figure(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _interval(estimate: Mapping[str, Any]) -> list[list[float]]:
+    """Return the distances from the mean to the interval's ends, as error bars want them."""
+    low, high = estimate["ci95"]
+    if low is None or high is None:
+        return [[0.0], [0.0]]
+    return [[estimate["mean"] - low], [high - estimate["mean"]]]
+
+
+def _counts(estimates: Any) -> str:
+    counts = sorted({estimate["n"] for estimate in estimates})
+    span = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"n = {span} prompts"
+
+
+def _caption(figure: Figure, text: str) -> None:
+    figure.supxlabel(text, fontsize=8, color=GREY, x=0.01, ha="left")

@@ -1,0 +1,96 @@
+"""Tables of a report, once as cells, then for the console, Markdown or HTML."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table as RichTable
+
+from ivg.evaluation.figures import label
+
+NOTHING = "–"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Table:
+    """A titled table of strings; the first column names its row."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """Return the table in GitHub's Markdown."""
+        lines = [self.header, ["---", *["---:"] * (len(self.header) - 1)], *self.rows]
+        return "\n".join("| " + " | ".join(_escape(cell) for cell in line) + " |" for line in lines)
+
+    def console(self) -> RichTable:
+        """Return the table for `rich`."""
+        table = RichTable(title=self.title, title_justify="left")
+        for i, name in enumerate(self.header):
+            table.add_column(name, justify="left" if i == 0 else "right")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+
+def _escape(cell: str) -> str:
+    return cell.replace("|", "\\|").replace("\n", " ")
+
+
+def number(estimate: Mapping[str, Any] | None, digits: int = 3) -> str:
+    """Write a mean."""
+    return NOTHING if estimate is None else f"{estimate['mean']:.{digits}f}"
+
+
+def interval(estimate: Mapping[str, Any] | None, digits: int = 3, *, signed: bool = False) -> str:
+    """Write a mean with its 95% interval: `0.86 [0.80, 0.92]`."""
+    if estimate is None:
+        return NOTHING
+    sign = "+" if signed else ""
+    low, high = estimate["ci95"]
+    mean = f"{estimate['mean']:{sign}.{digits}f}"
+    return mean if low is None else f"{mean} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+
+
+def methods_table(report: Mapping[str, Any]) -> Table:
+    """Tabulate what `measures.compare` returned: one row per method."""
+    header = [
+        "method",
+        "gold reward [95%]",
+        "stderr",
+        "distance from base (nats)",
+        "distinct-2",
+        "tokens",
+        "n",
+    ]
+    rows = []
+    for name, measures in report["methods"].items():
+        reward = measures["gold_reward"]
+        rows.append(
+            [
+                label(name),
+                interval(reward),
+                NOTHING if reward["stderr"] is None else f"{reward['stderr']:.3f}",
+                interval(measures.get("distance_from_base"), 1, signed=True),
+                number(measures["distinct_2"]),
+                number(measures.get("num_tokens"), 1),
+                f"{reward['n']}" + (f" ({reward['missing']} missing)" if reward["missing"] else ""),
+            ]
+        )
+    return Table("Gold reward by method", header, rows)
+
+
+def paired_table(report: Mapping[str, Any]) -> Table:
+    """Tabulate the reference method against each other one, on the same prompts."""
+    reference = label(report["reference"])
+    header = [f"{reference} minus", "difference [95%]", "bootstrap [95%]", "win rate", "n"]
+    rows = []
+    for other, difference in report["paired"].items():
+        low, high = difference["bootstrap95"]
+        bootstrap = NOTHING if low is None else f"[{low:+.3f}, {high:+.3f}]"
+        wins = f"{100 * report['win_rates'][other]['mean']:.1f}%"
+        rows.append([label(other), interval(difference, signed=True), bootstrap, wins, str(difference["n"])])
+    return Table(f"{reference} against the others, same prompts", header, rows)
