@@ -1,0 +1,153 @@
+"""Value heads on stock token-classification classes, evaluated without a (rows, time, vocabulary) tensor.
+
+A scalar head gives V(x, y≤t) from the hidden state at t. A vocabulary head gives Q(x, y<t)[y_t], the value
+after token y_t, from the hidden state *before* y_t: of its (H, V) weight only the columns of the tokens that
+were really there are needed, so they are gathered instead of computing all V scores.
+"""
+
+from __future__ import annotations
+
+import json
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES
+
+from ivg.errors import UserError
+
+HeadKind = Literal["scalar", "vocabulary"]
+# What transformers calls the last layer of its token classifiers.
+_HEAD_NAMES = ("score", "classifier")
+
+
+class ColumnLinear(nn.Linear):
+    """A linear layer that can compute one chosen output per input instead of all of them."""
+
+    def forward(self, hidden: Tensor, columns: Tensor | None = None) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            hidden: (N, H), or any leading shape where all outputs are wanted.
+            columns: the output wanted for each input (N,); None for all outputs.
+
+        Returns:
+            (N,) with columns, else (..., out_features); float32 with columns.
+        """
+        if columns is None:
+            return super().forward(hidden)
+        weight = nn.functional.embedding(columns, self.weight)  # (N, H)
+        outputs = (hidden.float() * weight.float()).sum(-1)  # (N,)
+        return outputs + self.bias.float()[columns] if self.bias is not None else outputs
+
+
+def head_name(model: nn.Module) -> str:
+    """Return the name of the model's head module.
+
+    Raises:
+        UserError: the class has no head under a known name.
+    """
+    names = [name for name, _ in model.named_children() if name in _HEAD_NAMES]
+    if len(names) != 1:
+        raise UserError(
+            f"{type(model).__name__} has no token-classification head named {' or '.join(_HEAD_NAMES)}; "
+            "give an architecture that transformers has a token classifier for"
+        )
+    return names[0]
+
+
+def prefix_values(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, mask: Tensor) -> Tensor:
+    """Return the value of every response prefix.
+
+    Args:
+        model: a token classifier made ready by `prepare_value_model`, bare (not wrapped).
+        input_ids: prompt and response, padded on the right (R, T).
+        attention_mask: (R, T).
+        mask: response positions (R, T); never the first column.
+
+    Returns:
+        (R, T) in float32: at position t the value of the prefix ending with token t, 0 outside the mask.
+    """
+    hidden = model.base_model(
+        input_ids=input_ids, attention_mask=attention_mask
+    ).last_hidden_state  # (R, T, H)
+    hidden = model.dropout(hidden)
+    head = model.get_submodule(head_name(model))
+    if model.config.num_labels == 1:
+        values = head(hidden[mask]).float().squeeze(-1)  # (N,)
+    else:
+        before = mask.roll(-1, dims=1)  # the positions whose next token is in the response
+        values = head(hidden[before], input_ids[mask])  # (N,)
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)  # (R, T)
+
+
+def _forward(
+    self: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **_: Any
+) -> Mapping[str, Tensor]:
+    return {"values": prefix_values(self, input_ids, attention_mask, labels != -100)}
+
+
+def prepare_value_model(model: PreTrainedModel) -> None:
+    """Make a stock token classifier return prefix values from `forward(input_ids, attention_mask, labels)`.
+
+    The class, the parameters and their names stay as they are, so that DDP, DeepSpeed and PEFT, which act
+    in `forward`, and `save_pretrained` work unchanged. Done in place, before any wrapping.
+    """
+    head = model.get_submodule(head_name(model))
+    if not isinstance(head, nn.Linear):
+        raise UserError(f"the head of {type(model).__name__} is a {type(head).__name__}; expected nn.Linear")
+    head.__class__ = ColumnLinear
+    model.forward = types.MethodType(_forward, model)
+
+
+def check_architecture(config: PretrainedConfig) -> None:
+    """Refuse an architecture that transformers has no token classifier for."""
+    if config.model_type not in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES:
+        raise UserError(
+            f"{config.model_type} has no token classifier in transformers; "
+            "train the value model from another architecture, such as gpt2, llama, mistral or qwen3"
+        )
+
+
+def fold_normalisation(
+    state: Mapping[str, Tensor], name: str, *, mean: float, std: float
+) -> dict[str, Tensor]:
+    """Return a state dict whose head gives the reward's own unit: W·std, b·std + mean.
+
+    Args:
+        state: a model's state dict; only the head's tensors are copied.
+        name: the head's module name.
+        mean: the rewards' mean, subtracted in training.
+        std: the rewards' standard deviation, divided by in training.
+    """
+    folded = dict(state)
+    for key, tensor in state.items():
+        # PEFT keeps the trained head under <name>.modules_to_save.<adapter>.
+        if name not in key.split("."):
+            continue
+        if key.endswith(".weight"):
+            folded[key] = (tensor.float() * std).to(tensor.dtype)
+        elif key.endswith(".bias"):
+            folded[key] = (tensor.float() * std + mean).to(tensor.dtype)
+    return folded
+
+
+def compact_labels(path: Path) -> None:
+    """Replace the made-up label names of a saved config by their number, which loads the same.
+
+    transformers writes one name per output, for a vocabulary head tens of thousands.
+
+    Args:
+        path: a saved model's `config.json`; an adapter's folder has none, and nothing is done.
+    """
+    if not path.is_file():
+        return
+    config = json.loads(path.read_text(encoding="utf-8"))
+    labels = config.pop("id2label", None)
+    if labels is not None:
+        config.pop("label2id", None)
+        config["num_labels"] = len(labels)
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,98 @@
+"""Settings of value training."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from transformers import TrainingArguments
+
+from ivg.errors import UserError
+from ivg.training.heads import HeadKind
+
+Objective = Literal["fudge", "cd-q", "prefix-bt"]
+
+
+@dataclasses.dataclass
+class ValueTrainingArguments(TrainingArguments):
+    """Keys of value training, beside all of transformers' `TrainingArguments`."""
+
+    objective: Objective = dataclasses.field(
+        default="fudge",
+        metadata={
+            "help": "fudge: every prefix predicts the final reward; cd-q: each prefix predicts the next one's "
+            "value, the last the reward; prefix-bt: chosen prefixes above rejected ones."
+        },
+    )
+    head: HeadKind = dataclasses.field(
+        default="vocabulary",
+        metadata={
+            "help": "scalar: one value per prefix; vocabulary: the value after every possible next token, "
+            "which token guidance `explicit` needs."
+        },
+    )
+    binary_reward: bool = dataclasses.field(
+        default=False,
+        metadata={"help": "Rewards are 0 or 1 and values are logits (cross-entropy); fudge only."},
+    )
+    normalize_rewards: bool = dataclasses.field(
+        default=True,
+        metadata={
+            "help": "Train on rewards of mean 0 and standard deviation 1; undone in the saved head, whose "
+            "values are in the reward's own unit."
+        },
+    )
+    max_length: int | None = dataclasses.field(
+        default=None,
+        metadata={"help": "Longest prompt and response in tokens, >= 1; unset: the model's context."},
+    )
+    drop_overlong: bool = dataclasses.field(
+        default=False, metadata={"help": "Leave out rows longer than that, instead of refusing them."}
+    )
+    disable_dropout: bool = dataclasses.field(
+        default=True, metadata={"help": "Set every dropout of the model to 0."}
+    )
+    model_init_kwargs: dict[str, Any] | str | None = dataclasses.field(
+        default=None, metadata={"help": "More keyword arguments for `from_pretrained`."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.model_init_kwargs, str):
+            self.model_init_kwargs = json.loads(self.model_init_kwargs)
+        if self.binary_reward and self.objective != "fudge":
+            raise UserError(f"binary_reward goes with objective fudge, not {self.objective}; drop one")
+        if self.max_length is not None and self.max_length < 1:
+            raise UserError(f"max_length is {self.max_length}; give an integer >= 1")
+        # Rows hold more than the columns that a model's forward names.
+        self.remove_unused_columns = False
+
+    @property
+    def unit(self) -> str:
+        """What a value of the trained model measures."""
+        if self.objective == "prefix-bt":
+            return "preference logit"
+        return "logit" if self.binary_reward else "reward"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RewardScale:
+    """Mean and standard deviation of the training rewards; (0, 1) leaves rewards as they are."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    @classmethod
+    def of(cls, rewards: Sequence[float]) -> RewardScale:
+        """Measure it.
+
+        Raises:
+            UserError: all rewards are equal, so there is nothing to learn.
+        """
+        std = float(np.std(rewards))
+        if std == 0:
+            raise UserError(f"all {len(rewards)} training rewards equal {rewards[0]}; nothing can be learnt")
+        return cls(mean=float(np.mean(rewards)), std=std)

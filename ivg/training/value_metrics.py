@@ -1,0 +1,169 @@
+"""Is a value model any good? Rank correlation, pairwise accuracy and calibration by prefix length."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+POSITIONS = (10, 25, 50, 75, 100)
+_NUM_BINS = 10
+
+Array = NDArray[Any]
+
+
+class Pairwise(NamedTuple):
+    """Share of pairs ranked rightly, and the number of pairs with different rewards."""
+
+    accuracy: float
+    num_pairs: int
+
+
+def values_at(values: Array, mask: Array, percent: int) -> Array:
+    """Return each row's value after the first `percent` of its response, at least one token.
+
+    Args:
+        values: (N, T).
+        mask: response positions (N, T).
+        percent: above 0, at most 100.
+    """
+    lengths = mask.sum(axis=1)
+    counts = np.maximum(1, np.ceil(lengths * percent / 100).astype(int))
+    starts = mask.argmax(axis=1)
+    picked: Array = values[np.arange(len(values)), starts + counts - 1]
+    return picked
+
+
+def rank_correlation(values: Array, rewards: Array) -> float:
+    """Return Spearman's correlation; NaN where either side is constant, for it has no ranks then."""
+    if np.ptp(values) == 0 or np.ptp(rewards) == 0:
+        return float("nan")
+    return float(stats.spearmanr(values, rewards).statistic)
+
+
+def pairwise_accuracy(values: Array, rewards: Array, groups: Array) -> Pairwise:
+    """Compare every two responses to the same prompt whose rewards differ; equal values count one half.
+
+    Args:
+        values: (N,).
+        rewards: (N,).
+        groups: which prompt each response belongs to (N,).
+    """
+    members: dict[int, list[int]] = defaultdict(list)
+    for index, group in enumerate(groups.tolist()):
+        members[group].append(index)
+    pairs = [pair for rows in members.values() for pair in itertools.combinations(rows, 2)]
+    signs = [
+        np.sign(values[i] - values[j]) * np.sign(rewards[i] - rewards[j])
+        for i, j in pairs
+        if rewards[i] != rewards[j]
+    ]
+    if not signs:
+        return Pairwise(float("nan"), 0)
+    return Pairwise(float(np.mean([(1 + sign) / 2 for sign in signs])), len(signs))
+
+
+def calibration(values: Array, rewards: Array) -> list[dict[str, float]]:
+    """Compare predicted with final reward in bins of equally many responses, lowest values first.
+
+    Returns:
+        Per bin: mean value, mean reward, its standard error (NaN for a single response), and count.
+    """
+    order = np.argsort(values, kind="stable")
+    bins = [part for part in np.array_split(order, _NUM_BINS) if len(part)]
+    return [
+        {
+            "value": float(values[part].mean()),
+            "reward": float(rewards[part].mean()),
+            "stderr": float(rewards[part].std(ddof=1) / np.sqrt(len(part)))
+            if len(part) > 1
+            else float("nan"),
+            "count": len(part),
+        }
+        for part in bins
+    ]
+
+
+def evaluate_values(values: Array, mask: Array, rewards: Array, groups: Array) -> list[dict[str, Any]]:
+    """Judge prefix values against final rewards, one entry per prefix position.
+
+    Args:
+        values: (N, T), in the reward's unit.
+        mask: response positions (N, T).
+        rewards: (N,).
+        groups: which prompt each response belongs to (N,).
+    """
+    table = []
+    for percent in POSITIONS:
+        at = values_at(values, mask, percent)
+        pairs = pairwise_accuracy(at, rewards, groups)
+        table.append(
+            {
+                "percent": percent,
+                "rank_correlation": rank_correlation(at, rewards),
+                "pairwise_accuracy": pairs.accuracy,
+                "num_pairs": pairs.num_pairs,
+                "mean_squared_error": float(np.mean((at - rewards) ** 2)),
+                "num_responses": len(at),
+                "calibration": calibration(at, rewards),
+            }
+        )
+    return table
+
+
+def pair_accuracy_by_position(values: Array, mask: Array) -> list[dict[str, Any]]:
+    """Judge prefix values on preference pairs, at the same share of the shorter response.
+
+    Args:
+        values: chosen and rejected (N, T, 2).
+        mask: positions both responses have (N, T).
+    """
+    table = []
+    for percent in POSITIONS:
+        margins = values_at(values[..., 0] - values[..., 1], mask, percent)
+        accuracy = float(np.mean((1 + np.sign(margins)) / 2))
+        table.append({"percent": percent, "pairwise_accuracy": accuracy, "num_pairs": len(margins)})
+    return table
+
+
+def plot_evaluation(table: Sequence[dict[str, Any]], path: Path, unit: str) -> None:
+    """Draw rank correlation and pairwise accuracy by prefix position, and calibration, into a PNG.
+
+    Args:
+        table: from `evaluate_values`.
+        path: the PNG file.
+        unit: the reward's unit, for the axes.
+    """
+    # Optional dependency: only an evaluation that draws needs it.
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    percents = [row["percent"] for row in table]
+    left.plot(percents, [row["rank_correlation"] for row in table], marker="o", label="rank correlation")
+    left.plot(percents, [row["pairwise_accuracy"] for row in table], marker="s", label="pairwise accuracy")
+    left.set(
+        xlabel="share of the response seen (%)", ylabel="agreement with the final reward", ylim=(-0.05, 1.05)
+    )
+    left.legend()
+    for row in table:
+        bins = row["calibration"]
+        label = f"{row['percent']} %"
+        right.plot([b["value"] for b in bins], [b["reward"] for b in bins], marker=".", label=label)
+    span = [b[key] for row in table for b in row["calibration"] for key in ("value", "reward")]
+    right.plot(
+        [min(span), max(span)], [min(span), max(span)], color="grey", linestyle=":", label="calibrated"
+    )
+    right.set(xlabel=f"predicted value ({unit})", ylabel=f"mean final reward ({unit})")
+    right.legend(title="response seen")
+    figure.suptitle(f"Value model on {table[0]['num_responses']} held-out responses")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,52 @@
+"""Train an explicit value model: a scorer of prefixes, on a stock token-classification class.
+
+    accelerate launch train/value.py --config recipes/<task>/value.yaml
+
+Rows: {"prompt", "completion", "reward"} for the objectives fudge and cd-q, {"prompt", "chosen", "rejected"}
+for prefix-bt. The evaluation rows say whether the model is any good: rank correlation, pairwise accuracy and
+calibration by prefix position, in `value_evaluation.json` and `.png`. Keys: ivg/training/value_arguments.py,
+ivg/training/arguments.py, and all of transformers' TrainingArguments.
+"""
+
+import sys
+from pathlib import Path
+
+from trl import get_peft_config, get_quantization_config
+
+from ivg.errors import exit_on_user_error
+from ivg.training import arguments, running, value_stage
+from ivg.training.resume import write_json
+from ivg.training.value_arguments import ValueTrainingArguments
+from ivg.training.value_metrics import plot_evaluation
+from ivg.training.value_trainer import ValueTrainer
+
+
+@exit_on_user_error
+def main() -> None:
+    """Check, train, judge, save."""
+    data_args, training, model_args = arguments.parse_arguments(
+        (arguments.DataArguments, ValueTrainingArguments, arguments.ModelArguments), sys.argv[1:]
+    )
+    job = value_stage.prepare(data_args, training, model_args)
+    model = value_stage.load_model(
+        job, training, get_quantization_config(model_args), get_peft_config(model_args)
+    )
+    trainer = ValueTrainer(
+        model=model,
+        args=training,
+        tokenizer=job.tokenizer,
+        train_rows=job.train_rows,
+        eval_rows=job.eval_rows,
+        scale=job.scale,
+    )
+    running.train(trainer)
+    if trainer.table and trainer.is_world_process_zero():
+        output = Path(training.output_dir)
+        write_json(output / "value_evaluation.json", trainer.table)
+        if training.objective != "prefix-bt":
+            plot_evaluation(trainer.table, output / "value_evaluation.png", training.unit)
+    running.end(trainer)
+
+
+if __name__ == "__main__":
+    main()
