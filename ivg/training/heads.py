@@ -71,13 +71,11 @@ def prefix_values(model: PreTrainedModel, input_ids: Tensor, attention_mask: Ten
     Returns:
         (R, T) in float32: at position t the value of the prefix ending with token t, 0 outside the mask.
     """
-    hidden = model.base_model(
-        input_ids=input_ids, attention_mask=attention_mask
-    ).last_hidden_state  # (R, T, H)
-    hidden = model.dropout(hidden)
+    outputs = model.base_model(input_ids=input_ids, attention_mask=attention_mask)
+    hidden = model.dropout(outputs.last_hidden_state)  # (R, T, H)
     head = model.get_submodule(head_name(model))
     if model.config.num_labels == 1:
-        values = head(hidden[mask]).float().squeeze(-1)  # (N,)
+        values: Tensor = head(hidden[mask]).float().squeeze(-1)  # (N,)
     else:
         before = mask.roll(-1, dims=1)  # the positions whose next token is in the response
         values = head(hidden[before], input_ids[mask])  # (N,)

@@ -23,8 +23,8 @@ class ValueTrainingArguments(TrainingArguments):
     objective: Objective = dataclasses.field(
         default="fudge",
         metadata={
-            "help": "fudge: every prefix predicts the final reward; cd-q: each prefix predicts the next one's "
-            "value, the last the reward; prefix-bt: chosen prefixes above rejected ones."
+            "help": "fudge: every prefix predicts the final reward; cd-q: each predicts the value after it, "
+            "the last the reward; prefix-bt: chosen prefixes above rejected ones."
         },
     )
     head: HeadKind = dataclasses.field(

@@ -72,17 +72,18 @@ def encode_pairs(
 
 
 class ValueCollator:
-    """Pad rows of S sequences each (1, or chosen and rejected) into one batch.
-
-    Returns from a call, for B rows padded to T tokens:
-        input_ids, attention_mask (B, S, T); labels (B, S, T): the ids of response tokens, -100 elsewhere;
-        and where the rows carry them, rewards (B,) float32 and groups (B,).
-    """
+    """Pad rows of S sequences each (1, or chosen and rejected) into one batch."""
 
     def __init__(self, pad_token_id: int) -> None:
         self.pad_token_id = pad_token_id
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Collate B rows, padded to T tokens.
+
+        Returns:
+            `input_ids` and `attention_mask` (B, S, T); `labels` (B, S, T): the ids of response tokens, -100
+            elsewhere; and where the rows carry them, `rewards` (B,) in float32 and `groups` (B,).
+        """
         num_sequences = len(features[0]["sequences"])
         sequences = [torch.tensor(ids) for feature in features for ids in feature["sequences"]]
         input_ids = pad_sequence(sequences, batch_first=True, padding_value=self.pad_token_id)  # (B·S, T)

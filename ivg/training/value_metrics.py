@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,18 +53,16 @@ def pairwise_accuracy(values: Array, rewards: Array, groups: Array) -> Pairwise:
         rewards: (N,).
         groups: which prompt each response belongs to (N,).
     """
-    members: dict[int, list[int]] = defaultdict(list)
-    for index, group in enumerate(groups.tolist()):
-        members[group].append(index)
-    pairs = [pair for rows in members.values() for pair in itertools.combinations(rows, 2)]
-    signs = [
-        np.sign(values[i] - values[j]) * np.sign(rewards[i] - rewards[j])
-        for i, j in pairs
-        if rewards[i] != rewards[j]
-    ]
-    if not signs:
-        return Pairwise(float("nan"), 0)
-    return Pairwise(float(np.mean([(1 + sign) / 2 for sign in signs])), len(signs))
+    wins, num_pairs = 0.0, 0
+    for group in np.unique(groups):
+        rows = np.flatnonzero(groups == group)
+        first, second = np.triu_indices(len(rows), k=1)
+        agreement = np.sign(values[rows[first]] - values[rows[second]])
+        agreement = agreement * np.sign(rewards[rows[first]] - rewards[rows[second]])
+        differs = rewards[rows[first]] != rewards[rows[second]]
+        wins += float(((1 + agreement[differs]) / 2).sum())
+        num_pairs += int(differs.sum())
+    return Pairwise(wins / num_pairs if num_pairs else float("nan"), num_pairs)
 
 
 def calibration(values: Array, rewards: Array) -> list[dict[str, float]]:
@@ -81,13 +77,15 @@ def calibration(values: Array, rewards: Array) -> list[dict[str, float]]:
         {
             "value": float(values[part].mean()),
             "reward": float(rewards[part].mean()),
-            "stderr": float(rewards[part].std(ddof=1) / np.sqrt(len(part)))
-            if len(part) > 1
-            else float("nan"),
+            "stderr": _stderr(rewards[part]),
             "count": len(part),
         }
         for part in bins
     ]
+
+
+def _stderr(sample: Array) -> float:
+    return float(stats.sem(sample)) if len(sample) > 1 else float("nan")
 
 
 def evaluate_values(values: Array, mask: Array, rewards: Array, groups: Array) -> list[dict[str, Any]]:
@@ -150,18 +148,16 @@ def plot_evaluation(table: Sequence[dict[str, Any]], path: Path, unit: str) -> N
     percents = [row["percent"] for row in table]
     left.plot(percents, [row["rank_correlation"] for row in table], marker="o", label="rank correlation")
     left.plot(percents, [row["pairwise_accuracy"] for row in table], marker="s", label="pairwise accuracy")
-    left.set(
-        xlabel="share of the response seen (%)", ylabel="agreement with the final reward", ylim=(-0.05, 1.05)
-    )
+    left.set(xlabel="share of the response seen (%)", ylabel="agreement with the final reward")
+    left.set_ylim(-0.05, 1.05)
     left.legend()
     for row in table:
         bins = row["calibration"]
         label = f"{row['percent']} %"
         right.plot([b["value"] for b in bins], [b["reward"] for b in bins], marker=".", label=label)
     span = [b[key] for row in table for b in row["calibration"] for key in ("value", "reward")]
-    right.plot(
-        [min(span), max(span)], [min(span), max(span)], color="grey", linestyle=":", label="calibrated"
-    )
+    diagonal = [min(span), max(span)]
+    right.plot(diagonal, diagonal, color="grey", linestyle=":", label="calibrated")
     right.set(xlabel=f"predicted value ({unit})", ylabel=f"mean final reward ({unit})")
     right.legend(title="response seen")
     figure.suptitle(f"Value model on {table[0]['num_responses']} held-out responses")

@@ -140,7 +140,8 @@ def load_model(
         quantization: bitsandbytes config, for QLoRA.
         peft_config: LoRA config; the head is trained in full beside it.
     """
-    kwargs = dict(training.model_init_kwargs or {})
+    assert isinstance(training.model_init_kwargs, dict)
+    kwargs = dict(training.model_init_kwargs)
     if quantization is not None:
         kwargs["quantization_config"] = quantization
     model = AutoModelForTokenClassification.from_pretrained(job.model, num_labels=job.num_labels, **kwargs)

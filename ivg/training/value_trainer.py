@@ -78,10 +78,8 @@ class ValueTrainer(Trainer):
         """Return this process's share of the loss, scaled so that averaging over processes is exact."""
         values = self._values(model, inputs)
         total = self._loss(values, inputs["labels"], self._normalised(inputs.get("rewards")))
-        count = (
-            num_items_in_batch if num_items_in_batch is not None else self._loss_mask(inputs["labels"]).sum()
-        )
-        loss = total * self.accelerator.num_processes / count
+        assert num_items_in_batch is not None
+        loss = total * self.accelerator.num_processes / num_items_in_batch
         return (loss, {"values": values}) if return_outputs else loss
 
     def prediction_step(

@@ -1,0 +1,62 @@
+"""Sample responses from a model, score them, and write training data for DPO and value models.
+
+    accelerate launch train/rollouts.py --config recipes/<task>/rollouts.yaml
+
+Writes to output_dir: completions.jsonl (prompt, completion, reward), preferences.jsonl (prompt, chosen,
+rejected) and statistics.json. Killed and started again with the same command, it goes on after the last
+finished block; several processes share the blocks. Keys: ivg/training/rollout_arguments.py.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from accelerate import PartialState
+from rich.console import Console
+from rich.table import Table
+
+from ivg import load_models
+from ivg.errors import exit_on_user_error
+from ivg.rewards import load_reward
+from ivg.training import arguments, labelling, rollouts
+from ivg.training.data import read_jsonl
+from ivg.training.resume import claim_output, write_json
+from ivg.training.rollout_arguments import RolloutArguments
+
+
+@exit_on_user_error
+def main() -> None:
+    """Check, sample and score, label."""
+    (args,) = arguments.parse_arguments((RolloutArguments,), sys.argv[1:])
+    prompts = rollouts.load_prompts(args)
+    args.sampling()  # checks the ranges
+    policy, reward_config = args.policy(), args.reward()
+    settings = {k: v for k, v in dataclasses.asdict(args).items() if k != "overwrite_output"}
+    claim_output(args.output_dir, settings, overwrite=args.overwrite_output)
+    samples_dir = Path(args.output_dir) / "samples"
+    samples_dir.mkdir(exist_ok=True)
+
+    reward = load_reward(reward_config)
+    rollouts.sample_blocks(prompts, load_models(policy), reward, args, samples_dir)
+    if PartialState().is_main_process:
+        label(args, samples_dir)
+
+
+def label(args: RolloutArguments, samples_dir: Path) -> None:
+    """Turn all finished blocks into completions, preferences and statistics."""
+    samples = [row for path in sorted(samples_dir.glob("block-*.jsonl")) for row in read_jsonl(path)]
+    completions = labelling.usable(samples)
+    pairs = labelling.preference_pairs(completions, strategy=args.pairs, margin=args.min_margin)
+    output = Path(args.output_dir)
+    rollouts.write_rows(output / "completions.jsonl", completions)
+    rollouts.write_rows(output / "preferences.jsonl", pairs.rows)
+    statistics = labelling.describe(samples, pairs)
+    write_json(output / "statistics.json", statistics)
+    table = Table("statistic", "value", title=f"Rollouts in {output}")
+    for name, value in statistics.items():
+        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
