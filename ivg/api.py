@@ -1,0 +1,119 @@
+"""`ivg.generate`: guided responses for a list of prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from ivg.config import SamplingConfig, SearchConfig, check_guidance
+from ivg.engine import Engine, make_tasks
+from ivg.errors import UserError
+from ivg.hypotheses import Endings, Finished, FinishReason, Hypothesis
+from ivg.loading import Models
+from ivg.prompts import Row, as_rows
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Beam:
+    """One kept hypothesis.
+
+    Attributes:
+        text: without special tokens and stop string.
+        token_ids: EOS included.
+        value: its chunk score.
+        finish_reason: `eos`, `stop`, `length` or `context`; None if the search ended before it did.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    value: float
+    finish_reason: FinishReason | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Response:
+    """The answer to one prompt.
+
+    Attributes:
+        id: identity of the prompt.
+        prompt: its row.
+        text: the best beam's text.
+        token_ids: its tokens, EOS included.
+        value: its chunk score; None without chunk guidance.
+        num_tokens: its length, EOS included.
+        finish_reason: why it ended.
+        beams: all kept beams, best first.
+    """
+
+    id: str
+    prompt: dict[str, Any]
+    text: str
+    token_ids: tuple[int, ...]
+    value: float | None
+    num_tokens: int
+    finish_reason: FinishReason
+    beams: tuple[Beam, ...]
+
+
+def generate(
+    prompts: Iterable[str | Row],
+    models: Models,
+    *,
+    search: SearchConfig | None = None,
+    sampling: SamplingConfig | None = None,
+    max_batch_rows: int = 64,
+    block_size: int = 128,
+) -> list[Response]:
+    """Decode prompts with the base, guided as `search` says.
+
+    Args:
+        prompts: texts, or rows with `prompt`, `messages` or `instruction` and optionally `id`.
+        models: what `load_models` returned.
+        search: guidance and beam search; default: plain sampling from the base.
+        sampling: lengths, temperature, seed, stop strings.
+        max_batch_rows: rows (prompts x W x K) decoded side by side.
+        block_size: prompts per block; a batch never spans two.
+
+    Returns:
+        `sampling.num_samples` responses per prompt, in the prompts' order.
+
+    Raises:
+        UserError: a bad prompt, or guidance that the models cannot give.
+    """
+    search, sampling = search or SearchConfig(), sampling or SamplingConfig()
+    check_guidance(
+        search, sampling, [p.config for p in models.infos.pairs], [v.config for v in models.infos.values]
+    )
+    if max_batch_rows < search.rows_per_prompt:
+        raise UserError(
+            f"max_batch_rows is {max_batch_rows}, but one prompt needs {search.rows_per_prompt}; raise it"
+        )
+    rows = as_rows(prompts)
+    engine = Engine(models, search, sampling)
+    tasks, bad = make_tasks(rows, engine.infos, sampling)
+    if bad:
+        raise UserError(f"prompt {bad[0].index + 1} of {len(rows)}: {bad[0].reason}")
+    finished = engine.run(tasks, max_batch_rows=max_batch_rows, block_size=block_size * sampling.num_samples)
+    return [response(f, rows[f.task.index // sampling.num_samples], engine.endings, search) for f in finished]
+
+
+def response(finished: Finished, row: dict[str, Any], endings: Endings, search: SearchConfig) -> Response:
+    """Turn a finished task into what the user sees."""
+    beams = tuple(_beam(hypothesis, endings) for hypothesis in finished.beams)
+    best = beams[0]
+    assert best.finish_reason is not None
+    return Response(
+        id=finished.task.prompt_id,
+        prompt=row,
+        text=best.text,
+        token_ids=best.token_ids,
+        value=None if search.chunk_guidance == "none" else best.value,
+        num_tokens=len(best.token_ids),
+        finish_reason=best.finish_reason,
+        beams=beams,
+    )
+
+
+def _beam(hypothesis: Hypothesis, endings: Endings) -> Beam:
+    return Beam(endings.text(hypothesis), hypothesis.ids, hypothesis.value, hypothesis.finish_reason)

@@ -1,0 +1,208 @@
+"""A run: prompts become tasks, tasks become finished responses, in blocks that the input alone decides."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from ivg.config import SamplingConfig, SearchConfig
+from ivg.decoding import Decoder, TextScorer
+from ivg.errors import UserError
+from ivg.hypotheses import Endings, Finished, Task
+from ivg.inspection import ModelInfo
+from ivg.loading import LoadedPair, LoadedValue, Models
+from ivg.lockstep.guides import (
+    Guide,
+    PairGuide,
+    ScalarValueGuide,
+    SharedIds,
+    VocabularyValueGuide,
+    Weights,
+)
+from ivg.lockstep.rows import Lockstep
+from ivg.plan import GuidePlan, PairInfo, plan_guides
+from ivg.prompts import Row, encode_prompt, prompt_ids
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BadRow:
+    """An input row that cannot be decoded, and why."""
+
+    index: int
+    reason: str
+
+
+def lane_infos(base: ModelInfo, plans: Sequence[GuidePlan]) -> list[ModelInfo]:
+    """Return the models that read each prompt as ids, in the order of the engine's lanes."""
+    infos = [base]
+    for plan in plans:
+        if plan.fit.route != "ids":
+            continue
+        if isinstance(plan.info, PairInfo):
+            infos += [plan.info.tuned] if plan.info.is_shared else [plan.info.tuned, plan.info.untuned]
+        else:
+            infos.append(plan.info.model)
+    return infos
+
+
+def make_tasks(
+    rows: Sequence[Row], infos: Sequence[ModelInfo], sampling: SamplingConfig, *, on_overflow: str = "error"
+) -> tuple[list[Task], list[BadRow]]:
+    """Encode every prompt for every model, before any weights are loaded.
+
+    Args:
+        rows: checked prompt rows.
+        infos: what `lane_infos` returned.
+        sampling: lengths and number of samples.
+        on_overflow: `error`, or `stop` to end a response where a context ends.
+
+    Returns:
+        Tasks (`num_samples` for each prompt), and the rows that fit no context.
+    """
+    tasks: list[Task] = []
+    bad: list[BadRow] = []
+    for index, (row, name) in enumerate(zip(rows, prompt_ids(rows), strict=True)):
+        lane_ids = tuple(tuple(encode_prompt(info.tokenizer, row, info.template)) for info in infos)
+        room, reason = _room(infos, lane_ids, sampling.max_new_tokens, on_overflow)
+        if reason is not None:
+            bad.append(BadRow(index, reason))
+            continue
+        for sample in range(sampling.num_samples):
+            tasks.append(
+                Task(
+                    index=index * sampling.num_samples + sample,
+                    prompt_id=name,
+                    lane_ids=lane_ids,
+                    max_tokens=min(room, sampling.max_new_tokens),
+                    sample=sample,
+                    limited_by="length" if room >= sampling.max_new_tokens else "context",
+                )
+            )
+    return tasks, bad
+
+
+def _room(
+    infos: Sequence[ModelInfo], lane_ids: Sequence[Sequence[int]], max_new_tokens: int, on_overflow: str
+) -> tuple[int, str | None]:
+    """Return the response tokens that fit every context, and what is wrong with the prompt, if anything."""
+    room = max_new_tokens
+    for info, ids in zip(infos, lane_ids, strict=True):
+        if not ids:
+            return 0, f"{info.name}: the prompt has no tokens in its template {info.template!r}"
+        if info.max_length is None:
+            continue
+        left = info.max_length - len(ids)
+        if left < 1 or (left < max_new_tokens and on_overflow == "error"):
+            return 0, (
+                f"{info.name}: prompt of {len(ids)} tokens + max_new_tokens {max_new_tokens} exceeds its "
+                f"context of {info.max_length}; shorten it, lower max_new_tokens, or set on_overflow: stop"
+            )
+        room = min(room, left)
+    return room, None
+
+
+class Engine:
+    """Decodes tasks with loaded models.
+
+    Args:
+        models: base and guides.
+        search: guidance and beam search.
+        sampling: lengths, temperature, seed.
+        keep_trace: record log-ratios and boundaries.
+
+    Raises:
+        UserError: guidance that the models cannot give.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        search: SearchConfig,
+        sampling: SamplingConfig,
+        *,
+        keep_trace: bool = False,
+        text_scorer: TextScorer | None = None,
+    ) -> None:
+        self.models = models
+        self.plans = plan_guides(models.infos, search)
+        self.infos = lane_infos(models.infos.base, self.plans)
+        self.lockstep = Lockstep(models.base.lane(), self._guides(), sampling)
+        self.endings = Endings(models.infos.base.eos_ids, sampling.stop, self.decode_text)
+        self._rows_per_prompt = search.rows_per_prompt
+        self._decoder = Decoder(
+            self.lockstep, search, sampling, self.endings, text_scorer=text_scorer, keep_trace=keep_trace
+        )
+
+    def decode_text(self, ids: Sequence[int]) -> str:
+        """Turn response ids into text, without special tokens."""
+        return str(self.models.infos.base.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def run(self, tasks: Sequence[Task], *, max_batch_rows: int, block_size: int) -> Iterator[Finished]:
+        """Decode tasks in their order; what comes out depends on the tasks and settings alone.
+
+        Tasks run in blocks of `block_size`, with continuous batching inside a block only. A block that runs
+        out of device memory is decoded again with half the rows.
+
+        Yields:
+            Finished tasks, in the tasks' order.
+        """
+        for start in range(0, len(tasks), block_size):
+            block = tasks[start : start + block_size]
+            done: dict[int, Finished] = {}
+            next_out = 0
+            while next_out < len(block):
+                try:
+                    remaining = [task for task in block if task.index not in done]
+                    for finished in self._decoder.run(remaining, max_batch_rows):
+                        done[finished.task.index] = finished
+                        while next_out < len(block) and block[next_out].index in done:
+                            yield done[block[next_out].index]
+                            next_out += 1
+                except torch.OutOfMemoryError:
+                    max_batch_rows = self._halved(max_batch_rows)
+
+    def _halved(self, max_batch_rows: int) -> int:
+        self.lockstep.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        fewer = max_batch_rows // 2
+        if fewer < self._rows_per_prompt:
+            raise UserError(
+                f"out of memory with {max_batch_rows} rows, and one prompt needs {self._rows_per_prompt}; "
+                "lower num_beams or num_successors, use smaller dtypes or quantization"
+            )
+        logger.warning("out of memory with %d rows: going on with max_batch_rows %d", max_batch_rows, fewer)
+        return fewer
+
+    def _guides(self) -> list[Guide]:
+        every: list[LoadedPair | LoadedValue] = [*self.models.pairs, *self.models.values]
+        loaded = {id(guide.info): guide for guide in every}
+        num_base = self.models.infos.base.num_outputs
+        guides: list[Guide] = []
+        for plan in self.plans:
+            if plan.fit.route != "ids":
+                continue
+            guide = loaded[id(plan.info)]
+            shared = SharedIds(num_base, plan.fit.num_shared, plan.fit.unguided)
+            weights = Weights(
+                guides_tokens=plan.guides_tokens,
+                beta=plan.info.config.beta,
+                chunk=plan.chunk_weight,
+                average=isinstance(guide, LoadedPair) and guide.info.config.average,
+            )
+            guides.append(_bind(guide, shared, weights))
+        return guides
+
+
+def _bind(guide: LoadedPair | LoadedValue, shared: SharedIds, weights: Weights) -> Guide:
+    if isinstance(guide, LoadedPair):
+        return PairGuide(guide.lanes(), shared, weights)
+    model = guide.model
+    if model.info.kind == "scalar":
+        return ScalarValueGuide(model.lane(), model.head, weights)
+    return VocabularyValueGuide(model.lane(), model.head, shared, weights)

@@ -1,0 +1,126 @@
+"""Tasks, hypotheses, and where a response ends."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+FinishReason = Literal["eos", "stop", "length", "context"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Task:
+    """One response to find.
+
+    Attributes:
+        index: its place in the output.
+        prompt_id: identity of the prompt; decides the draws.
+        lane_ids: the prompt in each model's own ids.
+        max_tokens: length limit of the response, EOS included.
+        sample: which of the prompt's independent samples this is; its row in the draws.
+        limited_by: why the limit stands: `length` (max_new_tokens) or `context` (a model's context ends).
+    """
+
+    index: int
+    prompt_id: str
+    lane_ids: tuple[tuple[int, ...], ...]
+    max_tokens: int
+    sample: int = 0
+    limited_by: FinishReason = "length"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """A response, finished or not.
+
+    Attributes:
+        ids: its tokens, EOS included.
+        value: score of the prefix.
+        finish_reason: why it ended, or None.
+        log_ratios: per token, what token guidance added.
+    """
+
+    ids: tuple[int, ...] = ()
+    value: float = 0.0
+    finish_reason: FinishReason | None = None
+    log_ratios: tuple[float, ...] = ()
+
+
+class Boundary(NamedTuple):
+    """The candidates of one chunk boundary, their rows, and the rows kept, best first."""
+
+    candidates: tuple[Hypothesis, ...]
+    rows: tuple[int, ...]
+    kept: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Finished:
+    """A task's kept beams, best first, and its boundaries where a trace was asked for."""
+
+    task: Task
+    beams: tuple[Hypothesis, ...]
+    trace: tuple[Boundary, ...] = ()
+
+
+class Ending(NamedTuple):
+    """How many of a chunk's tokens belong to a row, and why it ended there (None: it goes on)."""
+
+    num_tokens: int
+    reason: FinishReason | None
+
+
+class Endings:
+    """Finds where rows end: an EOS id, a stop string, or the length limit, whichever comes first.
+
+    Args:
+        eos_ids: every id that ends a response.
+        stop: strings that do; they may cross token borders.
+        decode: turns ids into text; needed for stop strings.
+    """
+
+    def __init__(
+        self, eos_ids: Sequence[int], stop: Sequence[str], decode: Callable[[Sequence[int]], str]
+    ) -> None:
+        self._eos_ids = np.array(sorted(set(eos_ids)), dtype=np.int64)
+        self._stop = tuple(stop)
+        self._decode = decode
+
+    def find(self, prefix: Sequence[int], chunk: np.ndarray, task: Task) -> Ending:
+        """Find the end of one row.
+
+        Args:
+            prefix: the row's tokens before the chunk.
+            chunk: (L,) sampled tokens.
+            task: gives the limit.
+        """
+        room = task.max_tokens - len(prefix)
+        ending = Ending(room, task.limited_by) if room <= len(chunk) else Ending(len(chunk), None)
+        is_eos = np.isin(chunk[: ending.num_tokens], self._eos_ids)
+        if is_eos.any():
+            ending = Ending(int(is_eos.argmax()) + 1, "eos")
+        if self._stop:
+            ending = self._find_stop([*prefix, *chunk[: ending.num_tokens].tolist()], len(prefix), ending)
+        return ending
+
+    def text(self, hypothesis: Hypothesis) -> str:
+        """Return a hypothesis' text, without special tokens and without its stop string."""
+        text = self._decode(hypothesis.ids)
+        if hypothesis.finish_reason == "stop":
+            return text[: self._first_stop(text)]
+        return text
+
+    def _find_stop(self, ids: list[int], num_before: int, ending: Ending) -> Ending:
+        if self._first_stop(self._decode(ids)) is None:
+            return ending
+        for num_tokens in range(1, ending.num_tokens + 1):
+            if self._first_stop(self._decode(ids[: num_before + num_tokens])) is not None:
+                return Ending(num_tokens, "stop")
+        return ending
+
+    def _first_stop(self, text: str) -> int | None:
+        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        return min(found) if found else None

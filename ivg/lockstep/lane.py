@@ -1,0 +1,182 @@
+"""One model over the rows of the batch: prefill prompts, feed tokens, keep the cache aligned."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ivg.errors import UserError
+from ivg.lockstep.cache import RowCache, Source
+
+
+@dataclasses.dataclass(slots=True)
+class RowState:
+    """What a model remembers of its rows; with branches, a row's branches stand one below the other.
+
+    Attributes:
+        cache: keys and values, right-aligned.
+        mask: (R, T) which cached columns are real tokens.
+        lengths: (R,) real tokens per row, hence each row's next position.
+        last: (R, V) logits or (R, H) hidden states at each row's last fed token.
+        finite: (R,) whether every output so far was a number (minus infinity is allowed in logits).
+    """
+
+    cache: RowCache
+    mask: Tensor
+    lengths: Tensor
+    last: Tensor
+    finite: Tensor
+
+
+class Part(NamedTuple):
+    """Rows (R',) to take from a state."""
+
+    state: RowState
+    rows: Tensor
+
+
+class Lane:
+    """A model fed side by side with the others; all tensors that a reorder touches are in its `RowState`.
+
+    Args:
+        module: the network called: a causal LM, or the backbone of a value model.
+        name: how messages call it.
+        has_logits: whether `module` returns logits (causal LM), or hidden states (backbone).
+        num_ids: size of the input embedding; a larger id from the base is fed as 0 (it carries no guidance).
+        max_length: context length in tokens, or None where the architecture sets none.
+        branches: for a LoRA pair, the adapters under which each row runs; rows then come once per branch.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        name: str,
+        has_logits: bool,
+        num_ids: int,
+        max_length: int | None,
+        branches: tuple[str, ...] = (),
+    ) -> None:
+        self.module = module
+        self.name = name
+        self.has_logits = has_logits
+        self.num_ids = num_ids
+        self.max_length = max_length
+        self.branches = branches
+        self.tokens_fed = 0
+        self.device = next(module.parameters()).device
+
+    @property
+    def num_branches(self) -> int:
+        """How many times each row runs through the module."""
+        return max(1, len(self.branches))
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> RowState:
+        """Run prompts of any length, one row each.
+
+        Args:
+            prompts: token ids, none empty.
+
+        Returns:
+            A state whose `last` is the output at each prompt's end.
+
+        Raises:
+            UserError: the architecture keeps something else than attention keys and values.
+        """
+        width = max(len(ids) for ids in prompts)
+        padded = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in prompts], device=self.device)
+        lengths = self._per_branch(torch.tensor([len(ids) for ids in prompts], device=self.device))
+        offsets = torch.arange(width, device=self.device) - (width - lengths[:, None])  # (R, T)
+        state = RowState(RowCache(), offsets >= 0, lengths, padded, padded)
+        output = self._forward(state, self._per_branch(padded), offsets.clamp(min=0), num_outputs=1)
+        state.last = output[:, -1]
+        state.finite = self._is_finite(output)
+        if {layer.get_seq_length() for layer in state.cache.layers} != {width}:
+            raise UserError(
+                f"{self.name}: its architecture does not keep attention keys and values in every layer, "
+                "so its rows cannot be reordered; use a model with full or sliding-window attention"
+            )
+        self.tokens_fed += sum(map(len, prompts)) * self.num_branches
+        return state
+
+    def feed(self, state: RowState, ids: Tensor) -> Tensor:
+        """Append tokens to every row.
+
+        Args:
+            state: advanced in place; its `last` becomes the output at the last token.
+            ids: (R, n) token ids, one row for all its branches.
+
+        Returns:
+            (R, n, V) logits or (R, n, H) hidden states, R counting branches.
+        """
+        ids = self._per_branch(ids.to(self.device))
+        num_new = ids.shape[1]
+        positions = state.lengths[:, None] + torch.arange(num_new, device=self.device)  # (R, n)
+        if self.max_length is not None:
+            # Only tokens past a row's own limit get here, and the decoder drops them.
+            positions = positions.clamp(max=self.max_length - 1)
+        state.mask = torch.cat([state.mask, state.mask.new_ones(len(ids), num_new)], dim=1)
+        state.lengths = state.lengths + num_new
+        output = self._forward(state, ids, positions, num_new)
+        state.last = output[:, -1]
+        state.finite = state.finite & self._is_finite(output)
+        self.tokens_fed += ids.numel()
+        return output
+
+    def select(self, state: RowState, rows: Tensor) -> None:
+        """Reorder, repeat or drop rows (R',) in place."""
+        rows = self.branch_rows(rows)
+        state.cache.select(rows)
+        state.mask, state.lengths = state.mask[rows], state.lengths[rows]
+        state.last, state.finite = state.last[rows], state.finite[rows]
+
+    def rebuild(self, parts: Sequence[Part]) -> RowState:
+        """Put the parts' rows into one state, without the columns that are padding in all of them."""
+        rows = [self.branch_rows(part.rows) for part in parts]
+        lengths = torch.cat([part.state.lengths[r] for part, r in zip(parts, rows, strict=True)])
+        width = int(lengths.max())
+        sources = [
+            Source(part.state.cache, r, max(0, part.state.cache.width - width))
+            for part, r in zip(parts, rows, strict=True)
+        ]
+        cache = RowCache()
+        cache.rebuild(sources)
+        mask = torch.arange(width, device=self.device) >= width - lengths[:, None]
+        last = torch.cat([part.state.last[r] for part, r in zip(parts, rows, strict=True)])
+        finite = torch.cat([part.state.finite[r] for part, r in zip(parts, rows, strict=True)])
+        return RowState(cache, mask, lengths, last, finite)
+
+    def _forward(self, state: RowState, ids: Tensor, positions: Tensor, num_outputs: int) -> Tensor:
+        kwargs: dict[str, object] = {"logits_to_keep": num_outputs} if self.has_logits else {}
+        if self.branches:
+            kwargs["adapter_names"] = list(self.branches) * (len(ids) // len(self.branches))
+        output = self.module(
+            input_ids=ids.where(ids < self.num_ids, 0),
+            attention_mask=state.mask,
+            position_ids=positions,
+            past_key_values=state.cache,
+            use_cache=True,
+            **kwargs,
+        )
+        kept: Tensor = output.logits if self.has_logits else output.last_hidden_state[:, -num_outputs:]
+        return kept
+
+    def _is_finite(self, output: Tensor) -> Tensor:
+        """Reduce (R, n, ·) outputs to (R,) by a quantity that is NaN or infinite where a number is."""
+        extreme = output.amax(dim=-1) if self.has_logits else output.sum(dim=-1)
+        return extreme.isfinite().all(dim=-1)
+
+    def _per_branch(self, rows: Tensor) -> Tensor:
+        return rows.repeat_interleave(self.num_branches, dim=0) if self.branches else rows
+
+    def branch_rows(self, rows: Tensor) -> Tensor:
+        """Return where the rows' branches stand: (R',) to (R' x branches,)."""
+        rows = rows.to(self.device)
+        if not self.branches:
+            return rows
+        branches = torch.arange(self.num_branches, device=self.device)
+        return (rows[:, None] * self.num_branches + branches).flatten()

@@ -1,0 +1,206 @@
+"""All models side by side on the same rows: sample a chunk, score it, keep some rows, let others join."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ivg.config import SamplingConfig
+from ivg.guidance.implicit import chosen
+from ivg.guidance.logps import as_float
+from ivg.lockstep.guides import Guide
+from ivg.lockstep.lane import Lane, Part, RowState
+from ivg.sampling import next_tokens
+
+_TRIM_SHARE = 8  # columns that are padding in every row go once they are a 1/8 of the width
+
+
+class Chunk(NamedTuple):
+    """What the rows produced.
+
+    Attributes:
+        ids: (R, L) sampled tokens.
+        values: (R, L) chunk score of the prefix that ends at each position.
+        finite: (models, R) whether a model's outputs were numbers throughout.
+        log_ratios: (R, L) what token guidance added to the sampled tokens' scores, weights included.
+    """
+
+    ids: Tensor
+    values: Tensor
+    finite: Tensor
+    log_ratios: Tensor
+
+
+class Newcomer(NamedTuple):
+    """A prompt that joins: its ids for each lane, and how many rows it owns."""
+
+    lane_ids: Sequence[Sequence[int]]
+    num_rows: int
+
+
+class Lockstep:
+    """The base and its guides on the same rows.
+
+    Everything that belongs to a row (caches, masks, lengths, running scores) is here, and `keep_and_join` is
+    the only place where rows are reordered, for every model at once.
+
+    Args:
+        base: the frozen model.
+        guides: pairs and values that take part.
+        sampling: temperature, top-k, top-p.
+    """
+
+    def __init__(self, base: Lane, guides: Sequence[Guide], sampling: SamplingConfig) -> None:
+        self.base = base
+        self.guides = tuple(guides)
+        self._sampling = sampling
+        self.clear()
+
+    @property
+    def lanes(self) -> list[Lane]:
+        """Every model: the base, then the guides' in their order."""
+        return [self.base, *(lane for guide in self.guides for lane in guide.lanes)]
+
+    @property
+    def lane_names(self) -> list[str]:
+        """How messages call the models, in the order of `Chunk.finite`."""
+        return [lane.name for lane in self.lanes]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in the batch."""
+        return len(self._pending)
+
+    def clear(self) -> None:
+        """Drop all rows and their caches."""
+        self._states: list[RowState] = []
+        self._totals: list[Tensor] = []  # per guide (R,): sum of its scores over the response so far
+        self._pending = torch.zeros(0, dtype=torch.long, device=self.base.device)  # last tokens, not yet fed
+        self._num_tokens = self._pending  # (R,) length of the response so far
+
+    @torch.inference_mode()
+    def sample_chunk(self, uniforms: Tensor) -> Chunk:
+        """Sample L tokens for every row and score every prefix.
+
+        Args:
+            uniforms: (R, L) in [0, 1).
+        """
+        uniforms = uniforms.to(self.base.device)
+        num_rows, length = uniforms.shape
+        ids = torch.empty(num_rows, length, dtype=torch.long, device=self.base.device)
+        scores: dict[int, list[Tensor]] = {i: [] for i in self._stepping}  # per guide, L columns of (R,)
+        for t in range(length):
+            if t > 0:
+                self._feed_stepping(ids[:, t - 1 : t])
+            guided = as_float(self._states[0].last)  # (R, V)
+            bonuses = {i: self.guides[i].token_scores(self._states_of(i)).to(guided.device) for i in scores}
+            for i, bonus in bonuses.items():
+                guided = guided + self.guides[i].weights.beta * bonus
+            ids[:, t] = self._choose(guided, uniforms[:, t])
+            for i, bonus in bonuses.items():
+                scores[i].append(chosen(bonus, ids[:, t]))
+        return self._score(ids, {i: torch.stack(columns, dim=1) for i, columns in scores.items()})
+
+    @torch.inference_mode()
+    def keep_and_join(self, keep: Sequence[int], repeats: int, newcomers: Sequence[Newcomer]) -> None:
+        """Keep some rows, feed them their last token, repeat each, and put the newcomers' rows below.
+
+        Args:
+            keep: row numbers, in their new order.
+            repeats: K, rows made of each kept one.
+            newcomers: prompts that start.
+        """
+        if keep:
+            if list(keep) != list(range(self.num_rows)):
+                self._select(torch.tensor(keep, device=self.base.device))
+            self._feed_pending()
+        else:
+            self.clear()
+        kept = torch.arange(len(keep), device=self.base.device).repeat_interleave(repeats)
+        if newcomers:
+            self._join(kept, newcomers)
+        elif repeats > 1:
+            self._select(kept)
+
+    def _choose(self, logits: Tensor, uniforms: Tensor) -> Tensor:
+        s = self._sampling
+        return next_tokens(logits, uniforms, temperature=s.temperature, top_k=s.top_k, top_p=s.top_p)
+
+    def _score(self, ids: Tensor, scores: dict[int, Tensor]) -> Chunk:
+        """Score the chunk with the guides that did not step, and add everything up.
+
+        Args:
+            ids: (R, L) sampled tokens.
+            scores: per stepping guide, (R, L) scores of the sampled tokens.
+        """
+        num_rows, length = ids.shape
+        values = log_ratios = as_float(self._states[0].last).new_zeros(num_rows, length)
+        num_tokens = self._num_tokens[:, None] + torch.arange(1, length + 1, device=ids.device)  # (R, L)
+        for i, guide in enumerate(self.guides):
+            score = scores[i] if i in scores else guide.chunk_scores(self._states_of(i), ids).to(ids.device)
+            if i in scores:
+                log_ratios = log_ratios + guide.weights.beta * score
+            if guide.is_cumulative:
+                score = self._totals[i][:, None] + score.cumsum(dim=1)
+                self._totals[i] = score[:, -1]
+            if guide.weights.chunk:
+                values = values + guide.weights.chunk * (
+                    score / num_tokens if guide.weights.average else score
+                )
+        self._pending, self._num_tokens = ids[:, -1], self._num_tokens + length
+        finite = torch.stack([self._row_is_finite(i).to(ids.device) for i in range(len(self.lanes))])
+        return Chunk(ids, values, finite, log_ratios)
+
+    def _join(self, kept: Tensor, newcomers: Sequence[Newcomer]) -> None:
+        """Prefill each newcomer once per model and stack its rows below the kept ones."""
+        counts = torch.tensor([n.num_rows for n in newcomers], device=kept.device)
+        repeated = torch.arange(len(newcomers), device=kept.device).repeat_interleave(counts)
+        states = []
+        for i, lane in enumerate(self.lanes):
+            fresh = Part(lane.prefill([n.lane_ids[i] for n in newcomers]), repeated)
+            states.append(lane.rebuild([Part(self._states[i], kept), fresh] if len(kept) else [fresh]))
+        self._states = states
+        empty = as_float(states[0].last).new_zeros(len(repeated))
+        totals = self._totals or [empty[:0]] * len(self.guides)
+        self._totals = [torch.cat([total[kept], empty]) for total in totals]
+        self._pending = torch.cat([self._pending[kept], repeated])  # newcomers have nothing pending
+        self._num_tokens = torch.cat([self._num_tokens[kept], torch.zeros_like(repeated)])
+
+    def _select(self, rows: Tensor) -> None:
+        for i, (lane, state) in enumerate(zip(self.lanes, self._states, strict=True)):
+            padding = state.mask.shape[1] - int(state.lengths[lane.branch_rows(rows)].max())
+            if padding * _TRIM_SHARE > state.mask.shape[1]:
+                self._states[i] = lane.rebuild([Part(state, rows)])
+            else:
+                lane.select(state, rows)
+        self._totals = [total[rows] for total in self._totals]
+        self._pending, self._num_tokens = self._pending[rows], self._num_tokens[rows]
+
+    @property
+    def _stepping(self) -> list[int]:
+        return [i for i, guide in enumerate(self.guides) if guide.weights.guides_tokens]
+
+    def _states_of(self, guide: int) -> list[RowState]:
+        start = 1 + sum(len(g.lanes) for g in self.guides[:guide])
+        return self._states[start : start + len(self.guides[guide].lanes)]
+
+    def _row_is_finite(self, lane: int) -> Tensor:
+        return self._states[lane].finite.view(self.num_rows, -1).all(dim=1)
+
+    def _feed_stepping(self, ids: Tensor) -> None:
+        self.base.feed(self._states[0], ids)
+        for i in self._stepping:
+            for lane, state in zip(self.guides[i].lanes, self._states_of(i), strict=True):
+                lane.feed(state, ids)
+
+    def _feed_pending(self) -> None:
+        """Feed each row's last token where scoring the chunk has not done so."""
+        ids = self._pending[:, None]
+        self.base.feed(self._states[0], ids)
+        for i, guide in enumerate(self.guides):
+            if i in self._stepping or not guide.scores_fed_tokens:
+                for lane, state in zip(guide.lanes, self._states_of(i), strict=True):
+                    lane.feed(state, ids)

@@ -1,0 +1,79 @@
+"""Tiny models and tokenizers, built in-process; weights are scaled so that logits differ clearly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import decoders as token_decoders
+from transformers import (
+    GPT2Config,
+    GPT2ForTokenClassification,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz .,!?"
+EOS = "<eos>"
+PAD = "<pad>"
+
+
+def tokenizer(letters: str = LETTERS, *, chat: bool = False) -> PreTrainedTokenizerFast:
+    """One token per character; EOS and PAD last."""
+    vocab = {letter: i for i, letter in enumerate(letters)}
+    vocab[EOS], vocab[PAD] = len(letters), len(letters) + 1
+    core = Tokenizer(models.WordLevel(vocab, unk_token=EOS))
+    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    core.decoder = token_decoders.Fuse()
+    fast = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=EOS, pad_token=PAD)
+    if chat:
+        fast.chat_template = (
+            "{% for m in messages %}{{ m['role'][0] }}.{{ m['content'] }} {% endfor %}"
+            "{% if add_generation_prompt %}a.{% endif %}"
+        )
+    return fast
+
+
+def gpt2_config(vocab_size: int, *, n_positions: int = 64, **kwargs: int) -> GPT2Config:
+    return GPT2Config(
+        vocab_size=vocab_size,
+        n_positions=n_positions,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        bos_token_id=None,
+        eos_token_id=len(LETTERS),
+        pad_token_id=len(LETTERS) + 1,
+        **kwargs,
+    )
+
+
+def scale_up(model: PreTrainedModel, *, factor: float = 8.0, seed: int = 0) -> PreTrainedModel:
+    """Re-draw the weights so large that a wrong row, position or mask shows in the output."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02 * factor)
+            elif name.endswith("bias"):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model.eval()
+
+
+def causal(
+    seed: int, *, vocab_size: int = len(LETTERS) + 2, dtype: torch.dtype = torch.float64
+) -> GPT2LMHeadModel:
+    return scale_up(GPT2LMHeadModel(gpt2_config(vocab_size)), seed=seed).to(dtype)
+
+
+def value(seed: int, *, num_labels: int, dtype: torch.dtype = torch.float64) -> GPT2ForTokenClassification:
+    config = gpt2_config(len(LETTERS) + 2, num_labels=num_labels)
+    return scale_up(GPT2ForTokenClassification(config), seed=seed).to(dtype)
+
+
+def save(folder: Path, model: PreTrainedModel, tok: PreTrainedTokenizerFast | None = None) -> str:
+    model.save_pretrained(folder)
+    (tok or tokenizer()).save_pretrained(folder)
+    return str(folder)
