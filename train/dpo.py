@@ -14,6 +14,11 @@ from trl import DPOConfig, DPOTrainer, get_peft_config, get_quantization_config
 
 from ivg.errors import exit_on_user_error
 from ivg.training import arguments, checks, running
+from ivg.training.cards import CardMixin
+
+
+class Trainer(CardMixin, DPOTrainer):
+    """TRL's trainer with our model card."""
 
 
 @exit_on_user_error
@@ -23,7 +28,7 @@ def main() -> None:
         (arguments.DataArguments, DPOConfig, arguments.ModelArguments), sys.argv[1:]
     )
     job = running.prepare(data_args, training, model_args, (checks.PREFERENCE,))
-    trainer = DPOTrainer(
+    trainer = Trainer(
         model=job.model,
         args=training,
         train_dataset=job.train_rows,
@@ -32,8 +37,8 @@ def main() -> None:
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
-    running.train(trainer)
-    running.end(trainer)
+    running.train(trainer, "dpo", data_args, model_args, beta=training.beta)
+    running.end()
 
 
 if __name__ == "__main__":

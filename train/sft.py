@@ -13,6 +13,11 @@ from trl import SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 from ivg.errors import exit_on_user_error
 from ivg.training import arguments, checks, running
+from ivg.training.cards import CardMixin
+
+
+class Trainer(CardMixin, SFTTrainer):
+    """TRL's trainer with our model card."""
 
 
 @exit_on_user_error
@@ -24,7 +29,7 @@ def main() -> None:
     text_field = training.dataset_text_field
     columns = (checks.COMPLETION, ("messages",), (text_field,))
     job = running.prepare(data_args, training, model_args, columns, text_field)
-    trainer = SFTTrainer(
+    trainer = Trainer(
         model=job.model,
         args=training,
         train_dataset=job.train_rows,
@@ -33,8 +38,8 @@ def main() -> None:
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
-    running.train(trainer)
-    running.end(trainer)
+    running.train(trainer, "sft", data_args, model_args)
+    running.end()
 
 
 if __name__ == "__main__":

@@ -39,13 +39,21 @@ def main() -> None:
         eval_rows=job.eval_rows,
         scale=job.scale,
     )
-    running.train(trainer)
+    running.train(
+        trainer,
+        "value",
+        data_args,
+        model_args,
+        objective=training.objective,
+        head=training.head,
+        **{"value unit": training.unit, "reward mean": job.scale.mean, "reward std": job.scale.std},
+    )
     if trainer.table and trainer.is_world_process_zero():
         output = Path(training.output_dir)
         write_json(output / "value_evaluation.json", trainer.table)
         if training.objective != "prefix-bt":
             plot_evaluation(trainer.table, output / "value_evaluation.png", training.unit)
-    running.end(trainer)
+    running.end()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import datasets
 import torch
 from accelerate import PartialState
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from ivg.errors import is_main_process
 from ivg.training import checks
 from ivg.training.arguments import DataArguments, ModelArguments
+from ivg.training.cards import CardMixin, hub_name, launch_command, model_card
 from ivg.training.data import apply_template, load_training_data
 from ivg.training.models import init_kwargs, load_tokenizer, planned_config, starting_point
 from ivg.training.resume import CompleteCheckpoints, claim_output, last_complete_checkpoint, write_json
@@ -25,11 +27,14 @@ _FREE_KEYS = {"overwrite_output", "resume_from_checkpoint", "logging_dir", "disa
 
 
 def settings_of(*arguments: Any) -> dict[str, Any]:
-    """Collect the values of a script's dataclasses that decide its result."""
+    """Collect what decides a script's result: its dataclasses' values, and the content of its data files."""
     values: dict[str, Any] = {}
     for argument in arguments:
         own = argument.to_dict() if isinstance(argument, TrainingArguments) else dataclasses.asdict(argument)
         values |= own
+    for key in ("dataset_name", "eval_dataset_name"):
+        if values.get(key) is not None and Path(values[key]).is_file():
+            values[f"{key}_sha256"] = hashlib.sha256(Path(values[key]).read_bytes()).hexdigest()
     return {key: value for key, value in values.items() if key not in _FREE_KEYS}
 
 
@@ -93,13 +98,23 @@ def prepare(
     )
 
 
-def train(trainer: Trainer) -> dict[str, float]:
-    """Train from the start or from the last complete checkpoint, evaluate, and save.
+def train(
+    trainer: CardMixin, stage: str, data: DataArguments, model: ModelArguments, **facts: Any
+) -> dict[str, float]:
+    """Train from the start or from the last complete checkpoint, evaluate, and save with a card.
+
+    Args:
+        trainer: the stage's trainer.
+        stage: its name, such as `dpo`.
+        data: for the card.
+        model: for the card.
+        facts: more for the card, such as the reward's unit.
 
     Returns:
         The metrics written to `metrics.json`: losses, runtime, and the final evaluation's.
     """
     arguments = trainer.args
+    trainer.card = _card(trainer, stage, data, model, facts, None)
     trainer.add_callback(CompleteCheckpoints(arguments))
     checkpoint = arguments.resume_from_checkpoint or last_complete_checkpoint(arguments.output_dir)
     if checkpoint is not None:
@@ -108,12 +123,42 @@ def train(trainer: Trainer) -> dict[str, float]:
     metrics: dict[str, float] = dict(result.metrics)
     if trainer.eval_dataset is not None:
         metrics |= trainer.evaluate()
-    trainer.save_model(arguments.output_dir)
-    trainer.save_state()
     metrics["train_loss"] = mean_train_loss(trainer.state.log_history, metrics["train_loss"])
+    trainer.card = _card(trainer, stage, data, model, facts, metrics)
     if trainer.is_world_process_zero():
         write_json(Path(arguments.output_dir) / METRICS, metrics)
+    trainer.save_state()
+    trainer.create_model_card()
+    trainer.save_model(arguments.output_dir)  # pushes too, where push_to_hub is set
     return metrics
+
+
+def _card(
+    trainer: CardMixin,
+    stage: str,
+    data: DataArguments,
+    model: ModelArguments,
+    facts: dict[str, Any],
+    metrics: dict[str, float] | None,
+) -> str:
+    known = {
+        "stage": stage,
+        "started from": model.model_name_or_path or f"random weights: {model.model_config}",
+        "training data": f"{data.dataset_name} ({len(trainer.train_dataset)} rows)",
+        "evaluation data": data.eval_dataset_name or data.dataset_test_split or "none",
+        "prompt template": data.prompt_template or "the tokenizer's chat template, else the bare prompt",
+        "LoRA": f"rank {model.lora_r}" if model.use_peft else "no, all weights",
+        "processes": trainer.accelerator.num_processes,
+    }
+    return model_card(
+        title=Path(trainer.args.output_dir).name,
+        stage=stage,
+        facts={**known, **facts},
+        metrics=metrics,
+        command=launch_command(trainer.accelerator.num_processes),
+        base_model=hub_name(model.model_name_or_path),
+        dataset=hub_name(data.dataset_name),
+    )
 
 
 def mean_train_loss(history: Sequence[Mapping[str, float]], since_resume: float) -> float:
@@ -133,10 +178,8 @@ def mean_train_loss(history: Sequence[Mapping[str, float]], since_resume: float)
     return total / previous if previous else since_resume
 
 
-def end(trainer: Trainer) -> None:
-    """Push where asked, and leave the process group, without which ZeRO-3 aborts at exit."""
-    if trainer.args.push_to_hub:
-        trainer.push_to_hub()
+def end() -> None:
+    """Leave the process group, without which ZeRO-3 aborts at exit."""
     PartialState().wait_for_everyone()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

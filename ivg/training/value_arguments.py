@@ -67,6 +67,11 @@ class ValueTrainingArguments(TrainingArguments):
             raise UserError(f"binary_reward goes with objective fudge, not {self.objective}; drop one")
         if self.max_length is not None and self.max_length < 1:
             raise UserError(f"max_length is {self.max_length}; give an integer >= 1")
+        if self.push_to_hub and self.hub_strategy != "end":
+            raise UserError(
+                f"hub_strategy {self.hub_strategy} pushes checkpoints, whose values are in the training "
+                "scale; set hub_strategy: end"
+            )
         # Rows hold more than the columns that a model's forward names.
         self.remove_unused_columns = False
 

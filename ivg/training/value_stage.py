@@ -13,6 +13,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    set_seed,
 )
 
 from ivg.errors import UserError, is_main_process
@@ -142,6 +143,7 @@ def load_model(
     """
     assert isinstance(training.model_init_kwargs, dict)
     kwargs = dict(training.model_init_kwargs)
+    set_seed(training.seed)  # the head starts at random
     if quantization is not None:
         kwargs["quantization_config"] = quantization
     model = AutoModelForTokenClassification.from_pretrained(job.model, num_labels=job.num_labels, **kwargs)

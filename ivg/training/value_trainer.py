@@ -10,16 +10,17 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor
-from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
 from ivg.training import losses
+from ivg.training.cards import CardMixin
 from ivg.training.heads import compact_labels, fold_normalisation, head_name
 from ivg.training.value_arguments import RewardScale, ValueTrainingArguments
 from ivg.training.value_data import IGNORED, ValueCollator
 from ivg.training.value_metrics import evaluate_values, pair_accuracy_by_position
 
 
-class ValueTrainer(Trainer):
+class ValueTrainer(CardMixin):
     """Train a token classifier that `prepare_value_model` has made ready.
 
     The loss is summed over response tokens only and divided by their number over all processes and
@@ -114,7 +115,8 @@ class ValueTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model; outside checkpoints, with the reward's scale folded into the head."""
-        self._folds = not _internal_call
+        # push_to_hub saves with _internal_call too, but into the output folder.
+        self._folds = output_dir is None or not _internal_call
         super().save_model(output_dir, _internal_call)
         self._folds = False
 

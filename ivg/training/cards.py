@@ -1,0 +1,93 @@
+"""Model cards: what was trained, on what, how it did, and the exact command."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import Trainer
+
+_PACKAGES = ("trl", "transformers", "peft", "torch", "accelerate")
+
+
+class CardMixin(Trainer):  # type: ignore[misc, unused-ignore]
+    """Makes a trainer write our card where transformers or TRL would write theirs.
+
+    Attributes:
+        card: the card's text; None writes nothing.
+    """
+
+    card: str | None = None
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Write the card as README.md into the output folder, from the main process."""
+        if self.is_world_process_zero() and self.card is not None:
+            (Path(self.args.output_dir) / "README.md").write_text(self.card, encoding="utf-8")
+
+
+def launch_command(num_processes: int) -> str:
+    """Return the command that started this process, as the user would type it."""
+    launcher = ["python"]
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:  # set by every `accelerate launch`
+        launcher = ["accelerate", "launch", "--num_processes", str(num_processes)]
+    return shlex.join([*launcher, *sys.argv])
+
+
+def model_card(
+    *,
+    title: str,
+    stage: str,
+    facts: Mapping[str, Any],
+    metrics: Mapping[str, float] | None,
+    command: str,
+    base_model: str | None,
+    dataset: str | None,
+) -> str:
+    """Compose a card.
+
+    Args:
+        title: heading.
+        stage: what kind of training this was, a tag such as `dpo`.
+        facts: name and value of what a reader must know: data, objective, reward unit, template.
+        metrics: final figures; None before training has ended.
+        command: what was typed.
+        base_model: Hub name of the weights started from; None for a local folder.
+        dataset: Hub name of the data; None for a local file.
+    """
+    header: dict[str, Any] = {"library_name": "transformers", "tags": ["ivg", stage], "model_name": title}
+    if base_model is not None:
+        header["base_model"] = base_model
+    if dataset is not None:
+        header["datasets"] = [dataset]
+    shown = "\n".join(f"| {name} | {_cell(value)} |" for name, value in facts.items())
+    figures = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted((metrics or {}).items()))
+    versions = ", ".join(f"{package} {version(package)}" for package in _PACKAGES)
+    return "\n".join(
+        [
+            f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n\n# {title}\n",
+            "A small model that guides a frozen one while it decodes (Integrated Value Guidance).\n",
+            f"| setting | value |\n|---|---|\n{shown}\n",
+            "## Metrics\n",
+            f"| metric | value |\n|---|---|\n{figures}\n" if figures else "Training goes on.\n",
+            f"## Command\n\n```\n{command}\n```\n",
+            f"Versions: {versions}.\n",
+        ]
+    )
+
+
+def _cell(value: object) -> str:
+    """Show a value in a table cell; text verbatim, so that a template can be copied."""
+    text = f"`{json.dumps(value, ensure_ascii=False)}`" if isinstance(value, str) else str(value)
+    return text.replace("|", "\\|")
+
+
+def hub_name(name: str | None) -> str | None:
+    """Return the name if it can only be a Hub name, not a local path."""
+    return name if name is not None and name.count("/") <= 1 and not Path(name).exists() else None

@@ -1,0 +1,45 @@
+"""Train a reward model, which scores finished responses, from preferences.
+
+    accelerate launch train/reward.py --config recipes/<task>/reward.yaml
+
+Rows: {"prompt", "chosen", "rejected"}, plain or conversational. A thin script over TRL's RewardTrainer, whose
+keys all apply, beside those of ivg/training/arguments.py. The result is a stock sequence classifier with one
+output: it can be an explicit value model as it is, and a reward for train/rollouts.py and eval/.
+"""
+
+import sys
+
+from trl import RewardConfig, RewardTrainer, get_peft_config, get_quantization_config
+
+from ivg.errors import exit_on_user_error
+from ivg.training import arguments, checks, running
+from ivg.training.cards import CardMixin
+
+
+class Trainer(CardMixin, RewardTrainer):
+    """TRL's trainer with our model card."""
+
+
+@exit_on_user_error
+def main() -> None:
+    """Check, train, save."""
+    data_args, training, model_args = arguments.parse_arguments(
+        (arguments.DataArguments, RewardConfig, arguments.ModelArguments), sys.argv[1:]
+    )
+    model_args.lora_task_type = "SEQ_CLS"
+    job = running.prepare(data_args, training, model_args, (checks.PREFERENCE,))
+    trainer = Trainer(
+        model=job.model,
+        args=training,
+        train_dataset=job.train_rows,
+        eval_dataset=job.eval_rows,
+        processing_class=job.tokenizer,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    running.train(trainer, "reward", data_args, model_args, **{"reward unit": "preference logit"})
+    running.end()
+
+
+if __name__ == "__main__":
+    main()
