@@ -1,0 +1,74 @@
+# make quickstart   train a base, a guidance pair and a value model; guide the base; report whether it helped
+# make test         the test suite
+# `make help` lists the rest.
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Which Python builds the virtual environment: the first of these that is there.
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(if $(shell command -v $(name)),$(name))) python3)
+# Where torch comes from. Without an NVIDIA driver the CPU build (about 200 MB) is asked for first; PyPI's
+# own Linux build brings CUDA (about 3 GB). Override with `make TORCH_INDEX=URL ...`; empty is PyPI alone.
+TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu)
+TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help quickstart test check format bench recipes clean
+
+help:
+	@echo "make quickstart  train, guide and report on a small made-up task (about 10 minutes on 2 cores)"
+	@echo "make test        run the test suite"
+	@echo "make check       formatting, lint and types"
+	@echo "make format      mend formatting and what lint can mend"
+	@echo "make bench       measure decoding speed"
+	@echo "make recipes     run every recipe with tiny stand-in models"
+	@echo "make clean       remove runs/ and build products; the virtual environment stays"
+
+quickstart: $(VENV)/installed-quickstart
+	@$(BIN)/python recipes/quickstart/run.py
+
+test: $(VENV)/installed-all
+	@$(BIN)/python -m pytest
+
+check: $(VENV)/installed-all
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: $(VENV)/installed-all
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: $(VENV)/installed-all
+	@$(BIN)/python eval/bench.py
+
+recipes: $(VENV)/installed-all
+	@$(BIN)/python recipes/run_all.py
+
+clean:
+	rm -rf runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path "./$(VENV)/*" -type d -prune -exec rm -rf {} +
+
+# Each of these files says that an installation was completed; one that was cut short is taken up again.
+$(VENV)/created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is $$($(PYTHON) -V 2>&1), but Python 3.11 or later is needed; make PYTHON=/path/to/python3.11 ..." >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/installed-torch: $(VENV)/created constraints.txt
+	@echo "Installing $(TORCH) into $(VENV): a download of about 200 MB (CPU build) or 3 GB (CUDA build)."
+	@$(PIP) --no-deps --retries 1 --timeout 20 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(TORCH)
+	@$(PIP) $(TORCH)
+	@touch $@
+
+$(VENV)/installed-quickstart: $(VENV)/installed-torch pyproject.toml
+	@echo "Installing ivg and what training needs: a download of about 150 MB."
+	@$(PIP) --editable '.[train]'
+	@touch $@
+
+# DeepSpeed is built against the installed torch, without compiling its operators.
+$(VENV)/installed-all: $(VENV)/installed-quickstart
+	@echo "Installing DeepSpeed, AlpacaEval and the development tools: a download of about 50 MB."
+	@$(PIP) 'setuptools<81' wheel ninja py-cpuinfo
+	@DS_BUILD_OPS=0 $(PIP) --no-build-isolation --editable '.[train,deepspeed,eval,dev]'
+	@touch $@

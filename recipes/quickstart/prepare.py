@@ -1,0 +1,102 @@
+"""Write the quickstart's prompts, reviews and tokenizer.
+
+    python recipes/quickstart/prepare.py --config recipes/quickstart/prepare.yaml
+
+Writes to output_dir: prompts.{train,validation,test}.jsonl, reviews.{train,validation}.jsonl and tokenizer/.
+"""
+
+import argparse
+import dataclasses
+import json
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import corpus
+import dacite
+from rich.progress import track
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from ivg.config_file import nearest, read_yaml
+from ivg.errors import UserError, exit_on_user_error
+
+EOS, PAD = "<|endoftext|>", "<|pad|>"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareConfig:
+    """Sizes of the made-up task; `seed` decides prompts and reviews."""
+
+    output_dir: str
+    seed: int
+    num_train: int
+    num_validation: int
+    num_test: int
+    vocab_size: int
+
+
+def read_config(path: str) -> PrepareConfig:
+    """Read the YAML strictly."""
+    data = read_yaml(path)
+    valid = [field.name for field in dataclasses.fields(PrepareConfig)]
+    for key in data:
+        if key not in valid:
+            raise UserError(f"{path}: unknown key {key!r}; {nearest(key, valid)}")
+    try:
+        return dacite.from_dict(PrepareConfig, data)
+    except dacite.DaciteError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
+    """Write rows, one JSON object a line."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE with an end-of-text and a padding token, and no BOS."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOS, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD)
+
+
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw the splits, write a review for every training and validation prompt, train the tokenizer."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="YAML file")
+    config = read_config(parser.parse_args(argv).config)
+    splits = corpus.split_prompts(
+        config.seed,
+        num_train=config.num_train,
+        num_validation=config.num_validation,
+        num_test=config.num_test,
+    )
+    output = Path(config.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    for name, prompts in splits._asdict().items():
+        rows = [{"id": f"{name}-{i}", "prompt": prompt} for i, prompt in enumerate(prompts)]
+        write_jsonl(output / f"prompts.{name}.jsonl", rows)
+    texts = []
+    for name in ("train", "validation"):
+        rng = random.Random(f"{config.seed} {name}")
+        prompts = track(getattr(splits, name), f"reviews for {name} prompts")
+        # A review opens with the blank that parts it from the prompt.
+        rows = [{"prompt": prompt, "completion": " " + corpus.write_review(rng)} for prompt in prompts]
+        write_jsonl(output / f"reviews.{name}.jsonl", rows)
+        texts += [row["prompt"] + row["completion"] for row in rows if name == "train"]
+    train_tokenizer(texts, config.vocab_size).save_pretrained(output / "tokenizer")
+    print(f"{len(texts)} training reviews, for example: {texts[0]}")
+
+
+if __name__ == "__main__":
+    main()
