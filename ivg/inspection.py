@@ -50,7 +50,8 @@ class ModelInfo:
     @property
     def num_token_ids(self) -> int:
         """Ids that the tokenizer names: its largest id + 1."""
-        return max(self.tokenizer.get_vocab().values()) + 1
+        ids: dict[str, int] = self.tokenizer.get_vocab()
+        return max(ids.values()) + 1
 
     @property
     def num_embeddings(self) -> int:

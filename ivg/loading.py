@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -76,6 +76,12 @@ class LoadedPair:
             return (self.tuned.lane((_TUNED, _UNTUNED)),)
         return (self.tuned.lane(), self.untuned.lane())
 
+    def own_lanes(self) -> tuple[Lane, Lane]:
+        """Return fresh lanes, always one for each, for rows whose branches differ in length."""
+        if self.is_shared:
+            return (self.tuned.lane((_TUNED,)), self.untuned.lane((_UNTUNED,)))
+        return (self.tuned.lane(), self.untuned.lane())
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LoadedValue:
@@ -131,6 +137,8 @@ def load_inspected(infos: ModelInfos) -> Models:
 
 
 def _load_shared_pair(pair: PairInfo) -> LoadedPair:
+    from peft import PeftModel  # takes seconds to import, and only adapters need it
+
     untuned = _load_module(pair.untuned)
     module = PeftModel.from_pretrained(untuned, pair.tuned.source.path, adapter_name=_TUNED).eval()
     config = module.peft_config[_TUNED]
@@ -166,6 +174,8 @@ def _load_module(info: ModelInfo) -> PreTrainedModel:
     except (OSError, ValueError) as error:
         raise UserError(f"{info.name}: cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     if info.adapter_over is not None:
+        from peft import PeftModel  # takes seconds to import, and only adapters need it
+
         module = PeftModel.from_pretrained(module, source.path).merge_and_unload()
     if source.device_map is None and source.quantization is None:
         module = module.to(source.device or default_device())
@@ -173,8 +183,8 @@ def _load_module(info: ModelInfo) -> PreTrainedModel:
 
 
 def default_device() -> str:
-    """Return `cuda` where there is a GPU, else `cpu`."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """Return this process's GPU where there is one, else `cpu`."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
 def _quantization(source: ModelConfig) -> BitsAndBytesConfig | None:

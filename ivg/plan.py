@@ -158,6 +158,11 @@ class GuidePlan:
     guides_tokens: bool
     chunk_weight: float
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether it ranks chunks by their text; what guides tokens over shared strings ranks so too."""
+        return self.fit.route == "text" or (self.fit.route == "strings" and self.chunk_weight != 0)
+
 
 def inspect_models(
     base: ModelConfig, pairs: Sequence[PairConfig] = (), values: Sequence[ValueConfig] = ()
@@ -201,8 +206,14 @@ def plan_guides(infos: ModelInfos, search: SearchConfig) -> list[GuidePlan]:
                 fit_guide(infos.base, model, guides_tokens=guides_tokens, mapping=mapping)
                 for model in (pair.tuned, pair.untuned)
             ]
-            if fits[0].route != fits[1].route or fits[0].num_shared != fits[1].num_shared:
-                raise UserError(f"{pair.tuned.name} and {pair.untuned.name} have different vocabularies")
+            is_same = fits[0].route == fits[1].route and fits[0].num_shared == fits[1].num_shared
+            if is_same and fits[0].route == "strings":
+                is_same = compare(pair.tuned.tokenizer, pair.untuned.tokenizer).agrees
+            if not is_same:
+                raise UserError(
+                    f"{pair.tuned.name} and {pair.untuned.name} have different vocabularies; "
+                    "give a pair with one vocabulary"
+                )
             plans.append(GuidePlan(info=pair, fit=fits[0], guides_tokens=guides_tokens, chunk_weight=weight))
     for value in infos.values:
         guides_tokens = search.token_guidance == "explicit"
@@ -212,6 +223,16 @@ def plan_guides(infos: ModelInfos, search: SearchConfig) -> list[GuidePlan]:
             fit = fit_guide(infos.base, value.model, guides_tokens=guides_tokens)
             plans.append(GuidePlan(info=value, fit=fit, guides_tokens=guides_tokens, chunk_weight=weight))
     return plans
+
+
+def used_models(infos: ModelInfos, search: SearchConfig) -> ModelInfos:
+    """Leave out the guides that have nothing to do, so that they are not loaded."""
+    used = {id(plan.info) for plan in plan_guides(infos, search)}
+    return ModelInfos(
+        infos.base,
+        tuple(pair for pair in infos.pairs if id(pair) in used),
+        tuple(value for value in infos.values if id(value) in used),
+    )
 
 
 def _chunk_weight(own: float | None, kind: str, search: SearchConfig) -> float:
