@@ -8,23 +8,17 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from ivg.binding import bind_guides, bind_text_guides
 from ivg.config import SamplingConfig, SearchConfig
-from ivg.decoding import Decoder, TextScorer
+from ivg.decoding import Decoder
 from ivg.errors import UserError
 from ivg.hypotheses import Endings, Finished, Task
 from ivg.inspection import ModelInfo
-from ivg.loading import LoadedPair, LoadedValue, Models
-from ivg.lockstep.guides import (
-    Guide,
-    PairGuide,
-    ScalarValueGuide,
-    SharedIds,
-    VocabularyValueGuide,
-    Weights,
-)
+from ivg.loading import Models
 from ivg.lockstep.rows import Lockstep
 from ivg.plan import GuidePlan, PairInfo, plan_guides
 from ivg.prompts import Row, encode_prompt, prompt_ids
+from ivg.text_guides import text_infos
 
 logger = logging.getLogger(__name__)
 
@@ -38,16 +32,18 @@ class BadRow:
 
 
 def lane_infos(base: ModelInfo, plans: Sequence[GuidePlan]) -> list[ModelInfo]:
-    """Return the models that read each prompt as ids, in the order of the engine's lanes."""
+    """Return the models that read each prompt: the engine's lanes in order, then those that read text."""
     infos = [base]
     for plan in plans:
-        if plan.fit.route != "ids":
+        if plan.fit.route == "text":
             continue
         if isinstance(plan.info, PairInfo):
-            infos += [plan.info.tuned] if plan.info.is_shared else [plan.info.tuned, plan.info.untuned]
+            # Over shared strings the branches of a shared pair may differ in length: a lane for each.
+            is_one_lane = plan.info.is_shared and plan.fit.route == "ids"
+            infos += [plan.info.tuned] if is_one_lane else [plan.info.tuned, plan.info.untuned]
         else:
             infos.append(plan.info.model)
-    return infos
+    return infos + text_infos(plans)
 
 
 def make_tasks(
@@ -81,6 +77,7 @@ def make_tasks(
                     max_tokens=min(room, sampling.max_new_tokens),
                     sample=sample,
                     limited_by="length" if room >= sampling.max_new_tokens else "context",
+                    row=row,
                 )
             )
     return tasks, bad
@@ -126,16 +123,20 @@ class Engine:
         sampling: SamplingConfig,
         *,
         keep_trace: bool = False,
-        text_scorer: TextScorer | None = None,
     ) -> None:
         self.models = models
         self.plans = plan_guides(models.infos, search)
         self.infos = lane_infos(models.infos.base, self.plans)
-        self.lockstep = Lockstep(models.base.lane(), self._guides(), sampling)
+        self.lockstep = Lockstep(models.base.lane(), bind_guides(models, self.plans), sampling)
         self.endings = Endings(models.infos.base.eos_ids, sampling.stop, self.decode_text)
         self._rows_per_prompt = search.rows_per_prompt
         self._decoder = Decoder(
-            self.lockstep, search, sampling, self.endings, text_scorer=text_scorer, keep_trace=keep_trace
+            self.lockstep,
+            search,
+            sampling,
+            self.endings,
+            text_scorer=bind_text_guides(models, self.plans, first=len(self.lockstep.lanes)),
+            keep_trace=keep_trace,
         )
 
     def decode_text(self, ids: Sequence[int]) -> str:
@@ -178,31 +179,3 @@ class Engine:
             )
         logger.warning("out of memory with %d rows: going on with max_batch_rows %d", max_batch_rows, fewer)
         return fewer
-
-    def _guides(self) -> list[Guide]:
-        every: list[LoadedPair | LoadedValue] = [*self.models.pairs, *self.models.values]
-        loaded = {id(guide.info): guide for guide in every}
-        num_base = self.models.infos.base.num_outputs
-        guides: list[Guide] = []
-        for plan in self.plans:
-            if plan.fit.route != "ids":
-                continue
-            guide = loaded[id(plan.info)]
-            shared = SharedIds(num_base, plan.fit.num_shared, plan.fit.unguided)
-            weights = Weights(
-                guides_tokens=plan.guides_tokens,
-                beta=plan.info.config.beta,
-                chunk=plan.chunk_weight,
-                average=isinstance(guide, LoadedPair) and guide.info.config.average,
-            )
-            guides.append(_bind(guide, shared, weights))
-        return guides
-
-
-def _bind(guide: LoadedPair | LoadedValue, shared: SharedIds, weights: Weights) -> Guide:
-    if isinstance(guide, LoadedPair):
-        return PairGuide(guide.lanes(), shared, weights)
-    model = guide.model
-    if model.info.kind == "scalar":
-        return ScalarValueGuide(model.lane(), model.head, weights)
-    return VocabularyValueGuide(model.lane(), model.head, shared, weights)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -18,10 +18,11 @@ class Task:
     Attributes:
         index: its place in the output.
         prompt_id: identity of the prompt; decides the draws.
-        lane_ids: the prompt in each model's own ids.
+        lane_ids: the prompt in each model's own ids; those of models that read text come last.
         max_tokens: length limit of the response, EOS included.
         sample: which of the prompt's independent samples this is; its row in the draws.
         limited_by: why the limit stands: `length` (max_new_tokens) or `context` (a model's context ends).
+        row: the prompt itself, for guides that read text.
     """
 
     index: int
@@ -30,6 +31,7 @@ class Task:
     max_tokens: int
     sample: int = 0
     limited_by: FinishReason = "length"
+    row: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -116,10 +116,17 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, row: Row, template: str | 
         UserError: a conversation of several turns meets a format string.
     """
     template = resolve_template(tokenizer, template)
+    text = render_prompt(tokenizer, row, template)
+    if template == "chat":
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return encode_text(tokenizer, text)
+
+
+def render_prompt(tokenizer: PreTrainedTokenizerBase, row: Row, template: str) -> str:
+    """Return the text of a prompt in a resolved template (see `encode_prompt`)."""
     if template == "chat":
         messages = row.get("messages") or [{"role": "user", "content": prompt_text(row)}]
-        text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
     plain = prompt_text(row)
     if plain is None:
         raise UserError(
@@ -127,7 +134,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, row: Row, template: str | 
             f"{tokenizer.name_or_path} was given the format string {template!r}"
         )
     # Not str.format: prompts and templates may hold other braces.
-    return encode_text(tokenizer, template.replace("{prompt}", plain))
+    return template.replace("{prompt}", plain)
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

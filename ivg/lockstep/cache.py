@@ -107,6 +107,19 @@ class RowCache(Cache):
             layer.num_rows, layer.is_initialized = keys.shape[0], True
         self._spares.clear()
 
+    def drop_last(self, counts: Tensor, width: int) -> None:
+        """Drop the last `counts` (R,) columns of each row, and keep the last `width` of what stays.
+
+        Rows move right by as much as they lose, so that they end at one column again.
+        """
+        columns = torch.arange(self.width - width, self.width, device=counts.device)
+        source = (columns - counts[:, None]).clamp(min=0)[:, None, :, None]  # (R, 1, width, 1)
+        for layer in self.layers:
+            layer.keys = _gathered(layer.keys, source)
+            layer.values = _gathered(layer.values, source)
+            layer.length = width
+        self._spares.clear()
+
     def _take(self, buffer: Tensor, rows: Tensor) -> Tensor:
         """Return a buffer whose first rows are `buffer[rows]`, written into the spare one."""
         shape = tuple(buffer.shape[1:])
@@ -128,6 +141,16 @@ def _grown(buffer: Tensor, num_rows: int, length: int, end: int) -> Tensor:
     grown = _buffer_like(buffer, num_rows, end)
     grown[:, :, :length] = buffer[:num_rows, :, :length]
     return grown
+
+
+def _gathered(buffer: Tensor, source: Tensor) -> Tensor:
+    """Return a fresh buffer whose columns are the `source` (R, 1, width, 1) columns of each row."""
+    num_rows, width = source.shape[0], source.shape[2]
+    used = buffer[:num_rows]
+    gathered = _buffer_like(used, num_rows, width)
+    index = source.to(buffer.device).expand(-1, buffer.shape[1], -1, buffer.shape[3])
+    gathered[:, :, :width] = used.gather(2, index)
+    return gathered
 
 
 def _stacked(parts: list[tuple[Tensor, Source]], width: int) -> Tensor:

@@ -92,9 +92,9 @@ class Lane:
         lengths = self._per_branch(torch.tensor([len(ids) for ids in prompts], device=self.device))
         offsets = torch.arange(width, device=self.device) - (width - lengths[:, None])  # (R, T)
         state = RowState(RowCache(), offsets >= 0, lengths, padded, padded)
-        output = self._forward(state, self._per_branch(padded), offsets.clamp(min=0), num_outputs=1)
+        output = self.forward(state, self._per_branch(padded), offsets.clamp(min=0), num_outputs=1)
         state.last = output[:, -1]
-        state.finite = self._is_finite(output)
+        state.finite = self.is_finite(output)
         if {layer.get_seq_length() for layer in state.cache.layers} != {width}:
             raise UserError(
                 f"{self.name}: its architecture does not keep attention keys and values in every layer, "
@@ -121,9 +121,9 @@ class Lane:
             positions = positions.clamp(max=self.max_length - 1)
         state.mask = torch.cat([state.mask, state.mask.new_ones(len(ids), num_new)], dim=1)
         state.lengths = state.lengths + num_new
-        output = self._forward(state, ids, positions, num_new)
+        output = self.forward(state, ids, positions, num_new)
         state.last = output[:, -1]
-        state.finite = state.finite & self._is_finite(output)
+        state.finite = state.finite & self.is_finite(output)
         self.tokens_fed += ids.numel()
         return output
 
@@ -150,7 +150,8 @@ class Lane:
         finite = torch.cat([part.state.finite[r] for part, r in zip(parts, rows, strict=True)])
         return RowState(cache, mask, lengths, last, finite)
 
-    def _forward(self, state: RowState, ids: Tensor, positions: Tensor, num_outputs: int) -> Tensor:
+    def forward(self, state: RowState, ids: Tensor, positions: Tensor, num_outputs: int) -> Tensor:
+        """Run (R, n) ids, already counted by `state.mask`; return the last outputs (R, num_outputs, ·)."""
         kwargs: dict[str, object] = {"logits_to_keep": num_outputs} if self.has_logits else {}
         if self.branches:
             kwargs["adapter_names"] = list(self.branches) * (len(ids) // len(self.branches))
@@ -165,10 +166,15 @@ class Lane:
         kept: Tensor = output.logits if self.has_logits else output.last_hidden_state[:, -num_outputs:]
         return kept
 
-    def _is_finite(self, output: Tensor) -> Tensor:
-        """Reduce (R, n, ·) outputs to (R,) by a quantity that is NaN or infinite where a number is."""
-        extreme = output.amax(dim=-1) if self.has_logits else output.sum(dim=-1)
-        return extreme.isfinite().all(dim=-1)
+    def is_finite(self, output: Tensor, is_real: Tensor | None = None) -> Tensor:
+        """Reduce (R, n, ·) outputs to (R,) by a quantity that is NaN or infinite where a number is.
+
+        Args:
+            output: logits or hidden states.
+            is_real: (R, n) which of them count; default all.
+        """
+        extreme = (output.amax(dim=-1) if self.has_logits else output.sum(dim=-1)).isfinite()
+        return (extreme if is_real is None else extreme | ~is_real).all(dim=-1)
 
     def _per_branch(self, rows: Tensor) -> Tensor:
         return rows.repeat_interleave(self.num_branches, dim=0) if self.branches else rows
