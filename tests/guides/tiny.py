@@ -77,8 +77,8 @@ def gpt2_config(vocab_size: int, **kwargs: object) -> GPT2Config:
     )
 
 
-def base(folder: Path, seed: int = 0) -> str:
-    config = gpt2_config(len(LETTERS) + 2, eos_token_id=BASE_EOS, pad_token_id=BASE_EOS + 1)
+def base(folder: Path, seed: int = 0, *, emits_pad: bool = True) -> str:
+    config = gpt2_config(len(LETTERS) + 1 + emits_pad, eos_token_id=BASE_EOS)
     return tiny.save(folder, scaled(GPT2LMHeadModel(config), seed, factor=4), base_tokenizer())
 
 
