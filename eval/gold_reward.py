@@ -1,6 +1,6 @@
 """Judge decoded files by a reward model, beside length, repetition and distance from the base.
 
-    python eval/gold_reward.py base=runs/base.jsonl ivg=runs/ivg.jsonl \
+    python eval/gold_reward.py --files base=runs/base.jsonl ivg=runs/ivg.jsonl \
         --function ivg.rewards.vader --base models/base --output runs/gold_reward.json
 
 The first file holds the base's own samples; the last is the one that the others are compared with, unless
@@ -9,7 +9,7 @@ The first file holds the base's own samples; the last is the one that the others
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,33 +22,34 @@ from ivg.errors import UserError, exit_on_user_error
 from ivg.evaluation.decoded import Decoded, check_same_prompts, read_decoded
 from ivg.evaluation.distance import EncodedResponse, encode_response, response_nll
 from ivg.evaluation.measures import compare, measure, missing_reasons
+from ivg.evaluation.options import option, parse_options
 from ivg.evaluation.tables import methods_table, paired_table
 from ivg.rewards import RewardConfig, load_reward, score
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to judge, by which reward."""
+
+    files: list[str] = dataclasses.field(
+        default_factory=list, metadata={"help": "decoded files as NAME=FILE.jsonl, the base's first"}
     )
-    parser.add_argument("files", nargs="+", metavar="NAME=FILE.jsonl", help="decoded files, the base's first")
-    reward = parser.add_argument_group("reward")
-    reward.add_argument("--function", help="dotted name of a callable, such as ivg.rewards.vader")
-    reward.add_argument("--model", help="folder or Hub name of a sequence classifier")
-    reward.add_argument("--label", help="the classifier's label whose log-odds are the reward")
-    reward.add_argument("--template", help="how the classifier sees a prompt: chat, or text with {prompt}")
-    reward.add_argument("--batch_size", type=int, default=32, help="responses per pass of the classifier")
-    distance = parser.add_argument_group("distance from the base")
-    distance.add_argument("--base", help="folder or Hub name of the base; unset: no distance")
-    distance.add_argument("--base_template", help="how the base sees a prompt; unset: its default")
-    distance.add_argument("--max_tokens", type=int, default=8192, help="padded tokens per pass of the base")
-    parser.add_argument("--reference", help="file that the others are subtracted from; default: the last")
-    parser.add_argument("--output", help="write the numbers there as JSON")
-    return parser.parse_args(argv)
+    function: str | None = option(None, "reward: dotted name of a callable, such as ivg.rewards.vader")
+    model: str | None = option(None, "reward: folder or Hub name of a sequence classifier")
+    label: str | None = option(None, "the classifier's label whose log-odds are the reward")
+    template: str | None = option(None, "how the classifier sees a prompt: chat, or text with {prompt}")
+    batch_size: int = option(32, "responses per pass of the classifier")
+    base: str | None = option(None, "folder or Hub name of the base; unset: no distance from it")
+    base_template: str | None = option(None, "how the base sees a prompt; unset: its default")
+    max_tokens: int = option(8192, "padded tokens per pass of the base")
+    reference: str | None = option(None, "file that the others are subtracted from; default: the last")
+    output: str | None = option(None, "write the numbers there as JSON")
 
 
 def read_files(arguments: Sequence[str]) -> list[Decoded]:
     """Read NAME=FILE arguments and make sure that they can be compared."""
+    if not arguments:
+        raise UserError("no files; give --files NAME=FILE.jsonl ...")
     files = []
     for argument in arguments:
         name, equals, path = argument.partition("=")
@@ -61,53 +62,57 @@ def read_files(arguments: Sequence[str]) -> list[Decoded]:
     return files
 
 
-def check(args: argparse.Namespace, files: Sequence[Decoded]) -> None:
+def check(options: Options, files: Sequence[Decoded]) -> None:
     """Find what can be found before any weights are loaded."""
     names = [file.name for file in files]
-    if args.reference is not None and args.reference not in names:
-        raise UserError(f"reference {args.reference!r} is not among the files {', '.join(names)}; name one")
-    if args.output is not None and not Path(args.output).parent.is_dir():
-        raise UserError(f"output {args.output}: its folder does not exist; create it")
+    if options.reference is not None and options.reference not in names:
+        raise UserError(
+            f"reference {options.reference!r} is not among the files {', '.join(names)}; name one"
+        )
+    if options.output is not None and not Path(options.output).parent.is_dir():
+        raise UserError(f"output {options.output}: its folder does not exist; create it")
 
 
-def encode_for_base(args: argparse.Namespace, files: Sequence[Decoded]) -> list[list[EncodedResponse]]:
+def encode_for_base(options: Options, files: Sequence[Decoded]) -> list[list[EncodedResponse]]:
     """Turn every file's prompts and responses into the base's ids."""
     try:
-        AutoConfig.from_pretrained(args.base)
-        tokenizer = AutoTokenizer.from_pretrained(args.base)
+        AutoConfig.from_pretrained(options.base)
+        tokenizer = AutoTokenizer.from_pretrained(options.base)
     except (OSError, ValueError) as error:
-        raise UserError(f"base {args.base}: not a model folder or Hub name ({error})") from error
-    return [[encode_response(tokenizer, row, template=args.base_template) for row in f.rows] for f in files]
+        raise UserError(f"base {options.base}: not a model folder or Hub name ({error})") from error
+    return [
+        [encode_response(tokenizer, row, template=options.base_template) for row in f.rows] for f in files
+    ]
 
 
-def base_nll(args: argparse.Namespace, encoded: Sequence[list[EncodedResponse]]) -> list[list[float]]:
+def base_nll(options: Options, encoded: Sequence[list[EncodedResponse]]) -> list[list[float]]:
     """Score every file's responses under the base."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(args.base).to(device).eval()
-    return [response_nll(model, responses, max_tokens=args.max_tokens) for responses in encoded]
+    model = AutoModelForCausalLM.from_pretrained(options.base).to(device).eval()
+    return [response_nll(model, responses, max_tokens=options.max_tokens) for responses in encoded]
 
 
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the evaluation."""
-    args = parse_args(argv)
-    files = read_files(args.files)
-    check(args, files)
+    options = parse_options(Options, argv, __doc__ or "")
+    files = read_files(options.files)
+    check(options, files)
     config = RewardConfig(
-        function=args.function,
-        model=args.model,
-        label=args.label,
-        template=args.template,
-        batch_size=args.batch_size,
+        function=options.function,
+        model=options.model,
+        label=options.label,
+        template=options.template,
+        batch_size=options.batch_size,
     )
-    encoded = None if args.base is None else encode_for_base(args, files)
+    encoded = None if options.base is None else encode_for_base(options, files)
     reward = load_reward(config)
-    name = str(args.function or args.model)
+    name = str(options.function or options.model)
     rewards = [score(reward, file.rows, file.responses, name) for file in files]
-    nll = [None] * len(files) if encoded is None else base_nll(args, encoded)
+    nll = [None] * len(files) if encoded is None else base_nll(options, encoded)
     measured = {f.name: measure(f, r, n) for f, r, n in zip(files, rewards, nll, strict=True)}
-    base = None if args.base is None else files[0].name
-    report = {"reward": name, **compare(measured, base=base, reference=args.reference)}
+    base = None if options.base is None else files[0].name
+    report = {"reward": name, **compare(measured, base=base, reference=options.reference)}
     for file, values in zip(files, rewards, strict=True):
         report["methods"][file.name]["missing"] = missing_reasons(file, values)
     console = Console()
@@ -117,8 +122,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for file in files:
         for reason, count in report["methods"][file.name]["missing"].items():
             console.print(f"{file.name}: {count} of {len(file.rows)} responses without a reward: {reason}")
-    if args.output is not None:
-        Path(args.output).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if options.output is not None:
+        Path(options.output).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -94,3 +94,28 @@ def paired_table(report: Mapping[str, Any]) -> Table:
         wins = f"{100 * report['win_rates'][other]['mean']:.1f}%"
         rows.append([label(other), interval(difference, signed=True), bootstrap, wins, str(difference["n"])])
     return Table(f"{reference} against the others, same prompts", header, rows)
+
+
+def alpaca_table(report: Mapping[str, Any]) -> Table:
+    """Tabulate AlpacaEval's arms (`alpaca.sum_up`) above rows of the public leaderboard."""
+    header = ["generator", "win rate (%)", "length-controlled (%)", "characters", "n"]
+    rows = [_alpaca_row(name, arm) for name, arm in report["arms"].items()]
+    rows += [_alpaca_row(f"{name} (leaderboard)", row) for name, row in report.get("leaderboard", {}).items()]
+    if "paired" in report:
+        first, *_, last = report["arms"]
+        difference = interval(report["paired"], 2, signed=True)
+        rows.append(
+            [f"{last} minus {first}, paired", difference, NOTHING, NOTHING, str(report["paired"]["n"])]
+        )
+    return Table(f"AlpacaEval 2 by {report['judge']['model']}", header, rows)
+
+
+def _alpaca_row(name: str, row: Mapping[str, Any]) -> list[str]:
+    controlled, error = row.get("length_controlled_winrate"), row.get("lc_standard_error")
+    return [
+        name,
+        f"{row['win_rate']:.2f} ± {row['standard_error']:.2f}",
+        NOTHING if controlled is None else f"{controlled:.2f}" + ("" if error is None else f" ± {error:.2f}"),
+        f"{row['avg_length']:.0f}",
+        f"{row['n_total']:.0f}",
+    ]

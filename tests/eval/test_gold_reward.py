@@ -36,7 +36,7 @@ def no_reward_for_one_word(rows, responses):
 def run(files, *more, reward="number_of_words"):
     named = [f"{name}={files / name}.jsonl" for name in ("base", "ivg")]
     options = ["--function", f"{__name__}.{reward}", "--output", str(files / "out.json")]
-    gold_reward.main([*named, *options, *map(str, more)])
+    gold_reward.main(["--files", *named, *options, *map(str, more)])
     return json.loads((files / "out.json").read_text(encoding="utf-8"))
 
 
@@ -73,6 +73,8 @@ def test_bad_input_is_one_line_and_exit_code_2(files, capsys):
     other = files / "other.jsonl"
     other.write_text('{"id": 5, "prompt": "w1", "response": "w2"}\n', encoding="utf-8")
     cases = {
+        "no files": reward,
+        "unknown argument '--file'; did you mean 'files'": ["--file", base],
         "expected NAME=FILE.jsonl": [files / "base.jsonl", *reward],
         "two files have the same name": [base, base, *reward],
         "hold different prompts": [base, f"other={other}", *reward],
@@ -82,4 +84,5 @@ def test_bad_input_is_one_line_and_exit_code_2(files, capsys):
         "reference 'x' is not among the files base": [base, *reward, "--reference", "x"],
     }
     for message, argv in cases.items():
-        assert message in scripts.refused(capsys, gold_reward.main, argv)
+        flags = argv if str(argv[0]).startswith("--") else ["--files", *argv]
+        assert message in scripts.refused(capsys, gold_reward.main, flags)

@@ -1,0 +1,164 @@
+"""AlpacaEval 2: decode its instructions guided and unguided; a judge compares both with the reference.
+
+    python eval/alpaca.py --config recipes/tulu/alpaca.yaml
+    python eval/alpaca.py --outputs results/mine/model_outputs.json --output runs/alpaca
+
+Every answer of the judge is kept in OUTPUT/judge_answers.jsonl as it arrives: run the same command again
+after an interruption and only what is missing is asked (and paid) for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import openai
+from rich.console import Console
+from rich.prompt import Confirm
+
+from ivg.errors import EXIT_INTERRUPTED, UserError, exit_on_user_error
+from ivg.evaluation import alpaca, alpaca_files
+from ivg.evaluation.alpaca_arms import decode_arms, how_decoded
+from ivg.evaluation.annotators import OFFICIAL_ANNOTATOR, Annotator, annotate, find_annotator
+from ivg.evaluation.answer_cache import AnswerCache
+from ivg.evaluation.judge import TIMEOUT, Judge, Plan
+from ivg.evaluation.options import option, parse_options
+from ivg.evaluation.tables import alpaca_table
+
+CHARACTERS_PER_TOKEN = 5  # of a judge prompt, as counted over the public recordings; for the estimate
+console = Console()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to judge, by whom."""
+
+    output: str = option("", "folder for outputs, answers, annotations and results")
+    decode: str | None = option(
+        None, "YAML of ivg-decode: its guided run and the same run unguided are judged"
+    )
+    name: str | None = option(None, "generator name of the guided run; default: the YAML's folder")
+    outputs: list[str] = dataclasses.field(
+        default_factory=list, metadata={"help": "instead of decoding: model_outputs.json files"}
+    )
+    reference: str | None = option(None, "reference answers (model_outputs.json); default: from the Hub")
+    annotator: str = option(OFFICIAL_ANNOTATOR, "annotator of alpaca_eval, or path of a configs.yaml")
+    judge_model: str | None = option(None, "judge model, instead of the annotator's own")
+    endpoint: str | None = option(None, "OpenAI-compatible base URL; default: OPENAI_BASE_URL, else OpenAI")
+    api_key_env: str = option("OPENAI_API_KEY", "environment variable that holds the key")
+    num_workers: int = option(5, "judge calls side by side")
+    patience: float = option(600.0, "seconds after which a call that keeps failing ends the run")
+    price: float | None = option(None, "dollars per million prompt tokens; default: the official judge's 10")
+    leaderboard: list[str] = dataclasses.field(
+        default_factory=list, metadata={"help": "rows of the public leaderboard to show"}
+    )
+    yes: bool = option(False, "spend without asking")
+    submission: bool = option(False, "write the folder that a leaderboard pull request needs")
+    pretty_name: str | None = option(None, "name on the leaderboard")
+    link: str | None = option(None, "where the model is described, for the leaderboard")
+
+
+def check(options: Options) -> None:
+    """Find contradictions before anything is read."""
+    if not options.output:
+        raise UserError("no output folder; give --output")
+    if bool(options.outputs) == bool(options.decode):
+        raise UserError("give either --decode (a recipe to run) or --outputs (files to judge)")
+    if options.num_workers < 1:
+        raise UserError(f"num_workers is {options.num_workers}; give an integer >= 1")
+    if options.submission and not (options.decode and options.link and options.pretty_name):
+        raise UserError("--submission needs --decode, --pretty_name and --link, all of which it records")
+
+
+def make_client(options: Options, *, needed: bool) -> openai.OpenAI:
+    """Build the judge's client; without open requests no key is needed."""
+    key = os.environ.get(options.api_key_env, "")
+    if needed and not key:
+        raise UserError(f"no key: the environment variable {options.api_key_env} is not set; set it")
+    return openai.OpenAI(api_key=key or "none", base_url=options.endpoint, max_retries=0, timeout=TIMEOUT)
+
+
+def confirm_cost(plan: Plan, annotator: Annotator, options: Options) -> None:
+    """Say what the open calls will cost, and ask."""
+    tokens = plan.num_characters / CHARACTERS_PER_TOKEN
+    price = options.price if options.price is not None else annotator.price
+    dollars = "price unknown: give --price" if price is None else f"about ${tokens * price / 1e6:.2f}"
+    calls = f"{len(plan.open_requests)} judge calls to {annotator.model} at {plan.endpoint}"
+    console.print(f"{calls}, about {tokens:,.0f} prompt tokens, {dollars}; {plan.num_kept} answers are kept")
+    if not plan.open_requests or options.yes:
+        return
+    if not sys.stdin.isatty():
+        raise UserError(f"{len(plan.open_requests)} judge calls cost money; add --yes to agree to it")
+    if not Confirm.ask("Go on?", default=False):
+        raise UserError("nothing was asked of the judge")
+
+
+def judge_arms(
+    arms: dict[str, list[alpaca_files.Output]], reference: list[alpaca_files.Output], options: Options
+) -> tuple[Annotator, dict[str, alpaca.Annotations]]:
+    """Have every arm judged, after the cost of what is not answered yet was agreed to."""
+    folder = Path(options.output)
+    annotator = find_annotator(options.annotator, options.judge_model, folder / "annotator")
+    work = {"num_workers": options.num_workers, "folder": folder / "annotator"}
+    annotations = {}
+    with AnswerCache(folder / "judge_answers.jsonl") as cache:
+        plan = Plan(str(make_client(options, needed=False).base_url), cache)
+        for outputs in arms.values():
+            annotate(outputs, reference, annotator, plan, **work, show_progress=False)
+        confirm_cost(plan, annotator, options)
+        client = make_client(options, needed=bool(plan.open_requests))
+        judge = Judge(client, cache, patience=options.patience)
+
+        def interrupt(*_: object) -> None:
+            judge.stop()  # else the requests that are queued would still go out
+            raise KeyboardInterrupt
+
+        signal.signal(signal.SIGINT, interrupt)
+        for name, outputs in arms.items():
+            annotations[name] = annotate(outputs, reference, annotator, judge, **work)
+            alpaca_files.write_json(folder / name / "annotations.json", annotations[name])
+    return annotator, annotations
+
+
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Decode, judge, report."""
+    options = parse_options(Options, argv, __doc__ or "")
+    check(options)
+    reference = alpaca_files.read_outputs(options.reference) if options.reference else alpaca.hub_reference()
+    rows = alpaca.leaderboard(options.leaderboard)
+    if options.decode:
+        arms = decode_arms(options.decode, options.name, reference, Path(options.output))
+    else:
+        files = [alpaca_files.read_outputs(path) for path in options.outputs]
+        aligned = [alpaca_files.align(f, reference, p) for f, p in zip(files, options.outputs, strict=True)]
+        arms = {str(outputs[0]["generator"]): outputs for outputs in aligned}
+        if len(arms) < len(files):
+            raise UserError(f"two of {', '.join(options.outputs)} name the same generator; rename one")
+    try:
+        annotator, annotations = judge_arms(arms, reference, options)
+    except KeyboardInterrupt:
+        console.print("interrupted; every answer so far is kept, run again to go on")
+        sys.exit(EXIT_INTERRUPTED)
+    report = {**alpaca.sum_up(annotations, annotator, reference), "leaderboard": rows}
+    (Path(options.output) / "alpaca.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    console.print(alpaca_table(report).console())
+    for note in alpaca.notes(report):
+        console.print(note)
+    if options.submission:
+        name = list(arms)[-1]
+        folder = alpaca_files.write_submission(
+            Path(options.output) / "submission", arms[name], reference, annotations[name],
+            annotator=annotator.name, pretty_name=str(options.pretty_name), link=str(options.link),
+            **how_decoded(str(options.decode)),
+        )  # fmt: skip
+        console.print(f"submission: {folder}")
+
+
+if __name__ == "__main__":
+    main()

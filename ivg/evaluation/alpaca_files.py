@@ -1,0 +1,152 @@
+"""AlpacaEval's files: model outputs, and the folder that a leaderboard pull request needs."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ivg.errors import UserError
+
+Output = dict[str, Any]
+
+NUM_INSTRUCTIONS = 805
+FIELDS = ("instruction", "output", "generator")
+
+
+def read_outputs(path: str | Path) -> list[Output]:
+    """Read a `model_outputs.json`: an array of objects with `instruction`, `output` and `generator`.
+
+    Raises:
+        UserError: not such a file, an instruction that occurs twice, or several generators.
+    """
+    try:
+        rows = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; give AlpacaEval's model_outputs.json") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); give AlpacaEval's model_outputs.json") from error
+    if not isinstance(rows, list) or not rows:
+        raise UserError(f"{path}: expected a non-empty JSON array of outputs, got a {type(rows).__name__}")
+    for number, row in enumerate(rows, start=1):
+        lacking = [f for f in FIELDS if not (isinstance(row, dict) and isinstance(row.get(f), str))]
+        if lacking:
+            raise UserError(
+                f"{path}, output {number}: no string {lacking[0]!r}; expected {', '.join(FIELDS)}"
+            )
+    twice, count = Counter(row["instruction"] for row in rows).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"{path}: instruction {twice!r:.60} occurs {count} times; give each once")
+    generator_name(rows, str(path))
+    return rows
+
+
+def generator_name(outputs: Sequence[Output], where: str) -> str:
+    """Return the one generator of a set of outputs.
+
+    Raises:
+        UserError: there are several.
+    """
+    names = sorted({str(row["generator"]) for row in outputs})
+    if len(names) > 1:
+        raise UserError(f"{where}: outputs of {len(names)} generators ({', '.join(names)}); give one")
+    return names[0]
+
+
+def align(outputs: Sequence[Output], reference: Sequence[Output], where: str) -> list[Output]:
+    """Put outputs in the reference's order.
+
+    Raises:
+        UserError: an instruction of the reference is missing, or one is not in the reference.
+    """
+    by_instruction = {row["instruction"]: row for row in outputs}
+    missing = [row["instruction"] for row in reference if row["instruction"] not in by_instruction]
+    if missing:
+        raise UserError(
+            f"{where}: {len(missing)} of the reference's {len(reference)} instructions are missing, such as "
+            f"{missing[0]!r:.60}; decode them all"
+        )
+    if len(by_instruction) > len(reference):
+        known = {row["instruction"] for row in reference}
+        odd = next(instruction for instruction in by_instruction if instruction not in known)
+        raise UserError(f"{where}: instruction {odd!r:.60} is not in the reference; remove it")
+    return [by_instruction[row["instruction"]] for row in reference]
+
+
+def to_outputs(rows: Sequence[Mapping[str, Any]], generator: str) -> list[Output]:
+    """Turn decoded rows into AlpacaEval's schema; surrounding blanks are dropped, as `alpaca_eval` does."""
+    kept = ("dataset", "instruction")
+    return [
+        {**{k: row[k] for k in kept if k in row}, "output": row["response"].strip(), "generator": generator}
+        for row in rows
+    ]
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON as AlpacaEval's repository formats it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_submission(
+    folder: Path,
+    outputs: Sequence[Output],
+    reference: Sequence[Output],
+    annotations: Sequence[Mapping[str, Any]],
+    *,
+    annotator: str,
+    prompt_template: str,
+    pretty_name: str,
+    link: str,
+    settings: Mapping[str, Any],
+) -> Path:
+    """Write the files of a leaderboard pull request.
+
+    Args:
+        folder: gets `results/<generator>/` and `models_configs/<generator>/`.
+        outputs: the model's outputs.
+        reference: the reference's outputs, whose order is followed.
+        annotations: the judge's, in the same order.
+        annotator: name of the annotator configuration, which names the annotations' folder.
+        prompt_template: how an instruction became the model's text, with `{instruction}`.
+        pretty_name: the name on the leaderboard.
+        link: where the model is described.
+        settings: how it was decoded, recorded in the configuration.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: not 805 outputs, an empty output, or fewer annotations than outputs.
+    """
+    ordered = align(outputs, reference, "submission")
+    name = generator_name(ordered, "submission")
+    empty = [row["instruction"] for row in ordered if not row["output"].strip()]
+    if len(ordered) != NUM_INSTRUCTIONS:
+        raise UserError(f"submission: {len(ordered)} outputs, the leaderboard needs {NUM_INSTRUCTIONS}")
+    if empty:
+        raise UserError(
+            f"submission: {len(empty)} outputs are empty, such as that for {empty[0]!r:.60}; decode again"
+        )
+    if len(annotations) != len(ordered):
+        raise UserError(
+            f"submission: {len(annotations)} annotations for {len(ordered)} outputs; judge them all"
+        )
+    config = {
+        "prompt_template": f"{name}/prompt.txt",
+        "fn_completions": None,  # not one of alpaca_eval's decoders: made by ivg-decode
+        "completions_kwargs": dict(settings),
+        "pretty_name": pretty_name,
+        "link": link,
+    }
+    write_json(folder / "results" / name / "model_outputs.json", ordered)
+    write_json(folder / "results" / name / annotator / "annotations.json", list(annotations))
+    models = folder / "models_configs" / name
+    models.mkdir(parents=True, exist_ok=True)
+    (models / "configs.yaml").write_text(yaml.safe_dump({name: config}, sort_keys=False), encoding="utf-8")
+    (models / "prompt.txt").write_text(prompt_template, encoding="utf-8")
+    return folder

@@ -1,0 +1,189 @@
+"""The real judge's recorded answers, replayed over loopback: AlpacaEval's own figure must come out."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.eval import scripts
+from tests.eval.judge_server import ReplayJudge
+
+DATA = Path(os.environ.get("IVG_SHARED_DATA", scripts.ROOT.parent / "shared" / "data")) / "alpaca_eval"
+SECRET = "sk-very-secret"
+
+alpaca = scripts.load("alpaca")
+needs_recordings = pytest.mark.skipif(not DATA.is_dir(), reason=f"no recorded AlpacaEval data at {DATA}")
+
+
+@pytest.fixture(scope="module")
+def recordings():
+    return json.loads((DATA / "alpaca-7b" / "annotations.json").read_text(encoding="utf-8"))
+
+
+def replay(rows, **kwargs):
+    # Three of the 805 answers equal the reference; those are ties that no judge is asked about.
+    by_instruction = {r["instruction"].strip(): r["raw_completion"] for r in rows if r["raw_completion"]}
+    return ReplayJudge(by_instruction, **kwargs)
+
+
+def command(server, folder):
+    return [
+        sys.executable, str(scripts.ROOT / "eval" / "alpaca.py"), "--yes",
+        "--outputs", str(DATA / "alpaca-7b" / "model_outputs.json"),
+        "--reference", str(DATA / "gpt4_1106_preview" / "model_outputs.json"),
+        "--endpoint", server.url, "--output", str(folder), "--num_workers", "16",
+        "--leaderboard", "alpaca-7b",
+    ]  # fmt: skip
+
+
+def environment():
+    return {**os.environ, "OPENAI_API_KEY": SECRET, "HF_HUB_OFFLINE": "1"}
+
+
+def check_figure(folder, recordings):
+    report = json.loads((folder / "alpaca.json").read_text())
+    arm = report["arms"]["alpaca-7b"]
+    assert arm["win_rate"] == pytest.approx(2.5915, abs=5e-5)
+    assert arm["win_rate"] == pytest.approx(report["leaderboard"]["alpaca-7b"]["win_rate"])
+    assert arm["standard_error"] == pytest.approx(report["leaderboard"]["alpaca-7b"]["standard_error"])
+    assert (arm["n_total"], arm["avg_length"]) == (805, 396)
+    assert set(arm["num_null"].values()) == {0}
+    assert report["not_comparable"] is None
+    rows = json.loads((folder / "alpaca-7b" / "annotations.json").read_text())
+    assert [r["instruction"] for r in rows] == [r["instruction"] for r in recordings]
+    assert [r["preference"] for r in rows] == pytest.approx([r["preference"] for r in recordings])
+
+
+@pytest.mark.slow
+@needs_recordings
+def test_the_leaderboards_figure_though_a_third_of_the_calls_fails(tmp_path, recordings):
+    with replay(recordings, failures=1 / 3) as server:
+        done = subprocess.run(command(server, tmp_path), env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert server.refused[429] > 100
+    assert server.refused[500] > 100
+    assert len(server.answered) == server.answered.total() == 802
+    check_figure(tmp_path, recordings)
+    written = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert not any(SECRET in text for text in [done.stdout, done.stderr, *written])
+    assert f"Bearer {SECRET}" in server.keys_seen
+
+
+@pytest.mark.slow
+@needs_recordings
+def test_the_leaderboards_figure_after_a_kill_halfway(tmp_path, recordings):
+    with replay(recordings) as server:
+        first = subprocess.Popen(
+            command(server, tmp_path), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        server.on_answer = lambda count: count == 400 and first.send_signal(signal.SIGKILL)
+        assert first.wait(timeout=300) == -signal.SIGKILL
+        before = server.answered.total()
+        again = subprocess.run(command(server, tmp_path), env=environment(), capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert 400 <= before < 802
+    assert len(server.answered) == 802
+    # Only what was in flight at the kill may have been asked twice: at most one call per worker.
+    assert max(server.answered.values()) <= 2
+    assert server.answered.total() <= 802 + 16
+    check_figure(tmp_path, recordings)
+
+
+NAMES = ["one", "two", "three"]
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """Three instructions, answered with log-probabilities that mean 80% for the second answer shown."""
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    tops = [
+        {"token": "m", "bytes": None, "logprob": -1.6094379},
+        {"token": "M", "bytes": None, "logprob": -0.2231436},
+    ]
+    content = [{**tops[1], "top_logprobs": tops}]
+    choice = {
+        "index": 0, "finish_reason": "length", "logprobs": {"content": content},
+        "message": {"role": "assistant", "content": "M"},
+    }  # fmt: skip
+    for name in ("reference", "mine"):
+        rows = [{"instruction": n, "output": f"{name} {n}", "generator": name} for n in NAMES]
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    with ReplayJudge(dict.fromkeys(NAMES, choice)) as server:
+        yield tmp_path, server
+
+
+def arguments(small, *more):
+    folder, server = small
+    return [
+        "--outputs", str(folder / "mine.json"), "--reference", str(folder / "reference.json"),
+        "--endpoint", server.url, "--output", str(folder / "out"), *more,
+    ]  # fmt: skip
+
+
+def test_a_small_run_says_what_it_costs_and_what_it_is_worth(small, capsys):
+    alpaca.main(arguments(small, "--yes", "--price", "2.5", "--judge_model", "small-judge"))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "3 judge calls to small-judge at http://127.0.0.1" in printed
+    assert "about $0.00" in printed
+    assert (
+        "Not comparable with the public leaderboard: judge weighted_alpaca_eval_gpt4_turbo-small-judge"
+        in printed
+    )
+    report = json.loads((small[0] / "out" / "alpaca.json").read_text())
+    preferences = {r["preference"] for r in json.loads((small[0] / "out/mine/annotations.json").read_text())}
+    assert {round(p, 3) for p in preferences} <= {1.2, 1.8}  # the order in which answers are shown varies
+    assert report["arms"]["mine"]["n_total"] == 3
+
+
+def test_a_finished_run_asks_nothing_and_needs_no_key(small, monkeypatch, capsys):
+    alpaca.main(arguments(small, "--yes"))
+    monkeypatch.delenv("OPENAI_API_KEY")
+    alpaca.main(arguments(small))
+    assert small[1].answered.total() == 3
+    assert "0 judge calls" in capsys.readouterr().out
+
+
+def test_nulls_of_the_judge_are_counted_and_shown(small, capsys):
+    recording = dict(small[1].recordings["two"])
+    small[1].recordings["two"] = {**recording, "logprobs": None}
+    alpaca.main(arguments(small, "--yes"))
+    arm = json.loads((small[0] / "out" / "alpaca.json").read_text())["arms"]["mine"]
+    assert (arm["n_total"], arm["num_instructions"]) == (2, 3)
+    assert sum(arm["num_null"].values()) == 1
+    assert "mine: 1 of 3 without a preference" in " ".join(capsys.readouterr().out.split())
+
+
+def test_nothing_is_spent_without_consent(small, capsys):
+    assert "add --yes to agree" in scripts.refused(capsys, alpaca.main, arguments(small))
+    assert small[1].answered.total() == 0
+
+
+def test_a_retired_judge_names_the_option(small, capsys):
+    small[1].refuse_all = (404, {"error": {"message": "gone"}})
+    error = scripts.refused(capsys, alpaca.main, arguments(small, "--yes"))
+    assert "does not offer 'gpt-4-1106-preview' (404); choose another with --judge_model" in error
+
+
+def test_bad_input_is_one_line_and_exit_code_2(small, monkeypatch, capsys):
+    folder, _ = small
+    good = arguments(small, "--yes")
+    (folder / "short.json").write_text(json.dumps(json.loads((folder / "mine.json").read_text())[1:]))
+    cases = {
+        "no output folder": ["--outputs", "x.json"],
+        "give either --decode": ["--output", str(folder)],
+        "1 of the reference's 3 instructions are missing": [*good, "--outputs", str(folder / "short.json")],
+        "name the same generator": [*good, "--outputs", *[str(folder / "mine.json")] * 2],
+        "unknown annotator 'gpt5'": [*good, "--annotator", "gpt5"],
+        "'nobody' is not on the leaderboard": [*good, "--leaderboard", "nobody"],
+        "num_workers is 0": [*good, "--num_workers", "0"],
+        "--submission needs": [*good, "--submission"],
+        "absent.json: No such file": [*good, "--reference", str(folder / "absent.json")],
+        "the environment variable NO_SUCH_KEY is not set": [*good, "--api_key_env", "NO_SUCH_KEY"],
+    }
+    for message, argv in cases.items():
+        assert message in scripts.refused(capsys, alpaca.main, argv)

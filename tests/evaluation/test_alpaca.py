@@ -1,0 +1,193 @@
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from ivg.errors import UserError
+from ivg.evaluation import alpaca, alpaca_files, annotators
+from ivg.evaluation.alpaca_package import metrics
+
+
+def outputs(names, generator="mine"):
+    return [{"instruction": n, "output": f"answer to {n}", "generator": generator} for n in names]
+
+
+def annotation(instruction, preference, raw="x"):
+    return {
+        "instruction": instruction, "preference": preference, "preference_raw_completion": raw,
+        "output_1": "abcd", "output_2": "abcdef", "generator_1": "ref", "generator_2": "mine",
+        "annotator": "a",
+    }  # fmt: skip
+
+
+def test_rates_by_hand_and_nulls_by_reason():
+    rows = [
+        annotation("a", 1.2),
+        annotation("b", 1.9),
+        annotation("c", None, raw=None),
+        annotation("d", math.nan),
+    ]
+    found = alpaca.results(rows)
+    assert found["win_rate"] == pytest.approx(55)  # (20 + 90) / 2
+    assert found["standard_error"] == pytest.approx(35)  # deviations of 35 both ways: 35 sqrt(2) / sqrt(2)
+    assert (found["n_total"], found["num_instructions"]) == (2, 4)
+    assert found["num_null"] == {"no answer": 1, "answer without a preference": 1}
+    assert found["avg_length"] == 6
+    assert found["length_controlled_winrate"] is None
+    assert found["lc_missing"] == "needs all 805 instructions"
+
+
+def test_a_judge_without_any_preference_is_an_error():
+    with pytest.raises(UserError, match="none of the 2 answers holds a preference"):
+        alpaca.results([annotation("a", None), annotation("b", None)])
+
+
+def test_arms_are_compared_on_the_same_instructions():
+    arms = {
+        "base": [annotation("a", 1.0), annotation("b", 1.5), annotation("c", None)],
+        "mine": [annotation("a", 1.2), annotation("b", 1.9), annotation("c", 2.0)],
+    }
+    annotator = annotators.Annotator("other", None, "small-judge")
+    report = alpaca.sum_up(arms, annotator, outputs("abc"))
+    assert report["paired"]["mean"] == pytest.approx(30)  # (20 + 40) / 2; c lacks a side
+    assert (report["paired"]["n"], report["paired"]["missing"]) == (2, 1)
+    said = " ".join(alpaca.notes(report))
+    assert "Not comparable with the public leaderboard: judge other is not the leaderboard's" in said
+    assert "base: 1 of 3 without a preference: answer without a preference." in said
+    assert "mine: no length-controlled win rate: needs all 805" in said
+
+
+def test_only_the_official_judge_and_reference_are_comparable():
+    official = annotators.Annotator(annotators.OFFICIAL_ANNOTATOR, None, "gpt-4-1106-preview")
+    reference = outputs(map(str, range(805)), generator="gpt4_1106_preview")
+    assert alpaca.why_not_comparable(official, reference) is None
+    assert "the reference is not" in alpaca.why_not_comparable(official, reference[:100])
+    assert "the reference is not" in alpaca.why_not_comparable(official, outputs(map(str, range(805))))
+
+
+def test_length_control_runs_where_its_file_is_at_hand(tmp_path, monkeypatch):
+    """With made-up annotations of the gamed baselines: shows the plumbing, not AlpacaEval's numbers."""
+    rng = np.random.default_rng(0)
+    difficulty = rng.normal(size=805)
+    gamed = [
+        {"model": m, "index": i, "preference": p, "std_delta_len": rng.normal(),
+         "instruction_difficulty": difficulty[i], "not_gamed_baseline": False}
+        for m, p in (("short", 0.1), ("long", 0.9)) for i in range(805)
+    ]  # fmt: skip
+    path = tmp_path / "df_gamed.csv"
+    pd.DataFrame(gamed).to_csv(path, index=False)
+    monkeypatch.setattr(alpaca.huggingface_hub, "hf_hub_download", lambda *_, **__: str(path))
+    monkeypatch.setattr(metrics.glm_winrate, "hf_hub_download", lambda *_, **__: str(path))
+    rows = [annotation(str(i), 1 + float(p)) for i, p in enumerate(rng.beta(2, 5, size=805))]
+    for i, row in enumerate(rows):
+        row["output_2"] = "x" * (i % 7)
+    found = alpaca.length_controlled(rows)
+    mean = 100 * sum(row["preference"] - 1 for row in rows) / 805
+    assert found["length_controlled_winrate"] == pytest.approx(mean, abs=3)  # length says nothing here
+    assert "lc_missing" not in found
+
+
+def test_without_the_hub_there_is_no_length_control(monkeypatch):
+    def offline(*_, **__):
+        raise FileNotFoundError("offline")
+
+    monkeypatch.setattr(alpaca.huggingface_hub, "hf_hub_download", offline)
+    found = alpaca.length_controlled([annotation(str(i), 1.5) for i in range(805)])
+    assert found["length_controlled_winrate"] is None
+    assert "df_gamed.csv" in found["lc_missing"]
+    with pytest.raises(UserError, match="give them by --reference"):
+        alpaca.hub_reference()
+
+
+def test_leaderboard_rows_are_the_published_ones():
+    row = alpaca.leaderboard(["alpaca-7b"])["alpaca-7b"]
+    assert row["win_rate"] == pytest.approx(2.5915, abs=1e-4)
+    with pytest.raises(UserError, match="'alpaca-7' is not on the leaderboard; did you mean 'alpaca-7b'"):
+        alpaca.leaderboard(["alpaca-7"])
+
+
+def test_another_judge_model_makes_an_annotator_of_its_own(tmp_path):
+    official = annotators.find_annotator(annotators.OFFICIAL_ANNOTATOR, None, tmp_path)
+    assert official.is_official
+    assert official.model == "gpt-4-1106-preview"
+    own = annotators.find_annotator(annotators.OFFICIAL_ANNOTATOR, "meta/llama", tmp_path)
+    assert not own.is_official
+    assert own.price is None
+    config = yaml.safe_load(own.path.read_text())[own.name]
+    assert config["completions_kwargs"]["model_name"] == "meta/llama"
+    assert config["completions_kwargs"]["top_logprobs"] == 5
+    assert annotators.find_annotator(str(own.path), None, tmp_path) == own
+
+
+def test_bad_annotators_are_refused(tmp_path):
+    with pytest.raises(UserError, match="unknown annotator 'weighted_alpaca_eval_gpt4'; did you mean"):
+        annotators.find_annotator("weighted_alpaca_eval_gpt4", None, tmp_path)
+    with pytest.raises(UserError, match="claude_2 asks through anthropic_completions"):
+        annotators.find_annotator("claude_2", None, tmp_path)
+    several = tmp_path / "several.yaml"
+    several.write_text("a: {}\nb: {}\n")
+    with pytest.raises(UserError, match="2 annotators"):
+        annotators.find_annotator(str(several), None, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not JSON"),
+        ("{}", "expected a non-empty JSON array of outputs, got a dict"),
+        ("[]", "expected a non-empty JSON array"),
+        ('["x"]', "output 1: no string 'instruction'"),
+        ('[{"instruction": "a", "output": null, "generator": "g"}]', "output 1: no string 'output'"),
+        (json.dumps(outputs("aab")), "instruction 'a' occurs 2 times"),
+        (json.dumps(outputs("a") + outputs("b", "other")), r"2 generators \(mine, other\)"),
+    ],
+)
+def test_files_that_are_not_alpaca_evals_are_refused(tmp_path, content, message):
+    path = tmp_path / "model_outputs.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        alpaca_files.read_outputs(path)
+
+
+def test_outputs_follow_the_references_order():
+    assert alpaca_files.align(outputs("cab"), outputs("abc"), "f") == outputs("abc")
+    with pytest.raises(UserError, match="1 of the reference's 3 instructions are missing, such as 'b'"):
+        alpaca_files.align(outputs("ac"), outputs("abc"), "f")
+    with pytest.raises(UserError, match="instruction 'd' is not in the reference"):
+        alpaca_files.align(outputs("abcd"), outputs("abc"), "f")
+
+
+def submit(folder, mine, reference, annotations):
+    return alpaca_files.write_submission(
+        folder, mine, reference, annotations, annotator="judge", prompt_template="{instruction}",
+        pretty_name="Mine", link="https://example.org", settings={"beta": 1.0},
+    )  # fmt: skip
+
+
+def test_a_submission_has_what_a_pull_request_needs(tmp_path):
+    names = list(map(str, range(805)))
+    reference = outputs(names, "ref")
+    submit(tmp_path, outputs(names[::-1]), reference, [annotation(n, 1.5) for n in names])
+    written = json.loads((tmp_path / "results/mine/model_outputs.json").read_text())
+    assert [row["instruction"] for row in written] == names
+    assert len(json.loads((tmp_path / "results/mine/judge/annotations.json").read_text())) == 805
+    config = yaml.safe_load((tmp_path / "models_configs/mine/configs.yaml").read_text())["mine"]
+    assert (config["pretty_name"], config["link"]) == ("Mine", "https://example.org")
+    assert (tmp_path / "models_configs" / config["prompt_template"]).read_text() == "{instruction}"
+
+
+def test_a_submission_that_would_be_turned_down_is_refused(tmp_path):
+    names = list(map(str, range(805)))
+    reference, annotations = outputs(names, "ref"), [annotation(n, 1.5) for n in names]
+    with pytest.raises(UserError, match="100 outputs, the leaderboard needs 805"):
+        submit(tmp_path, outputs(names[:100]), reference[:100], annotations[:100])
+    blank = outputs(names)
+    blank[7]["output"] = " "
+    with pytest.raises(UserError, match="1 outputs are empty, such as that for '7'"):
+        submit(tmp_path, blank, reference, annotations)
+    with pytest.raises(UserError, match="804 annotations for 805 outputs"):
+        submit(tmp_path, outputs(names), reference, annotations[1:])
+    assert not list(tmp_path.iterdir())
