@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES
@@ -126,10 +127,11 @@ def fold_normalisation(
         # PEFT keeps the trained head under <name>.modules_to_save.<adapter>.
         if name not in key.split("."):
             continue
+        exact = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
         if key.endswith(".weight"):
-            folded[key] = (tensor.float() * std).to(tensor.dtype)
+            folded[key] = (exact * std).to(tensor.dtype)
         elif key.endswith(".bias"):
-            folded[key] = (tensor.float() * std + mean).to(tensor.dtype)
+            folded[key] = (exact * std + mean).to(tensor.dtype)
     return folded
 
 

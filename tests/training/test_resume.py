@@ -1,0 +1,93 @@
+"""Only complete checkpoints count, and one folder holds one run."""
+
+import os
+from pathlib import Path
+
+import pytest
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from ivg.errors import UserError
+from ivg.training import resume
+
+
+def _checkpoint(output: Path, step: int, *, complete: bool = True) -> Path:
+    folder = output / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "optimizer.pt").write_bytes(b"moments")
+    if complete:
+        resume.mark_complete(folder)
+    return folder
+
+
+def test_the_newest_complete_checkpoint_counts_and_incomplete_ones_go(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _checkpoint(tmp_path, 9)
+    _checkpoint(tmp_path, 10)
+    broken = _checkpoint(tmp_path, 11, complete=False)
+    assert resume.last_complete_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-10")
+    assert not broken.exists()
+    assert f"removing {broken}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["missing", "short"])
+def test_a_marked_checkpoint_with_a_damaged_file_is_incomplete(tmp_path: Path, damage: str) -> None:
+    folder = _checkpoint(tmp_path, 3)
+    if damage == "missing":
+        (folder / "optimizer.pt").unlink()
+    else:
+        (folder / "optimizer.pt").write_bytes(b"mom")
+    assert resume.last_complete_checkpoint(str(tmp_path)) is None
+    assert not folder.exists()
+
+
+def test_the_old_checkpoint_goes_only_after_the_new_one_is_marked(tmp_path: Path) -> None:
+    arguments = TrainingArguments(output_dir=str(tmp_path), save_total_limit=1, use_cpu=True)
+    callback = resume.CompleteCheckpoints(arguments)
+    assert arguments.save_total_limit is None  # Trainer would delete before the marker is written
+    old, new = _checkpoint(tmp_path, 5), _checkpoint(tmp_path, 10, complete=False)
+    callback.on_save(arguments, TrainerState(global_step=10), TrainerControl())
+    assert resume.is_complete(new)
+    assert not old.exists()
+
+
+def test_the_best_checkpoint_stays(tmp_path: Path) -> None:
+    arguments = TrainingArguments(output_dir=str(tmp_path), save_total_limit=1, use_cpu=True)
+    callback = resume.CompleteCheckpoints(arguments)
+    best, other = _checkpoint(tmp_path, 5), _checkpoint(tmp_path, 7)
+    _checkpoint(tmp_path, 10, complete=False)
+    state = TrainerState(global_step=10, best_model_checkpoint=str(best))
+    callback.on_save(arguments, state, TrainerControl())
+    assert best.exists()
+    assert not other.exists()
+
+
+def test_a_folder_belongs_to_the_settings_that_claimed_it(tmp_path: Path) -> None:
+    output = str(tmp_path / "run")
+    resume.claim_output(output, {"beta": 0.1, "seed": 0}, overwrite=False)
+    left = _checkpoint(tmp_path / "run", 5)
+    resume.claim_output(output, {"beta": 0.1, "seed": 0}, overwrite=False)
+    with pytest.raises(UserError, match=r"holds a run with other settings \(beta\)"):
+        resume.claim_output(output, {"beta": 0.2, "seed": 0}, overwrite=False)
+    assert left.exists()
+    resume.claim_output(output, {"beta": 0.2, "seed": 0}, overwrite=True)
+    assert not left.exists()
+
+
+def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written: Not a directory"):
+        resume.claim_output(str(tmp_path / "file" / "run"), {}, overwrite=False)
+
+
+def test_json_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    resume.write_json(tmp_path / "a.json", {"x": 1})
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        resume.write_json(tmp_path / "a.json", {"x": 2})
+    assert (tmp_path / "a.json").read_text() == '{\n  "x": 1\n}\n'
