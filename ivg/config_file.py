@@ -10,7 +10,7 @@ from typing import Any
 
 import dacite
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ivg.config import (
@@ -101,12 +101,13 @@ def read_yaml(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     try:
         loaded = OmegaConf.load(Path(path))
+        if not isinstance(loaded, DictConfig):
+            raise UserError(f"config {path}: expected a mapping of keys, got a list")
         merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
     except OSError as error:
         raise UserError(f"config {path}: {error.strerror}; give a readable YAML file") from error
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise UserError(f"config {path}: not valid YAML: {error}") from error
     data = OmegaConf.to_container(merged, resolve=True)
-    if not isinstance(data, dict):
-        raise UserError(f"config {path}: expected a mapping of keys, got a {type(data).__name__}")
+    assert isinstance(data, dict)
     return {str(key): value for key, value in data.items()}
