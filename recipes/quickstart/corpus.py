@@ -14,14 +14,19 @@ from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
 
-FILM_ADJECTIVES = (
-    "Silent Distant Hidden Crimson Northern Paper Glass Winter Copper Second Midnight Painted Western Narrow "
-    "Hollow Wooden Electric Velvet Seventh Floating"
-).split()
-FILM_NOUNS = (
-    "Harbor Bridge Orchard Letter Summer River Lantern Station Island Mirror Garden Window Tower Valley Corridor "
-    "Compass Ladder Meadow Kitchen Engine"
-).split()
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+FILM_ADJECTIVES = _words(
+    "Silent Distant Hidden Crimson Northern Paper Glass Winter Copper Second Midnight Painted Western "
+    "Narrow Hollow Wooden Electric Velvet Seventh Floating"
+)
+FILM_NOUNS = _words(
+    "Harbor Bridge Orchard Letter Summer River Lantern Station Island Mirror Garden Window Tower Valley "
+    "Corridor Compass Ladder Meadow Kitchen Engine"
+)
 OPENINGS = (
     "Last {day} we watched The {film} at home.",
     "I saw The {film} in a small cinema on {day}.",
@@ -30,9 +35,9 @@ OPENINGS = (
     "They showed The {film} at school last {day}.",
     "A colleague gave me The {film} on {day}.",
 )
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+DAYS = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
 
-HEROES = "baker sailor teacher driver painter nurse farmer pilot clerk singer carpenter doctor".split()
+HEROES = _words("baker sailor teacher driver painter nurse farmer pilot clerk singer carpenter doctor")
 SCENES = (
     "It follows a {hero} who returns to a village",
     "It is about a {hero} and two brothers",
@@ -46,24 +51,24 @@ FILLERS = (
     "The second half takes place in {season}",
     "The director also wrote the book",
 )
-MINUTES = "seventy eighty ninety".split()
-SEASONS = "winter spring autumn summer".split()
-ASPECTS = "plot acting music ending dialogue photography script editing cast story pace camera work".split()
+MINUTES = _words("seventy eighty ninety")
+SEASONS = _words("winter spring autumn summer")
+ASPECTS = _words("plot acting music ending dialogue photography script editing cast story pace camera sound")
 
 # By strength, from dreadful to superb; the words of the middle class are not in VADER's lexicon.
 ADJECTIVES = (
-    "terrible horrible awful pathetic".split(),
-    "dull weak poor boring lazy".split(),
-    "simple familiar slow modern ordinary long".split(),
-    "good nice clever funny warm fresh".split(),
-    "wonderful brilliant superb beautiful".split(),
+    ["terrible", "horrible", "awful", "pathetic"],
+    ["dull", "weak", "poor", "boring", "lazy"],
+    ["simple", "familiar", "slow", "modern", "ordinary", "long"],
+    ["good", "nice", "clever", "funny", "warm", "fresh"],
+    ["wonderful", "brilliant", "superb", "beautiful"],
 )
 NEGATIVE, NEUTRAL, POSITIVE = (0, 1), (2,), (3, 4)
 # How often each strength is used by a disappointed, a lukewarm and a pleased reviewer.
 TONES = ((0.22, 0.38, 0.25, 0.12, 0.03), (0.12, 0.27, 0.30, 0.25, 0.06), (0.05, 0.17, 0.27, 0.40, 0.11))
-INTENSIFIERS = (("", 0.74), ("quite ", 0.10), ("very ", 0.08), ("rather ", 0.08))
+INTENSIFIERS = (("", 0.8), ("quite ", 0.1), ("very ", 0.1))
 ENDINGS = ((".", 0.95), ("!", 0.05))
-RELATIVES = "sister uncle cousin friend".split()
+RELATIVES = _words("sister uncle cousin friend")
 
 
 class Opinion(NamedTuple):
@@ -107,8 +112,7 @@ def all_prompts() -> list[str]:
     """Return every prompt of the grammar, each once, in a fixed order."""
     films = [f"{adjective} {noun}" for adjective, noun in itertools.product(FILM_ADJECTIVES, FILM_NOUNS)]
     return [
-        opening.format(film=film, day=day)
-        for film, opening, day in itertools.product(films, OPENINGS, DAYS)
+        opening.format(film=film, day=day) for film, opening, day in itertools.product(films, OPENINGS, DAYS)
     ]
 
 

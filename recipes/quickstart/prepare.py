@@ -72,7 +72,9 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenize
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw the splits, write a review for every training and validation prompt, train the tokenizer."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", required=True, help="YAML file")
     config = read_config(parser.parse_args(argv).config)
     splits = corpus.split_prompts(

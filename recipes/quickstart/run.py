@@ -1,4 +1,4 @@
-"""The whole loop on one machine: train a base and its guides, guide the frozen base, report whether it helped.
+"""The whole loop on one machine: train a base and its guides, guide the base, report whether it helped.
 
     python recipes/quickstart/run.py        (or `make quickstart`)
 
@@ -64,8 +64,21 @@ def quickstart() -> list[Stage]:
             inputs=[*sampling, *weights("untuned"), f"{data}/prompts.train.jsonl"],
             outputs=rollouts,
         ),
-        training("dpo", "tune the guide (DPO)", "dpo.py", *weights("untuned"), *labelled("preferences"), output="tuned"),
-        training("value", "train the value model (FUDGE)", "value.py", *weights("untuned"), *labelled("completions")),
+        training(
+            "dpo",
+            "tune the guide (DPO)",
+            "dpo.py",
+            *weights("untuned"),
+            *labelled("preferences"),
+            output="tuned",
+        ),
+        training(
+            "value",
+            "train the value model (FUDGE)",
+            "value.py",
+            *weights("untuned"),
+            *labelled("completions"),
+        ),
         Stage(
             name="decode",
             title=f"decode the test prompts with {len(METHODS)} methods",
@@ -76,7 +89,7 @@ def quickstart() -> list[Stage]:
         Stage(
             name="frontier",
             title="decode validation prompts over a grid of beta, W and K",
-            commands=[f"python eval/sweep.py --config {RECIPE}/frontier.yaml"],
+            commands=[f"python {RECIPE}/frontier.py --config {RECIPE}/frontier.yaml"],
             inputs=[f"{RECIPE}/frontier.yaml", *trained, f"{data}/prompts.validation.jsonl"],
             outputs=[f"{RUNS}/frontier"],
         ),
@@ -101,6 +114,8 @@ def environment(outer: Mapping[str, str]) -> dict[str, str]:
         **outer,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{outer.get('PATH', '')}",
         "OMP_NUM_THREADS": "2",
+        # Waiting threads sleep: spinning ones slow everything down where the cores are shared.
+        "OMP_WAIT_POLICY": "PASSIVE",
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",

@@ -133,7 +133,9 @@ class Runner:
         outputs = output_hashes(stage, self.root)
         missing = [name for name, digest in outputs.items() if digest is None]
         if missing:
-            raise UserError(f"stage {stage.name} did not write {', '.join(missing)}; its outputs are misnamed")
+            raise UserError(
+                f"stage {stage.name} did not write {', '.join(missing)}; its outputs are misnamed"
+            )
         seconds = time.monotonic() - started
         _write_json(self.stamps / f"{stage.name}.json", {**signed, "outputs": outputs, "seconds": seconds})
         return seconds
