@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up; a module imports from its own layer and those below it.
 LAYERS = (
     ("errors",),
-    ("config", "config_file", "prompts", "vocab", "shared_strings"),
+    ("architectures", "config", "config_file", "prompts", "vocab", "shared_strings"),
     ("hypotheses", "sampling", "search"),
     ("guidance",),
     ("inspection", "plan", "lockstep"),

@@ -118,6 +118,8 @@ def environment(outer: Mapping[str, str]) -> dict[str, str]:
         "OMP_WAIT_POLICY": "PASSIVE",
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
+        # TRL still sets a key that transformers has renamed; nothing that a user could mend.
+        "PYTHONWARNINGS": "ignore::FutureWarning:transformers.training_args",
         "TOKENIZERS_PARALLELISM": "false",
     }
 
