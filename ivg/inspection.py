@@ -67,8 +67,7 @@ class ModelInfo:
     @property
     def max_length(self) -> int | None:
         """Context length in tokens, or None where the architecture sets none."""
-        length: int | None = self.config.get_text_config().to_dict().get("max_position_embeddings")
-        return int(length) if length else None
+        return context_length(self.config)
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -81,6 +80,15 @@ class ModelInfo:
             if found is not None:
                 return tuple(found) if isinstance(found, list | tuple) else (int(found),)
         return ()
+
+
+def context_length(config: PretrainedConfig) -> int | None:
+    """Return an architecture's context length in tokens, or None where it sets none."""
+    text = config.get_text_config()
+    # Older architectures keep it under another name (GPT-2: n_positions).
+    name = text.attribute_map.get("max_position_embeddings", "max_position_embeddings")
+    length = text.to_dict().get(name)
+    return int(length) if length else None
 
 
 def inspect_model(source: ModelConfig, role: Role, *, number: int | None = None) -> ModelInfo:

@@ -6,6 +6,7 @@ Everything here is decided from configurations and tokenizers, before any weight
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from typing import Literal
 
@@ -31,7 +32,7 @@ class PairInfo:
         over = self.tuned.adapter_over
         return (
             over is not None
-            and over.rstrip("/") == self.untuned.source.path.rstrip("/")
+            and os.path.realpath(over) == os.path.realpath(self.untuned.source.path)
             and self.tuned.template == self.untuned.template
         )
 
