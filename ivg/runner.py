@@ -54,7 +54,7 @@ def prepare(config: DecodeConfig) -> Job:
         i = places[entry.index]
         rows[i] = rows[i]._replace(error=f"{rows[i].where}: {entry.reason}")
     if not config.skip_bad_rows:
-        refuse_bad_rows(rows)
+        refuse_bad_rows(rows, config.input or str(config.dataset and config.dataset.name))
     num_samples = config.sampling.num_samples
     per_row: list[list[Task]] = [[] for _ in rows]
     for task in tasks:

@@ -19,7 +19,7 @@ class SourceRow(NamedTuple):
     """One row of the input.
 
     Attributes:
-        where: file and line, for messages.
+        where: its line or row number, for messages.
         row: its fields; those of a bad row as far as they could be read.
         error: why it cannot be used, or None.
     """
@@ -50,14 +50,15 @@ def read_input(path: str | None, dataset: DatasetConfig | None, limit: int | Non
     return rows
 
 
-def refuse_bad_rows(rows: Sequence[SourceRow]) -> None:
-    """Raise one `UserError` that names every bad row, as far as fits a line."""
+def refuse_bad_rows(rows: Sequence[SourceRow], name: str) -> None:
+    """Raise one `UserError` that names the bad rows of the input `name`, as far as fits a line."""
     bad = [row for row in rows if row.error is not None]
     if bad:
         shown = "; ".join(str(row.error) for row in bad[:_MAX_REPORTED])
         more = f"; and {len(bad) - _MAX_REPORTED} more" if len(bad) > _MAX_REPORTED else ""
         raise UserError(
-            f"{len(bad)} of {len(rows)} rows cannot be used: {shown}{more} (skip_bad_rows passes over them)"
+            f"input {name}: {len(bad)} of {len(rows)} rows cannot be used: {shown}{more} "
+            "(skip_bad_rows passes over them)"
         )
 
 
@@ -83,7 +84,7 @@ def _read_file(path: str) -> Iterator[tuple[str, object]]:
         return
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            where = f"{name}, line {number}"
+            where = f"line {number}"
             yield where, {"prompt": line} if path.endswith(".txt") else _parsed(where, line)
 
 
@@ -95,7 +96,7 @@ def _read_list(name: str, text: str) -> Iterator[tuple[str, object]]:
     if not isinstance(entries, list):
         raise UserError(f"input {name}: expected a JSON list of rows, got a {type(entries).__name__}")
     for number, entry in enumerate(entries, 1):
-        yield f"{name}, row {number}", entry
+        yield f"row {number}", entry
 
 
 def _parsed(where: str, line: str) -> object:
@@ -116,4 +117,4 @@ def _read_dataset(dataset: DatasetConfig | None) -> Iterator[tuple[str, object]]
         first = str(error).strip().splitlines()[0]
         raise UserError(f"dataset {dataset.name}: cannot be loaded: {first}") from error
     for number, row in enumerate(table):
-        yield f"{dataset.name}, row {number}", row
+        yield f"row {number}", row
