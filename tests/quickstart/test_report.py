@@ -1,0 +1,114 @@
+"""The report: the keys that readers rely on, and numbers that can be checked by hand."""
+
+import json
+
+import pytest
+import report
+from frontier import read_config
+
+from ivg.errors import UserError
+from ivg.evaluation.decoded import Decoded
+
+# VADER's compound score of one sentence: "good" has valence 1.9, and 1.9 / sqrt(1.9^2 + 15) = 0.4404.
+GOOD, NOTHING = 0.4404, 0.0
+
+
+def decoded(name: str, texts: list[str], lengths: list[int]) -> Decoded:
+    rows = [
+        {
+            "id": f"test-{i}",
+            "prompt": f"Film {i}.",
+            "response": text,
+            "num_tokens": length,
+            "finish_reason": "eos" if length < 9 else "length",
+        }
+        for i, (text, length) in enumerate(zip(texts, lengths, strict=True))
+    ]
+    return Decoded(name, rows, [row["id"] for row in rows])
+
+
+@pytest.fixture
+def compared():
+    good, plain = " The plot was good.", " The plot was long."
+    files = [decoded(method, [good, plain, good + plain], [4, 5, 9]) for method in report.METHODS[:-1]]
+    files.append(decoded("ivg", [good, good, good], [6, 6, 6]))
+    return report.compare_methods(files, lambda rows: [2.0 * row["num_tokens"] for row in rows])
+
+
+def test_every_method_has_the_promised_keys(compared):
+    names = {"base", "best_of_n", "token_implicit", "token_implicit_best_of_n", "chunk_explicit", "ivg"}
+    assert set(compared["methods"]) == names
+    for measures in compared["methods"].values():
+        assert {"gold_reward", "distance_from_base", "distinct_2", "num_tokens"} <= set(measures)
+        assert {"mean", "stderr", "ci95", "n"} <= set(measures["gold_reward"])
+        assert measures["gold_reward"]["n"] == 3
+    assert set(compared["paired"]) == names - {"ivg"}
+    assert {"mean", "stderr", "ci95", "n"} <= set(compared["paired"]["base"])
+    json.dumps(compared, allow_nan=False)
+
+
+def test_the_numbers_are_those_one_gets_by_hand(compared):
+    base, ivg = compared["methods"]["base"], compared["methods"]["ivg"]
+    # Rewards of the base: good alone, nothing, and the mean of the two sentences.
+    assert base["gold_reward"]["mean"] == pytest.approx((GOOD + NOTHING + GOOD / 2) / 3)
+    assert ivg["gold_reward"]["mean"] == pytest.approx(GOOD)
+    # Differences from the base: 0, 0.4404, 0.2202.
+    assert compared["paired"]["base"]["mean"] == pytest.approx((0 + GOOD + GOOD / 2) / 3)
+    # Two nats a token: 2 x 6 against 2 x (4 + 5 + 9) / 3.
+    assert ivg["distance_from_base"]["mean"] == pytest.approx(0.0)
+    assert base["distance_from_base"]["mean"] == 0.0
+    assert base["num_tokens"]["mean"] == pytest.approx(6.0)
+    assert base["finished"] == pytest.approx(2 / 3)
+
+
+def test_methods_on_different_prompts_are_refused():
+    files = [decoded(method, [" Good."], [3]) for method in report.METHODS]
+    files[2].rows[0]["id"] = files[2].ids[0] = "another"
+    with pytest.raises(UserError, match="hold different prompts"):
+        report.compare_methods(files, lambda rows: [1.0] * len(rows))
+
+
+def test_changed_base_weights_are_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "RUNS", tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"one")
+    before = report.hash_path(weights)
+    (tmp_path / "stamps").mkdir()
+    (tmp_path / "stamps" / "decode.json").write_text(
+        json.dumps({"inputs": {str(weights): before}}), encoding="utf-8"
+    )
+    assert report.weights_check(weights) == {
+        "sha256_before": before,
+        "sha256_after": before,
+        "identical": True,
+    }
+    weights.write_bytes(b"two")
+    changed = report.weights_check(weights)
+    assert not changed["identical"]
+    assert changed["sha256_before"] == before != changed["sha256_after"]
+
+
+def test_a_report_without_decoding_says_what_to_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "RUNS", tmp_path)
+    with pytest.raises(UserError, match=r"has no decode\.json; run recipes/quickstart/run\.py"):
+        report.weights_check(tmp_path / "model.safetensors")
+
+
+def test_frontier_points_carry_reward_and_distance(tmp_path):
+    config = tmp_path / "frontier.yaml"
+    config.write_text(
+        f"{{base: b, tuned: t, untuned: u, value: v, prompts: p, num_prompts: 2, output_dir: {tmp_path}, "
+        "sampling: {max_new_tokens: 8}, chunk_length: 5, max_batch_rows: 16, "
+        "settings: [{method: base}, {method: ivg, beta: 0.5, num_beams: 2, num_successors: 2}]}",
+        encoding="utf-8",
+    )
+    for name, text, length in (("base-W1-K1", " Long.", 4), ("ivg-beta0.5-W2-K2", " Good.", 7)):
+        rows = decoded(name, [text, text], [length, length]).rows
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    base, ivg = report.frontier_points(
+        read_config(str(config)), lambda rows: [2.0 * row["num_tokens"] for row in rows]
+    )
+    assert (base.method, base.setting, base.x) == ("base", "", 0.0)
+    assert (ivg.method, ivg.setting, ivg.x) == ("ivg", "β=0.5, 2·2", pytest.approx(2.0 * 7 - 2.0 * 4))
+    assert ivg.reward["mean"] == pytest.approx(GOOD)
