@@ -103,11 +103,14 @@ def read_yaml(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         loaded = OmegaConf.load(Path(path))
         if not isinstance(loaded, DictConfig):
             raise UserError(f"config {path}: expected a mapping of keys, got a list")
-        merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
+        for override in overrides:
+            key, _, text = override.partition("=")
+            # Not merged as a whole: a dotted list would replace lists such as `pairs`.
+            OmegaConf.update(loaded, key, OmegaConf.from_dotlist([f"value={text}"])["value"])
     except OSError as error:
         raise UserError(f"config {path}: {error.strerror}; give a readable YAML file") from error
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, TypeError) as error:
         raise UserError(f"config {path}: not valid YAML: {error}") from error
-    data = OmegaConf.to_container(merged, resolve=True)
+    data = OmegaConf.to_container(loaded, resolve=True)
     assert isinstance(data, dict)
     return {str(key): value for key, value in data.items()}
