@@ -1,0 +1,233 @@
+"""Each script trains what it should and nothing else, and writes stock folders."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
+
+from ivg.training import heads
+from tests import tiny
+from tests.train.launching import (
+    COMPLETIONS,
+    PAIRS,
+    REWARDED,
+    TINY,
+    TRL_TINY,
+    losses,
+    run_here,
+    write_config,
+    write_rows,
+)
+
+# transformers warns of its own renamed options, which TRL 1.16 still sets.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    # PEFT tells of GPT-2's transposed layers and mends it by itself.
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out"),
+]
+
+
+@pytest.fixture
+def untuned(tmp_path: Path) -> str:
+    return tiny.save(tmp_path / "untuned", tiny.causal(0, dtype=torch.float32))
+
+
+def _changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+
+
+def _check_log(output: Path) -> None:
+    logged = losses(output)
+    assert sorted(logged) == [1, 2, 3, 4]
+    assert all(math.isfinite(loss) for loss in logged.values())
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["train_loss"] == pytest.approx(sum(logged.values()) / 4, rel=1e-4)
+
+
+def test_sft_starts_a_new_model_from_its_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.tokenizer().save_pretrained(tmp_path / "tokenizer")
+    output = tmp_path / "out"
+    config = write_config(
+        tmp_path / "sft.yaml",
+        **TRL_TINY,
+        model_config={"model_type": "gpt2", "n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 32},
+        tokenizer_path=str(tmp_path / "tokenizer"),
+        dataset_name=write_rows(tmp_path / "rows.jsonl", COMPLETIONS),
+        eval_dataset_name=str(tmp_path / "rows.jsonl"),
+        output_dir=str(output),
+    )
+    run_here("sft", config, monkeypatch)
+    before = AutoModelForCausalLM.from_pretrained(output / "initial")
+    after = AutoModelForCausalLM.from_pretrained(output)
+    assert after.config.vocab_size == len(tiny.tokenizer())
+    assert after.config.eos_token_id == tiny.tokenizer().eos_token_id
+    assert _changed(dict(before.named_parameters()), dict(after.named_parameters())) == {
+        name for name, _ in after.named_parameters()
+    }
+    _check_log(output)
+    assert AutoTokenizer.from_pretrained(output).get_vocab() == tiny.tokenizer().get_vocab()
+    assert math.isfinite(json.loads((output / "metrics.json").read_text())["eval_loss"])
+
+
+def test_dpo_moves_every_weight_and_leaves_its_reference_alone(
+    tmp_path: Path, untuned: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = (tmp_path / "untuned" / "model.safetensors").read_bytes()
+    config = write_config(
+        tmp_path / "dpo.yaml",
+        **TRL_TINY,
+        model_name_or_path=untuned,
+        dataset_name=write_rows(tmp_path / "rows.jsonl", PAIRS),
+        output_dir=str(tmp_path / "out"),
+    )
+    run_here("dpo", config, monkeypatch)
+    before = dict(AutoModelForCausalLM.from_pretrained(untuned).named_parameters())
+    after = dict(AutoModelForCausalLM.from_pretrained(tmp_path / "out").named_parameters())
+    assert _changed(before, after) == set(after)
+    assert (tmp_path / "untuned" / "model.safetensors").read_bytes() == reference
+    _check_log(tmp_path / "out")
+    # Before the first step tuned equals untuned: the loss is -log σ(0).
+    assert losses(tmp_path / "out")[1] == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_dpo_lora_trains_the_adapter_only(
+    tmp_path: Path, untuned: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_config(
+        tmp_path / "dpo.yaml",
+        **TRL_TINY,
+        model_name_or_path=untuned,
+        use_peft=True,
+        lora_r=2,
+        dataset_name=write_rows(tmp_path / "rows.jsonl", PAIRS),
+        output_dir=str(tmp_path / "out"),
+    )
+    run_here("dpo", config, monkeypatch)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    adapter = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    # LoRA's B starts at zero: each one must have moved.
+    assert all(tensor.abs().sum() > 0 for name, tensor in adapter.items() if "lora_B" in name)
+    base = AutoModelForCausalLM.from_pretrained(untuned)
+    ids = torch.arange(6).unsqueeze(0)
+    before = base(ids).logits
+    tuned = PeftModel.from_pretrained(base, tmp_path / "out")
+    assert (tuned(ids).logits - before).abs().max() > 1e-4
+    with tuned.disable_adapter():
+        torch.testing.assert_close(tuned(ids).logits, before)
+
+
+def test_reward_gives_a_single_output_classifier(
+    tmp_path: Path, untuned: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_config(
+        tmp_path / "reward.yaml",
+        **TRL_TINY,
+        model_name_or_path=untuned,
+        dataset_name=write_rows(tmp_path / "rows.jsonl", PAIRS),
+        eval_dataset_name=str(tmp_path / "rows.jsonl"),
+        output_dir=str(tmp_path / "out"),
+    )
+    run_here("reward", config, monkeypatch)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert model.config.num_labels == 1
+    before = load_file(Path(untuned) / "model.safetensors")
+    after = {name: tensor for name, tensor in model.state_dict().items() if name in before}
+    assert len(after) > 20
+    assert _changed({name: before[name] for name in after}, after) == set(after)
+    _check_log(tmp_path / "out")
+
+
+@pytest.mark.parametrize(("objective", "head"), [("fudge", "vocabulary"), ("cd-q", "scalar")])
+def test_value_predicts_in_the_rewards_own_unit(
+    tmp_path: Path, untuned: str, monkeypatch: pytest.MonkeyPatch, objective: str, head: str
+) -> None:
+    output = tmp_path / "out"
+    rows = [{**row, "reward": 100 + 10 * row["reward"]} for row in REWARDED]
+    config = write_config(
+        tmp_path / "value.yaml",
+        **{**TINY, "max_steps": 40, "logging_steps": 10, "lr_scheduler_type": "constant"},
+        model_name_or_path=untuned,
+        objective=objective,
+        head=head,
+        dataset_name=write_rows(tmp_path / "rows.jsonl", rows),
+        eval_dataset_name=str(tmp_path / "rows.jsonl"),
+        output_dir=str(output),
+    )
+    run_here("value", config, monkeypatch)
+    model = AutoModelForTokenClassification.from_pretrained(output).eval()
+    assert model.config.num_labels == (1 if head == "scalar" else len(tiny.tokenizer()))
+    assert "id2label" not in json.loads((output / "config.json").read_text())
+    heads.prepare_value_model(model)
+    ids = torch.tensor([tiny.tokenizer()("ab cd")["input_ids"] + [tiny.tokenizer().eos_token_id]])
+    labels = ids.masked_fill(torch.arange(ids.shape[1]) < 2, -100)
+    last = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels)["values"][0, -1].item()
+    # Rewards lie between 90 and 135; a head left in training units would say something near 0.
+    assert 80 < last < 145
+    table = json.loads((output / "value_evaluation.json").read_text())
+    assert [row["percent"] for row in table] == [10, 25, 50, 75, 100]
+    assert table[-1]["pairwise_accuracy"] > 0.8
+    assert (output / "value_evaluation.png").exists()
+
+
+def test_value_lora_trains_adapter_and_head_beside_frozen_weights(
+    tmp_path: Path, untuned: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_config(
+        tmp_path / "value.yaml",
+        **TINY,
+        model_name_or_path=untuned,
+        use_peft=True,
+        lora_r=2,
+        normalize_rewards=False,
+        dataset_name=write_rows(tmp_path / "rows.jsonl", REWARDED),
+        output_dir=str(tmp_path / "out"),
+    )
+    run_here("value", config, monkeypatch)
+    adapter = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert all(tensor.abs().sum() > 0 for name, tensor in adapter.items() if "lora_B" in name)
+    assert {name.rsplit(".", 2)[-2] for name in adapter} == {"lora_A", "lora_B", "classifier"}
+    _check_log(tmp_path / "out")
+
+
+def test_value_from_pairs(tmp_path: Path, untuned: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = write_config(
+        tmp_path / "value.yaml",
+        **TINY,
+        model_name_or_path=untuned,
+        objective="prefix-bt",
+        dataset_name=write_rows(tmp_path / "rows.jsonl", PAIRS),
+        eval_dataset_name=str(tmp_path / "rows.jsonl"),
+        output_dir=str(tmp_path / "out"),
+    )
+    run_here("value", config, monkeypatch)
+    table = json.loads((tmp_path / "out" / "value_evaluation.json").read_text())
+    assert [row["num_pairs"] for row in table] == [16] * 5
+    _check_log(tmp_path / "out")
+
+
+def test_the_card_says_what_was_done(tmp_path: Path, untuned: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = write_config(
+        tmp_path / "value.yaml",
+        **TINY,
+        model_name_or_path=untuned,
+        prompt_template="x{prompt}|",
+        dataset_name=write_rows(tmp_path / "rows.jsonl", REWARDED),
+        output_dir=str(tmp_path / "out"),
+    )
+    run_here("value", config, monkeypatch)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"train/value.py --config {config}" in card
+    assert '`"x{prompt}\\|"`' in card
+    assert '| objective | `"fudge"` |' in card
+    assert '| value unit | `"reward"` |' in card
+    assert "| train_loss |" in card

@@ -1,0 +1,155 @@
+"""DPO, reward and value training with two processes under real DeepSpeed ZeRO-2 and ZeRO-3, on the CPU.
+
+Each run has to give the losses of one process on the same batches, and a checkpoint that loads whole.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+from tests import tiny
+from tests.train.launching import (
+    PAIRS,
+    REWARDED,
+    ROOT,
+    TINY,
+    TRL_TINY,
+    environment,
+    losses,
+    run_here,
+    write_config,
+    write_rows,
+)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out"),
+]
+CLASSES = {
+    "dpo": AutoModelForCausalLM,
+    "reward": AutoModelForSequenceClassification,
+    "value": AutoModelForTokenClassification,
+}
+
+
+@pytest.fixture(autouse=True)
+def _needs_deepspeed() -> None:
+    missing = [name for name in ("c++", "ninja") if shutil.which(name, path=_path()) is None]
+    missing += ["deepspeed"] if find_spec("deepspeed") is None else []
+    if missing:
+        reason = f"DeepSpeed on the CPU compiles a small operator; missing: {', '.join(missing)}"
+        if os.environ.get("IVG_REQUIRE_DEEPSPEED"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+def _path() -> str:
+    return f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+
+def _launch_config(folder: Path, stage: int) -> str:
+    """Take the recipe's file as it is, but for two processes on the CPU."""
+    config = yaml.safe_load((ROOT / "recipes" / "accelerate" / f"zero{stage}.yaml").read_text())
+    config |= {"num_processes": 2, "use_cpu": True, "mixed_precision": "no"}
+    return write_config(folder / f"zero{stage}.yaml", **config)
+
+
+def _launch(script: str, config: str, folder: Path, stage: int) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command += ["--config_file", _launch_config(folder, stage), "--main_process_port", str(port)]
+    command += [str(ROOT / "train" / f"{script}.py"), "--config", config]
+    done = subprocess.run(
+        command,
+        env={**environment(), "DS_ACCELERATOR": "cpu", "PATH": _path()},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def _keys(folder: Path, script: str, *, lora: bool) -> dict[str, Any]:
+    rows = REWARDED if script == "value" else PAIRS
+    model = tiny.causal(0, dtype=torch.float32)
+    # Dropout 0, or the draws would differ between one process and two.
+    model.config.update({"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0})
+    return {
+        **(TINY if script == "value" else TRL_TINY),
+        **({"use_peft": True, "lora_r": 2, "lora_dropout": 0.0} if lora else {}),
+        "model_name_or_path": tiny.save(folder / "untuned", model),
+        "dataset_name": write_rows(folder / "rows.jsonl", rows),
+        "learning_rate": 1e-3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("script", "stage", "lora"),
+    [
+        ("dpo", 2, True),
+        ("reward", 2, False),
+        ("value", 2, False),
+        ("dpo", 3, False),
+        ("reward", 3, False),
+        ("value", 3, True),
+    ],
+)
+def test_two_processes_equal_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, stage: int, lora: bool
+) -> None:
+    keys = _keys(tmp_path, script, lora=lora)
+    two, one = tmp_path / "two", tmp_path / "one"
+    keys["save_strategy"] = "steps"
+    config = write_config(
+        tmp_path / "two.yaml",
+        **{**keys, "per_device_train_batch_size": 2, "save_steps": 2},
+        output_dir=str(two),
+    )
+    _launch(script, config, tmp_path, stage)
+    config = write_config(tmp_path / "one.yaml", **{**keys, "save_steps": 50}, output_dir=str(one))
+    run_here(script, config, monkeypatch)
+
+    assert "| processes | 2 |" in (two / "README.md").read_text()
+    # Every rank has left its own random state in the checkpoint.
+    assert {f.name for f in (two / "checkpoint-2").glob("rng_state*")} == {
+        "rng_state_0.pth",
+        "rng_state_1.pth",
+    }
+    assert losses(two) == pytest.approx(losses(one), abs=1e-4)
+    ours, theirs = (_weights(script, folder, keys["model_name_or_path"], lora=lora) for folder in (two, one))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], atol=2e-4, rtol=0, msg=name)
+
+
+def _weights(script: str, folder: Path, base: str, *, lora: bool) -> dict[str, torch.Tensor]:
+    """Load the saved model in one process; every weight must be there."""
+    if lora:
+        kwargs = {"num_labels": len(tiny.tokenizer())} if script == "value" else {}
+        untuned = CLASSES[script].from_pretrained(base, **kwargs)
+        model = PeftModel.from_pretrained(untuned, folder)
+        return {name: tensor for name, tensor in model.state_dict().items() if ".default" in name}
+    model, report = CLASSES[script].from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"]
+    return dict(model.state_dict())
