@@ -24,6 +24,8 @@ from ivg.lockstep.lane import Lane
 from ivg.plan import ModelInfos, PairInfo, ValueInfo, inspect_models
 
 _HEAD_NAMES = ("score", "classifier")
+# Heads are gathered row by row, so they stay as they are.
+UNQUANTIZED = ("lm_head", *_HEAD_NAMES)
 _TUNED, _UNTUNED = "tuned", "__base__"  # PEFT's name for a row without adapter
 
 
@@ -190,8 +192,7 @@ def default_device() -> str:
 def _quantization(source: ModelConfig) -> BitsAndBytesConfig | None:
     if source.quantization is None:
         return None
-    # Heads are gathered row by row, so they stay as they are.
-    skip = ["lm_head", *_HEAD_NAMES]
+    skip = list(UNQUANTIZED)
     if source.quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
     return BitsAndBytesConfig(
