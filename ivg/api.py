@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ivg.config import SamplingConfig, SearchConfig, check_guidance
@@ -12,6 +12,7 @@ from ivg.errors import UserError
 from ivg.hypotheses import Endings, Finished, FinishReason, Hypothesis
 from ivg.loading import Models
 from ivg.prompts import Row, as_rows
+from ivg.streaming import NewText
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ def generate(
     sampling: SamplingConfig | None = None,
     max_batch_rows: int = 64,
     block_size: int = 128,
+    on_text: Callable[[NewText], None] | None = None,
 ) -> list[Response]:
     """Decode prompts with the base, guided as `search` says.
 
@@ -74,6 +76,7 @@ def generate(
         sampling: lengths, temperature, seed, stop strings.
         max_batch_rows: rows (prompts x W x K) decoded side by side.
         block_size: prompts per block; a batch never spans two.
+        on_text: gets each response's text as it becomes certain: what all surviving beams agree on.
 
     Returns:
         `sampling.num_samples` responses per prompt, in the prompts' order.
@@ -90,7 +93,7 @@ def generate(
             f"max_batch_rows is {max_batch_rows}, but one prompt needs {search.rows_per_prompt}; raise it"
         )
     rows = as_rows(prompts)
-    engine = Engine(models, search, sampling)
+    engine = Engine(models, search, sampling, on_text=on_text)
     tasks, bad = make_tasks(rows, engine.infos, sampling)
     if bad:
         raise UserError(f"prompt {bad[0].index + 1} of {len(rows)}: {bad[0].reason}")

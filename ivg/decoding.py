@@ -54,6 +54,14 @@ class TextScorer(Protocol):
         ...
 
 
+class Watcher(Protocol):
+    """Is told at every boundary which hypotheses a search keeps."""
+
+    def __call__(self, task: Task, beams: Sequence[Hypothesis], is_done: bool) -> None:
+        """Look at the kept beams, best first; `is_done` where the search has ended."""
+        ...
+
+
 class _HostChunk(NamedTuple):
     ids: np.ndarray  # (R, L)
     values: np.ndarray  # (R, L)
@@ -127,6 +135,7 @@ class Decoder:
         endings: EOS ids and stop strings.
         text_scorer: adds to the value at boundaries.
         keep_trace: record every boundary.
+        watcher: is told at every boundary what is kept.
     """
 
     def __init__(
@@ -138,6 +147,7 @@ class Decoder:
         *,
         text_scorer: TextScorer | None = None,
         keep_trace: bool = False,
+        watcher: Watcher | None = None,
     ) -> None:
         self._rows = rows
         self._search = search
@@ -145,6 +155,7 @@ class Decoder:
         self._endings = endings
         self._text_scorer = text_scorer
         self._keep_trace = keep_trace
+        self._watcher = watcher
 
     def run(self, tasks: Sequence[Task], max_rows: int) -> Iterator[Finished]:
         """Decode tasks with continuous batching; yields each as it finishes.
@@ -196,6 +207,8 @@ class Decoder:
                 alive.append(search)
             else:
                 done.append(Finished(search.task, tuple(search.beams), tuple(search.trace)))
+            if self._watcher is not None:
+                self._watcher(search.task, search.beams, not kept)
             start = end
         return keep, alive, done
 

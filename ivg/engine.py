@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -18,6 +18,7 @@ from ivg.loading import Models
 from ivg.lockstep.rows import Lockstep
 from ivg.plan import GuidePlan, PairInfo, plan_guides
 from ivg.prompts import Row, encode_prompt, prompt_ids
+from ivg.streaming import AgreedText, NewText
 from ivg.text_guides import text_infos
 
 logger = logging.getLogger(__name__)
@@ -111,6 +112,7 @@ class Engine:
         search: guidance and beam search.
         sampling: lengths, temperature, seed.
         keep_trace: record log-ratios and boundaries.
+        on_text: gets each response's text as it becomes certain (`ivg.streaming`).
 
     Raises:
         UserError: guidance that the models cannot give.
@@ -123,6 +125,7 @@ class Engine:
         sampling: SamplingConfig,
         *,
         keep_trace: bool = False,
+        on_text: Callable[[NewText], None] | None = None,
     ) -> None:
         self.models = models
         self.plans = plan_guides(models.infos, search)
@@ -137,6 +140,7 @@ class Engine:
             self.endings,
             text_scorer=bind_text_guides(models, self.plans, first=len(self.lockstep.lanes)),
             keep_trace=keep_trace,
+            watcher=None if on_text is None else AgreedText(self.endings, sampling.stop, on_text),
         )
 
     def decode_text(self, ids: Sequence[int]) -> str:
