@@ -1,19 +1,16 @@
-"""Judge the quickstart's responses, compare the methods on the same prompts, and write the report.
+"""Judge the quickstart's responses and compare the methods on the same prompts.
 
     python recipes/quickstart/report.py
 
-Reads runs/quickstart; writes report.json, report.md and figures/ there, and the tables to the console.
+Reads runs/quickstart; writes report.json there and the tables to the console. `eval/report.py` draws it.
 """
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import corpus
-from frontier import FrontierConfig, Setting
-from frontier import read_config as read_frontier
 from rich.console import Console
 from stages import hash_path, read_stamp
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -21,9 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ivg.errors import UserError, exit_on_user_error
 from ivg.evaluation.decoded import Decoded, check_same_prompts, read_decoded
 from ivg.evaluation.distance import encode_response, response_nll
-from ivg.evaluation.figures import FrontierPoint, frontier, reward_by_method, save_png
 from ivg.evaluation.measures import compare, measure, missing_reasons
-from ivg.evaluation.statistics import estimate
 from ivg.evaluation.tables import Table, methods_table, paired_table
 from ivg.prompts import Row
 from ivg.records import manifest_path
@@ -33,8 +28,7 @@ NllScorer = Callable[[Sequence[Row]], list[float]]
 
 RUNS = Path("runs/quickstart")
 METHODS = ("base", "token_implicit", "best_of_n", "chunk_explicit", "token_implicit_best_of_n", "ivg")
-STAGES = ("prepare", "base", "untuned", "rollouts", "dpo", "value", "decode", "frontier")
-FRONTIER = "recipes/quickstart/frontier.yaml"
+STAGES = ("prepare", "base", "untuned", "rollouts", "dpo", "value", "decode", "sweep")
 REWARD_UNIT = "mean VADER compound over sentences"
 
 
@@ -83,16 +77,7 @@ def timing() -> dict[str, Any]:
     }
 
 
-def samples(files: list[Decoded]) -> str:
-    """Show every method's answer to the first prompt, as Markdown."""
-    lines = [f"Prompt: *{files[0].rows[0]['prompt']}*", ""]
-    for file in files:
-        response = file.responses[0].strip()
-        lines.append(f"- **{file.name}** ({sentiment(response):+.2f}): {response}")
-    return "\n".join(lines)
-
-
-def value_table(quality: list[dict[str, Any]]) -> Table:
+def value_table(quality: Sequence[Mapping[str, Any]]) -> Table:
     """Tabulate how well the value model ranks validation responses from the first part of them."""
     header = ["part of the response read", "rank correlation", "pairwise accuracy"]
     rows = [
@@ -102,76 +87,34 @@ def value_table(quality: list[dict[str, Any]]) -> Table:
     return Table("Value model against the final gold reward", header, rows)
 
 
-def frontier_points(config: FrontierConfig, score_nll: NllScorer) -> list[FrontierPoint]:
-    """Measure every setting of the frontier on the same validation prompts."""
-    files = [read_decoded(s.name, Path(config.output_dir) / f"{s.name}.jsonl") for s in config.settings]
-    check_same_prompts(files)
-    base = next(file for file in files if file.name == Setting(method="base").name)
-    base_nll = estimate(score_nll(base.rows)).mean
-    return [
-        FrontierPoint(
-            method=setting.method,
-            setting=setting.label,
-            x=estimate(score_nll(file.rows)).mean - base_nll,
-            reward=estimate(vader_completion(file.rows, file.responses)).as_dict(),
-        )
-        for setting, file in zip(config.settings, files, strict=True)
-    ]
-
-
 def task_facts() -> dict[str, Any]:
     """Say what is judged, and how high a review of the grammar could score."""
     ceiling = corpus.attainable_maximum(sentiment)
     return {"gold_reward": REWARD_UNIT, "attainable_maximum": round(ceiling, 4)}
 
 
-def markdown(report: Mapping[str, Any], tables: list[Table], files: list[Decoded]) -> str:
-    """Write the report for people."""
-    task, weights = report["task"], report["base_weights"]
-    same = "identical" if weights["identical"] else "DIFFERENT"
-    rounded = f"{task['attainable_maximum']:.2f}"
-    parts = [
-        "# Quickstart: did guidance help?",
-        f"Gold reward: {task['gold_reward']}; the best review that the grammar can write scores {rounded}. "
-        "W=4, K=4, L=5, best-of-16, temperature 0.7. Distance is the negative log-likelihood of a response "
-        "under the base, less that of the base's own samples: read it beside distinct-2 and length, for "
-        "repetition makes text likely.",
-        *[f"## {table.title}\n\n{table.markdown()}" for table in tables],
-        "![gold reward by method](figures/reward_by_method.png)",
-        "![frontier](figures/frontier.png)",
-        f"The base's weights before and after decoding are {same} (SHA-256 {weights['sha256_after']}).",
-        f"## One prompt, {len(files)} answers\n\n{samples(files)}",
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
 @exit_on_user_error
 def main() -> None:
-    """Judge, compare, draw, write."""
+    """Judge, compare, write, print."""
     console = Console()
-    score_nll = base_scorer(RUNS / "base")
-    files = [read_decoded(method, RUNS / "decoded" / f"{method}.jsonl") for method in METHODS]
     with console.status("judging the responses"):
-        compared = compare_methods(files, score_nll)
-        points = frontier_points(read_frontier(FRONTIER), score_nll)
+        files = [read_decoded(method, RUNS / "decoded" / f"{method}.jsonl") for method in METHODS]
         quality = json.loads((RUNS / "value" / "value_evaluation.json").read_text(encoding="utf-8"))
         report = {
             "task": task_facts(),
-            **compared,
-            "frontier": [dataclasses.asdict(point) for point in points],
+            **compare_methods(files, base_scorer(RUNS / "base")),
             "value_model": quality,
             "base_weights": weights_check(RUNS / "base" / "model.safetensors"),
             "timing": timing(),
         }
-    tables = [methods_table(report), paired_table(report), value_table(quality)]
-    rewards = {name: measures["gold_reward"] for name, measures in report["methods"].items()}
-    save_png(reward_by_method(rewards, unit=REWARD_UNIT), RUNS / "figures" / "reward_by_method.png")
-    xlabel = "distance from the base (nats per response)"
-    save_png(frontier(points, unit=REWARD_UNIT, xlabel=xlabel), RUNS / "figures" / "frontier.png")
-    (RUNS / "report.md").write_text(markdown(report, tables, files), encoding="utf-8")
     (RUNS / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    for table in tables:
+    for table in (methods_table(report), paired_table(report), value_table(quality)):
         console.print(table.console())
+    same = "the same" if report["base_weights"]["identical"] else "NOT the same"
+    console.print(
+        f"The best review that the grammar can write scores {report['task']['attainable_maximum']:.3f}."
+    )
+    console.print(f"The base's weights are {same} before and after decoding.")
 
 
 if __name__ == "__main__":

@@ -87,18 +87,21 @@ def quickstart() -> list[Stage]:
             outputs=[f"{RUNS}/decoded"],
         ),
         Stage(
-            name="frontier",
+            name="sweep",
             title="decode validation prompts over a grid of beta, W and K",
-            commands=[f"python {RECIPE}/frontier.py --config {RECIPE}/frontier.yaml"],
-            inputs=[f"{RECIPE}/frontier.yaml", *trained, f"{data}/prompts.validation.jsonl"],
-            outputs=[f"{RUNS}/frontier"],
+            commands=[f"python eval/sweep.py --config {RECIPE}/sweep.yaml"],
+            inputs=[f"{RECIPE}/sweep.yaml", *trained, f"{data}/prompts.validation.jsonl"],
+            outputs=[f"{RUNS}/sweep"],
         ),
         Stage(
             name="report",
             title="judge, compare, draw",
-            commands=[f"python {RECIPE}/report.py"],
-            inputs=[f"{RECIPE}/report.py", f"{RUNS}/decoded", f"{RUNS}/frontier", *weights("base")],
-            outputs=[f"{RUNS}/{file}" for file in ("report.json", "report.md", "figures")],
+            commands=[
+                f"python {RECIPE}/report.py",
+                f"python eval/report.py --folder {RUNS} --title Quickstart",
+            ],
+            inputs=[f"{RECIPE}/report.py", f"{RUNS}/decoded", f"{RUNS}/sweep", *weights("base")],
+            outputs=[f"{RUNS}/{file}" for file in ("report.json", "report.md", "report.html", "figures")],
         ),
     ]
 
@@ -135,7 +138,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
         return 130
-    print(f"\nThe report is {RUNS}/report.md; its numbers are in {RUNS}/report.json.")
+    print(f"\nThe report is {RUNS}/report.html (or report.md); its numbers are in {RUNS}/report.json.")
     return 0
 
 

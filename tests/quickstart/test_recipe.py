@@ -3,13 +3,11 @@
 from pathlib import Path
 
 import pytest
-from frontier import Setting, read_config, search_of
 from report import METHODS
 from run import ROOT, environment, quickstart
 
-from ivg.config import SearchConfig
 from ivg.config_file import config_from_dict, read_yaml
-from ivg.errors import UserError
+from ivg.evaluation.grid import read_grid
 
 RECIPE = ROOT / "recipes" / "quickstart"
 CONFIGS = sorted(RECIPE.rglob("*.yaml"))
@@ -80,56 +78,13 @@ def test_test_prompts_are_decoded_only_for_the_report():
 
 
 def test_the_frontier_stays_within_its_bounds():
-    config = read_config(str(RECIPE / "frontier.yaml"))
-    assert config.num_prompts == 64
-    assert "validation" in config.prompts
-    assert max(s.num_beams * s.num_successors for s in config.settings) == 16
-    assert {s.method for s in config.settings} == set(METHODS)
-    assert config.sampling == decode_config("ivg").sampling
-
-
-@pytest.mark.parametrize(
-    ("setting", "search"),
-    [
-        (Setting(method="base"), SearchConfig(chunk_length=72)),
-        (
-            Setting(method="token_implicit", beta=1.0),
-            SearchConfig(token_guidance="implicit", chunk_length=72),
-        ),
-        (
-            Setting(method="best_of_n", num_successors=4),
-            SearchConfig(chunk_guidance="explicit", num_successors=4, chunk_length=72),
-        ),
-        (
-            Setting(method="ivg", beta=0.5, num_beams=2, num_successors=2),
-            SearchConfig(
-                token_guidance="implicit",
-                chunk_guidance="explicit",
-                num_beams=2,
-                num_successors=2,
-                chunk_length=5,
-            ),
-        ),
-    ],
-)
-def test_a_setting_becomes_guidance_and_search(setting, search):
-    assert search_of(setting, read_config(str(RECIPE / "frontier.yaml"))) == search
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("num_prompts: 64", "num_promts: 64", 'can not match "num_promts"'),
-        ("beta: 0.25", "beta: 0.5", "a setting occurs twice"),
-    ],
-)
-def test_a_wrong_frontier_is_refused(tmp_path, old, new, message):
-    text = (RECIPE / "frontier.yaml").read_text(encoding="utf-8")
-    assert old in text
-    path = tmp_path / "frontier.yaml"
-    path.write_text(text.replace(old, new), encoding="utf-8")
-    with pytest.raises(UserError, match=message):
-        read_config(str(path))
+    grid = read_grid(str(RECIPE / "sweep.yaml"))
+    assert grid.decode.limit == 64
+    assert "validation" in str(grid.decode.input)
+    assert max(cell.num_beams * cell.num_successors for cell in grid.cells) == 16
+    assert {cell.method for cell in grid.cells} == set(METHODS)
+    assert grid.decode.sampling == decode_config("ivg").sampling
+    assert grid.reward.function == read_yaml(str(RECIPE / "rollouts.yaml"))["reward_function"]
 
 
 def test_stages_run_without_gpu_and_hub_with_this_interpreter_first():

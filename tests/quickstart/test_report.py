@@ -4,7 +4,6 @@ import json
 
 import pytest
 import report
-from frontier import read_config
 
 from ivg.errors import UserError
 from ivg.evaluation.decoded import Decoded
@@ -92,23 +91,3 @@ def test_a_report_without_decoding_says_what_to_run(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "RUNS", tmp_path)
     with pytest.raises(UserError, match=r"has no decode\.json; run recipes/quickstart/run\.py"):
         report.weights_check(tmp_path / "model.safetensors")
-
-
-def test_frontier_points_carry_reward_and_distance(tmp_path):
-    config = tmp_path / "frontier.yaml"
-    config.write_text(
-        f"{{base: b, tuned: t, untuned: u, value: v, prompts: p, num_prompts: 2, output_dir: {tmp_path}, "
-        "sampling: {max_new_tokens: 8}, chunk_length: 5, max_batch_rows: 16, "
-        "settings: [{method: base}, {method: ivg, beta: 0.5, num_beams: 2, num_successors: 2}]}",
-        encoding="utf-8",
-    )
-    for name, text, length in (("base-W1-K1", " Long.", 4), ("ivg-beta0.5-W2-K2", " Good.", 7)):
-        rows = decoded(name, [text, text], [length, length]).rows
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (tmp_path / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-    base, ivg = report.frontier_points(
-        read_config(str(config)), lambda rows: [2.0 * row["num_tokens"] for row in rows]
-    )
-    assert (base.method, base.setting, base.x) == ("base", "", 0.0)
-    assert (ivg.method, ivg.setting, ivg.x) == ("ivg", "β=0.5, 2·2", pytest.approx(2.0 * 7 - 2.0 * 4))
-    assert ivg.reward["mean"] == pytest.approx(GOOD)
