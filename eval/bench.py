@@ -1,0 +1,143 @@
+"""Measure decoding speed rung by rung, each in a process of its own, all on the same work.
+
+    python eval/bench.py                          # what `make bench` runs: the workloads short and long
+    python eval/bench.py --growth                 # cost per prompt at 20 and at 100 prompts
+    python eval/bench.py --workloads chat-1b --dtype bfloat16     # needs a GPU
+
+Prints a table and writes runs/bench/decode.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ivg.benchmark.measure import RUNGS, measure
+from ivg.benchmark.workloads import WORKLOADS
+from ivg.errors import UserError, exit_on_user_error
+
+COLUMNS = ("rung", "s/prompt", "returned tok/s", "sampled tok/s", "guide tokens", "MiB", "x naive", "matmul")
+
+
+def in_fresh_process(
+    workload: str, rung: str, options: argparse.Namespace, **changed: object
+) -> dict[str, Any]:
+    """Run one rung in a process of its own, so that memory and warm-up are its own."""
+    settings = {**vars(options), **changed}
+    command = [sys.executable, __file__, "--one", workload, rung]
+    for name in ("dtype", "device", "max_batch_rows", "prompts"):
+        if settings[name] is not None:
+            command += [f"--{name}", str(settings[name])]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return dict(json.loads(done.stdout))
+
+
+def ladder(workload: str, options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Measure every rung and print the table."""
+    table = Table(title=f"{workload}, {options.dtype}, max_batch_rows {options.max_batch_rows}")
+    for column in (
+        "rung",
+        "s/prompt",
+        "returned tok/s",
+        "sampled tok/s",
+        "guide tokens",
+        "MiB",
+        "x naive",
+        "matmul",
+    ):
+        table.add_column(column, justify="left" if column == "rung" else "right")
+    results: dict[str, Any] = {}
+    for rung in RUNGS:
+        result = results[rung] = in_fresh_process(workload, rung, options)
+        ratio = results["naive"]["seconds_per_prompt"] / result["seconds_per_prompt"]
+        result["ratio_to_naive"] = ratio
+        rate = statistics.mean(result["matmul_gflops"])
+        if result["gflop_per_prompt"] is not None:
+            result["share_of_matmul_rate"] = result["gflop_per_prompt"] / rate / result["seconds_per_prompt"]
+        share = result.get("share_of_matmul_rate")
+        table.add_row(
+            rung,
+            f"{result['seconds_per_prompt']:.2f}",
+            f"{result['returned_tokens_per_second']:.0f}",
+            f"{result['sampled_tokens_per_second']:.0f}",
+            f"{result['guide_tokens_per_prompt']:,.0f}",
+            f"{result['peak_memory_mib']:,.0f}",
+            f"{ratio:.1f}",
+            "" if share is None else f"{share:.0%}",
+        )
+    console.print(table)
+    return results
+
+
+def growth(workload: str, options: argparse.Namespace, console: Console, runs: int = 3) -> dict[str, Any]:
+    """Compare 100 prompts with 20, medians of interleaved runs."""
+    found: dict[int, list[dict[str, Any]]] = {20: [], 100: []}
+    for _ in range(runs):
+        for num_prompts, results in found.items():
+            results.append(in_fresh_process(workload, RUNGS[-1], options, prompts=num_prompts))
+    ratios = {}
+    for key in ("seconds_per_prompt", "peak_memory_mib"):
+        few, many = (statistics.median(r[key] for r in found[n]) for n in (20, 100))
+        ratios[key] = many / few
+        console.print(f"{workload}: {key} at 20 prompts {few:.2f}, at 100 {many:.2f}, ratio {many / few:.3f}")
+    return {"runs": found, "ratio_100_to_20": ratios}
+
+
+@exit_on_user_error
+def main() -> None:
+    """Parse arguments, measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--workloads", nargs="+", default=["short", "long"], choices=sorted(WORKLOADS))
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--max_batch_rows", type=int, default=128)
+    parser.add_argument("--prompts", type=int, help="number of prompts; default: the workload's")
+    parser.add_argument("--growth", action="store_true", help="cost per prompt at 20 and at 100 prompts")
+    parser.add_argument("--output", type=Path, default=Path("runs/bench/decode.json"))
+    parser.add_argument("--one", nargs=2, metavar=("WORKLOAD", "RUNG"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.max_batch_rows < 16:
+        raise UserError(f"max_batch_rows is {options.max_batch_rows}; the workloads need at least 16")
+    if options.one:
+        print(
+            json.dumps(
+                measure(
+                    WORKLOADS[options.one[0]],
+                    options.one[1],
+                    dtype=getattr(torch, options.dtype),
+                    device=options.device,
+                    num_prompts=options.prompts,
+                    max_batch_rows=options.max_batch_rows,
+                )
+            )
+        )
+        return
+    console = Console()
+    compare = growth if options.growth else ladder
+    results = {name: compare(name, options, console) for name in options.workloads}
+    report = {
+        "what": "growth" if options.growth else "ladder",
+        "dtype": options.dtype,
+        "device": options.device,
+        "max_batch_rows": options.max_batch_rows,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "results": results,
+    }
+    path = options.output.with_name("growth.json") if options.growth else options.output
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=2) + "\n")
+    console.print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()

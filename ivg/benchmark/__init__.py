@@ -1,0 +1,1 @@
+"""Workloads with random weights, and a naive decoder to measure against."""

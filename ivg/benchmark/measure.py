@@ -1,0 +1,118 @@
+"""Run one rung of the speed ladder in this process."""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import statistics
+import time
+from typing import Any
+
+import torch
+
+from ivg.benchmark import naive
+from ivg.benchmark.workloads import BenchmarkModels, Workload, build_models, build_rows, flops_per_token
+from ivg.decoding import Decoder
+from ivg.hypotheses import Endings
+
+RUNGS = ("naive", "kept caches", "batched prompts", "continuous batching")
+FEW_PROMPTS = 4  # the rungs that take one prompt at a time cost the same for every prompt; a few tell
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Work:
+    """What a rung did.
+
+    Attributes:
+        seconds: wall time.
+        num_prompts: prompts decoded.
+        guide_tokens: tokens fed to pair and value model.
+        flops: matrix-product operations of all models, or None where they were not counted.
+    """
+
+    seconds: float
+    num_prompts: int
+    guide_tokens: int
+    flops: float | None
+
+
+def measure(
+    workload: Workload,
+    rung: str,
+    *,
+    dtype: torch.dtype,
+    device: str,
+    num_prompts: int | None,
+    max_batch_rows: int,
+) -> dict[str, Any]:
+    """Run one rung and return its figures per prompt, with the machine's matrix-product rate around it."""
+    models = build_models(workload, dtype, device)
+    rate_before = matmul_rate(dtype, device)
+    if rung == "naive":
+        work = _run_naive(models, workload, num_prompts)
+    else:
+        work = _run_engine(models, workload, rung, num_prompts, max_batch_rows)
+    sampled = workload.new_tokens * workload.search.rows_per_prompt
+    return {
+        "num_prompts": work.num_prompts,
+        "seconds_per_prompt": work.seconds / work.num_prompts,
+        "returned_tokens_per_second": work.num_prompts * workload.new_tokens / work.seconds,
+        "sampled_tokens_per_second": work.num_prompts * sampled / work.seconds,
+        "guide_tokens_per_prompt": work.guide_tokens / work.num_prompts,
+        "gflop_per_prompt": None if work.flops is None else work.flops / work.num_prompts / 1e9,
+        "peak_memory_mib": _peak_memory(device),
+        "matmul_gflops": [rate_before, matmul_rate(dtype, device)],
+    }
+
+
+def _run_naive(models: BenchmarkModels, workload: Workload, num_prompts: int | None) -> Work:
+    prompts = workload.prompts(num_prompts)[:FEW_PROMPTS]
+    short = dataclasses.replace(workload, new_tokens=workload.search.chunk_length)
+    naive.decode(models, short, prompts[0])  # first calls pay for memory and kernels
+    start = time.perf_counter()
+    guide_tokens = sum(naive.decode(models, workload, prompt)[0] for prompt in prompts)
+    return Work(time.perf_counter() - start, len(prompts), guide_tokens, None)
+
+
+def _run_engine(
+    models: BenchmarkModels, workload: Workload, rung: str, num_prompts: int | None, max_batch_rows: int
+) -> Work:
+    rows = build_rows(models, workload)
+    decoder = Decoder(rows, workload.search, workload.sampling, Endings([], [], lambda ids: ""))
+    tasks, per_prompt = workload.tasks(num_prompts), workload.search.rows_per_prompt
+    if rung == "kept caches":
+        tasks, max_batch_rows = tasks[:FEW_PROMPTS], per_prompt
+    together = max_batch_rows // per_prompt if rung == "batched prompts" else len(tasks)
+    short = dataclasses.replace(tasks[0], max_tokens=workload.search.chunk_length)
+    list(decoder.run([short], max_batch_rows))
+    before = [lane.tokens_fed for lane in rows.lanes]
+    start = time.perf_counter()
+    for first in range(0, len(tasks), together):
+        list(decoder.run(tasks[first : first + together], max_batch_rows))
+    seconds = time.perf_counter() - start
+    fed = [lane.tokens_fed - already for lane, already in zip(rows.lanes, before, strict=True)]
+    costs = [flops_per_token(m) for m in (models.base, models.tuned, models.untuned, models.value)]
+    flops = sum(tokens * cost for tokens, cost in zip(fed, costs, strict=True))
+    return Work(seconds, len(tasks), sum(fed[1:]), flops)
+
+
+def _peak_memory(device: str) -> float:
+    """Return MiB: of the GPU where there is one, else resident memory of this process."""
+    if device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return torch.cuda.max_memory_allocated() / 2**20
+
+
+def matmul_rate(dtype: torch.dtype, device: str) -> float:
+    """Return GFLOP/s on matrices like the workload's: 256 x 512 by 512 x 2048."""
+    left = torch.randn(256, 512, device=device, dtype=dtype)
+    right = torch.randn(2048, 512, device=device, dtype=dtype)
+    rates = []
+    for _ in range(30):
+        start = time.perf_counter()
+        for _ in range(10):
+            torch.nn.functional.linear(left, right)
+        if device != "cpu":
+            torch.cuda.synchronize()
+        rates.append(10 * 2 * 256 * 512 * 2048 / (time.perf_counter() - start) / 1e9)
+    return statistics.median(rates)
