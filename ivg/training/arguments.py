@@ -162,13 +162,16 @@ def _check_keys(data: dict[str, Any], classes: Sequence[type], path: str) -> Non
         if key not in hints:
             raise UserError(f"{path}: unknown key {key!r}; {nearest(key, hints)}")
         if not _fits(value, hints[key]):
-            expected = getattr(hints[key], "__name__", str(hints[key]))
+            expected = _describe(hints[key])
             raise UserError(f"{path}: {key} is {value!r}; expected {expected}")
 
 
 def _fits(value: object, hint: Any) -> bool:
     """Tell whether a YAML value can stand for a field of this type (argparse checks flags only)."""
     members = typing.get_args(hint) if isinstance(hint, types.UnionType) or _is_union(hint) else (hint,)
+    choices = [choice for member in members if _is_literal(member) for choice in typing.get_args(member)]
+    if choices:
+        return value in choices or (value is None and type(None) in members)
     if any(member in (int, float) for member in members) and str not in members:
         numeric = isinstance(value, int | float) and not isinstance(value, bool)
         whole = float in members or isinstance(value, int)
@@ -176,6 +179,16 @@ def _fits(value: object, hint: Any) -> bool:
     if bool in members and str not in members:
         return isinstance(value, bool) or (value is None and type(None) in members)
     return True
+
+
+def _describe(hint: Any) -> str:
+    if _is_literal(hint):
+        return " or ".join(map(str, typing.get_args(hint)))
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+
+
+def _is_literal(hint: Any) -> bool:
+    return typing.get_origin(hint) is typing.Literal
 
 
 def _is_union(hint: Any) -> bool:

@@ -70,17 +70,18 @@ def prepare(data: DataArguments, training: ValueTrainingArguments, model: ModelA
         for name, rows in zip(names, load_training_data(data), strict=True)
     )
     assert train_rows is not None
+    scaled = training.normalize_rewards and training.objective != "prefix-bt" and not training.binary_reward
+    scale = RewardScale.of([row["reward"] for row in train_rows]) if scaled else RewardScale()
     claim_output(training.output_dir, settings_of(data, training, model), overwrite=data.overwrite_output)
     assert not isinstance(training.model_init_kwargs, str)
     training.model_init_kwargs = init_kwargs(model, training.model_init_kwargs)
-    scaled = training.normalize_rewards and training.objective != "prefix-bt" and not training.binary_reward
     return ValueJob(
         model=starting_point(model, config, tokenizer, training),
         num_labels=1 if training.head == "scalar" else config.get_text_config().vocab_size,
         tokenizer=tokenizer,
         train_rows=train_rows,
         eval_rows=eval_rows,
-        scale=RewardScale.of([row["reward"] for row in train_rows]) if scaled else RewardScale(),
+        scale=scale,
     )
 
 

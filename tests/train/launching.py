@@ -74,3 +74,8 @@ def losses(output: Path) -> dict[int, float]:
     """Read the loss at each logged step."""
     history = json.loads((output / "trainer_state.json").read_text())["log_history"]
     return {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
+
+
+def letters(rows: Sequence[Any], responses: Sequence[str]) -> list[float]:
+    """Reward: how many of a response's characters come before `n`."""
+    return [float(sum(char < "n" for char in text)) for text in responses]

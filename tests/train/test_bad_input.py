@@ -1,0 +1,129 @@
+"""User mistakes end with one line on stderr and exit code 2, before any weight is read."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests import tiny
+from tests.train.launching import (
+    PAIRS,
+    REWARDED,
+    TINY,
+    TRL_TINY,
+    run_alone,
+    run_here,
+    write_config,
+    write_rows,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model folder whose weights cannot be loaded: whoever reads them fails another way."""
+    tiny.save(tmp_path / "model", tiny.causal(0, dtype=torch.float32))
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"no weights")
+    write_rows(tmp_path / "pairs.jsonl", PAIRS)
+    write_rows(tmp_path / "rewarded.jsonl", REWARDED)
+    write_rows(
+        tmp_path / "long.jsonl", [{"prompt": "a", "completion": "b" * 80, "reward": r} for r in (1, 2)]
+    )
+    write_rows(tmp_path / "equal.jsonl", [{**row, "reward": 1.0} for row in REWARDED])
+    write_rows(tmp_path / "same.jsonl", [PAIRS[0], {**PAIRS[0], "chosen": PAIRS[0]["rejected"]}])
+    write_rows(tmp_path / "noprompt.jsonl", [{"prompt": "a"}, {"text": "b"}])
+    write_rows(tmp_path / "empty.jsonl", [])
+    (tmp_path / "notamodel").mkdir()
+    (tmp_path / "file").write_text("")
+    return tmp_path
+
+
+CASES: list[tuple[str, dict[str, Any], str]] = [
+    ("value", {"dataset_name": "nowhere.jsonl"}, "nowhere.jsonl: No such file"),
+    ("value", {"dataset_name": "empty.jsonl"}, "holds no rows"),
+    ("value", {"dataset_name": "pairs.jsonl"}, "expected prompt, completion, reward"),
+    ("value", {"dataset_name": "long.jsonl"}, "2 of 2 rows have more than 64 tokens"),
+    ("value", {"dataset_name": "long.jsonl", "drop_overlong": True}, "all 2 rows have more than 64 tokens"),
+    ("value", {"dataset_name": "equal.jsonl"}, "all 32 training rewards equal 1.0"),
+    ("value", {"binary_reward": True}, "a reward other than 0 and 1"),
+    ("value", {"objective": "cd-q", "binary_reward": True}, "binary_reward goes with objective fudge"),
+    ("value", {"objective": "fudgy"}, "objective is 'fudgy'; expected fudge or cd-q or prefix-bt"),
+    ("value", {"max_length": 0}, "max_length is 0"),
+    ("value", {"learning_rat": 1.0}, "unknown key 'learning_rat'; did you mean 'learning_rate'"),
+    ("value", {"push_to_hub": True}, "hub_strategy .* pushes checkpoints"),
+    ("value", {"model_name_or_path": "notamodel", "tokenizer_path": "model"}, "not a model folder"),
+    ("value", {"tokenizer_path": "nowhere"}, "tokenizer .*nowhere"),
+    ("value", {"output_dir": "file/out"}, "cannot be written: Not a directory"),
+    ("dpo", {"dataset_name": "same.jsonl"}, r"1 of 2 rows have chosen equal to rejected \(first: row 2\)"),
+    ("dpo", {"dataset_name": "rewarded.jsonl"}, "expected prompt, chosen, rejected"),
+    ("dpo", {"beta": "high"}, "beta is 'high'; expected float"),
+    ("dpo", {"model_name_or_path": None}, "exactly one of model_name_or_path and model_config"),
+    ("dpo", {"prompt_template": "chat"}, "has no chat template"),
+    (
+        "sft",
+        {"model_name_or_path": None, "model_config": {"model_type": "gpt5"}},
+        "unknown model_type 'gpt5'",
+    ),
+    (
+        "sft",
+        {"model_name_or_path": None, "model_config": {"model_type": "gpt2", "n_layers": 2}},
+        "gpt2 has no key 'n_layers'; did you mean 'n_layer'",
+    ),
+    ("rollouts", {"dataset_name": "noprompt.jsonl"}, "row 2: expected one of prompt"),
+    ("rollouts", {"reward_function": "ivg.rewards.vadr"}, "defines no vadr"),
+    ("rollouts", {"reward_model": "model"}, "exactly one of a function's dotted name and a classifier"),
+    ("rollouts", {"reward_function": None, "reward_model": "model"}, "is a GPT2LMHeadModel; expected"),
+    ("rollouts", {"temperature": -1.0}, "temperature is -1.0"),
+]
+PATHS = ("dataset_name", "model_name_or_path", "tokenizer_path", "output_dir", "reward_model")
+
+
+def _config(folder: Path, script: str, keys: dict[str, Any]) -> str:
+    rows = {"value": "rewarded.jsonl"}.get(script, "pairs.jsonl")
+    common = {"model_name_or_path": "model", "dataset_name": rows, "output_dir": "out"}
+    if script == "rollouts":
+        common["reward_function"] = "ivg.rewards.vader"
+    else:
+        common |= TINY if script == "value" else TRL_TINY
+    if "model_config" in keys:
+        common["tokenizer_path"] = "model"
+    merged = {key: value for key, value in {**common, **keys}.items() if value is not None}
+    absolute = {key: str(folder / value) for key, value in merged.items() if key in PATHS}
+    return write_config(folder / "config.yaml", **{**merged, **absolute})
+
+
+@pytest.mark.parametrize(("script", "keys", "message"), CASES)
+def test_refused_in_one_line(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    script: str,
+    keys: dict[str, Any],
+    message: str,
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        run_here(script, _config(folder, script, keys), monkeypatch)
+    assert exit_.value.code == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert re.search(message, errors[0])
+
+
+def test_the_process_itself_exits_with_2_and_no_traceback(folder: Path) -> None:
+    done = run_alone("value", _config(folder, "value", {"dataset_name": "nowhere.jsonl"}), expect=2)
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_another_runs_folder_is_not_taken_over(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "out").mkdir()
+    (folder / "out" / "run.json").write_text(json.dumps({"beta": 7}))
+    with pytest.raises(SystemExit):
+        run_here("dpo", _config(folder, "dpo", {}), monkeypatch)
+    assert "holds a run with other settings" in capsys.readouterr().err
