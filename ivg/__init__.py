@@ -1,16 +1,18 @@
 """Guided decoding for frozen language models: Integrated Value Guidance (arXiv 2409.17819)."""
 
-from ivg.api import Response, generate
+from ivg.api import Response as Response
+from ivg.api import generate
 from ivg.config import ModelConfig, PairConfig, SamplingConfig, SearchConfig, ValueConfig
+from ivg.hf import custom_generate
 from ivg.loading import load_models
 
 __all__ = [
     "ModelConfig",
     "PairConfig",
-    "Response",
     "SamplingConfig",
     "SearchConfig",
     "ValueConfig",
+    "custom_generate",
     "generate",
     "load_models",
 ]

@@ -120,8 +120,8 @@ def load_models(
     return load_inspected(inspect_models(config, pairs, values))
 
 
-def load_inspected(infos: ModelInfos) -> Models:
-    """Load the weights of models that were inspected."""
+def load_inspected(infos: ModelInfos, base: LoadedModel | None = None) -> Models:
+    """Load the weights of models that were inspected, except a base that is in memory already."""
     loaded: dict[ModelConfig, PreTrainedModel] = {}
 
     def load(info: ModelInfo) -> LoadedModel:
@@ -130,7 +130,7 @@ def load_inspected(infos: ModelInfos) -> Models:
             loaded[key] = _load_module(info)
         return LoadedModel(info, loaded[key])
 
-    base = load(infos.base)
+    base = base or load(infos.base)
     pairs = tuple(
         _load_shared_pair(pair) if pair.is_shared else LoadedPair(pair, load(pair.tuned), load(pair.untuned))
         for pair in infos.pairs

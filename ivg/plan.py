@@ -160,6 +160,11 @@ class GuidePlan:
     chunk_weight: float
 
     @property
+    def models(self) -> tuple[ModelInfo, ...]:
+        """Tuned and untuned, or the value model."""
+        return (self.info.tuned, self.info.untuned) if isinstance(self.info, PairInfo) else (self.info.model,)
+
+    @property
     def reads_text(self) -> bool:
         """Whether it ranks chunks by their text; what guides tokens over shared strings ranks so too."""
         return self.fit.route == "text" or (self.fit.route == "strings" and self.chunk_weight != 0)
@@ -173,9 +178,14 @@ def inspect_models(
     Raises:
         UserError: a folder that is no model, or a model of the wrong kind.
     """
+    return inspect_guides(inspect_model(base, "base"), pairs, values)
+
+
+def inspect_guides(base: ModelInfo, pairs: Sequence[PairConfig], values: Sequence[ValueConfig]) -> ModelInfos:
+    """Read every guide's configuration and tokenizer."""
     several = len(pairs) > 1
     return ModelInfos(
-        inspect_model(base, "base"),
+        base,
         tuple(
             PairInfo(
                 pair,

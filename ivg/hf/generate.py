@@ -1,0 +1,128 @@
+"""`model.generate(custom_generate=ivg.custom_generate, guidance=...)`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers.generation import (
+    EosTokenCriteria,
+    GenerateDecoderOnlyOutput,
+    MaxLengthCriteria,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from ivg.config import SamplingConfig, check_guidance
+from ivg.engine import Engine
+from ivg.errors import UserError
+from ivg.hf.guidance import Guidance
+from ivg.hypotheses import Task
+from ivg.prompts import Row, as_rows
+
+_OURS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MaxLengthCriteria, EosTokenCriteria)
+
+
+def custom_generate(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    guidance: Guidance | None = None,
+    prompts: Sequence[str | Row] | None = None,
+    **model_kwargs: Any,
+) -> Tensor | GenerateDecoderOnlyOutput:
+    """Decode with guidance inside `model.generate(**inputs, custom_generate=ivg.custom_generate, ...)`.
+
+    Sampling settings (do_sample, temperature, top_k, top_p, length, EOS) are those of `generate`.
+
+    Args:
+        model: the base.
+        input_ids: (P, T), padded on the left.
+        logits_processor: only what temperature, top_k and top_p make.
+        stopping_criteria: only length and EOS.
+        generation_config: the prepared one.
+        guidance: the guides and the search.
+        prompts: what was encoded, for guides with a template or vocabulary of their own.
+        model_kwargs: the attention mask; the rest is not needed.
+
+    Returns:
+        (P, T + longest response) ids, padded on the right; in `return_dict_in_generate`, with the key
+        `sequences`.
+
+    Raises:
+        UserError: no guidance, several sequences per prompt, or processors that would be passed over.
+    """
+    if guidance is None or guidance.models.base.module is not model:
+        raise UserError(
+            "custom_generate needs guidance=ivg.hf.Guidance(model, tokenizer, ...) for this very model"
+        )
+    _refuse_others(generation_config, logits_processor, stopping_criteria)
+    room = int(generation_config.max_length) - input_ids.shape[1]
+    is_sampled = bool(generation_config.do_sample)
+    sampling = SamplingConfig(
+        max_new_tokens=room,
+        temperature=_given(generation_config.temperature, 1.0) if is_sampled else 0.0,
+        top_k=int(_given(generation_config.top_k, 0)) if is_sampled else 0,
+        top_p=_given(generation_config.top_p, 1.0) if is_sampled else 1.0,
+        stop=guidance.stop,
+        seed=guidance.seed,
+    )
+    check_guidance(guidance.search, sampling, *guidance.configs)
+    models = guidance.with_generation(generation_config)
+    engine = Engine(models, guidance.search, sampling, on_text=guidance.on_text)
+    lane_ids = guidance.lane_ids(input_ids, model_kwargs.get("attention_mask"), prompts)
+    rows = [{}] * len(lane_ids) if prompts is None else as_rows(prompts)
+    tasks = [
+        Task(index=i, prompt_id=name, lane_ids=ids, max_tokens=room, row=row)
+        for i, (name, ids, row) in enumerate(zip(_names(lane_ids), lane_ids, rows, strict=True))
+    ]
+    found = engine.run(tasks, max_batch_rows=guidance.max_batch_rows, block_size=len(tasks))
+    responses = [torch.tensor(finished.beams[0].ids, device=input_ids.device) for finished in found]
+    pad = generation_config.pad_token_id
+    new = pad_sequence(responses, batch_first=True, padding_value=_given(pad, 0))  # (P, longest)
+    sequences = torch.cat([input_ids, new.to(input_ids.dtype)], dim=1)
+    if generation_config.return_dict_in_generate:
+        return GenerateDecoderOnlyOutput(sequences=sequences)
+    return sequences
+
+
+def _refuse_others(
+    config: GenerationConfig, processors: LogitsProcessorList, criteria: StoppingCriteriaList
+) -> None:
+    for name in ("num_beams", "num_return_sequences"):
+        number = config.to_dict().get(name) or 1
+        if number > 1:
+            raise UserError(
+                f"{name} is {number}, which repeats the prompts before the search sees them; leave it at 1 "
+                "and set num_beams and num_successors in ivg.SearchConfig"
+            )
+    for other in [*processors, *criteria]:
+        if not isinstance(other, _OURS):
+            raise UserError(
+                f"{type(other).__name__} has no part in the guided search; "
+                "leave it out (stop strings belong in ivg.hf.Guidance)"
+            )
+
+
+def _given(value: float | None, default: float) -> Any:
+    return default if value is None else value
+
+
+def _names(lane_ids: Sequence[tuple[tuple[int, ...], ...]]) -> list[str]:
+    """Identify each prompt by its ids and the occurrence number."""
+    seen: Counter[str] = Counter()
+    names = []
+    for ids in lane_ids:
+        digest = hashlib.sha256(repr(ids[0]).encode()).hexdigest()[:16]
+        names.append(f"{digest}-{seen[digest]}")
+        seen[digest] += 1
+    return names

@@ -1,0 +1,121 @@
+"""The guides of a base that is in memory already."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from ivg.config import ModelConfig, PairConfig, SamplingConfig, SearchConfig, ValueConfig, check_guidance
+from ivg.engine import lane_infos
+from ivg.errors import UserError
+from ivg.inspection import ModelInfo
+from ivg.loading import LoadedModel, Models, load_inspected
+from ivg.plan import inspect_guides, plan_guides
+from ivg.prompts import Row, as_rows, encode_prompt
+from ivg.streaming import NewText
+
+
+class Guidance:
+    """A base that is in memory already, and its guides.
+
+    Args:
+        model: the base.
+        tokenizer: its own.
+        pairs: implicit value functions, loaded here.
+        values: explicit value functions, loaded here.
+        search: guidance and beam search.
+        stop: strings that end a response.
+        seed: with the prompt's ids, the row and the position, decides every draw.
+        max_batch_rows: rows (prompts x W x K) decoded side by side.
+        on_text: gets each response's text as it becomes certain.
+
+    Raises:
+        UserError: guidance that the models cannot give, before any weights are loaded.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        pairs: Sequence[PairConfig] = (),
+        values: Sequence[ValueConfig] = (),
+        search: SearchConfig | None = None,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+        max_batch_rows: int = 64,
+        on_text: Callable[[NewText], None] | None = None,
+    ) -> None:
+        self.search = search or SearchConfig()
+        self.stop = tuple(stop)
+        self.seed = seed
+        self.max_batch_rows = max_batch_rows
+        self.on_text = on_text
+        if max_batch_rows < self.search.rows_per_prompt:
+            raise UserError(
+                f"max_batch_rows is {max_batch_rows}, but one prompt needs "
+                f"{self.search.rows_per_prompt}; raise it"
+            )
+        check_guidance(self.search, SamplingConfig(), pairs, values)
+        base = ModelInfo(
+            name="base",
+            source=ModelConfig(path=model.name_or_path or type(model).__name__),
+            config=model.config,
+            tokenizer=tokenizer,
+            template="{prompt}",
+            kind="causal",
+            generation=model.generation_config,
+        )
+        infos = inspect_guides(base, pairs, values)
+        self.configs = (tuple(pairs), tuple(values))
+        self.plans = plan_guides(infos, self.search)
+        self.models: Models = load_inspected(infos, LoadedModel(base, model))
+
+    def with_generation(self, config: GenerationConfig) -> Models:
+        """Return the models, the base with the EOS ids of this call."""
+        base = dataclasses.replace(self.models.infos.base, generation=config)
+        infos = dataclasses.replace(self.models.infos, base=base)
+        return dataclasses.replace(self.models, infos=infos, base=LoadedModel(base, self.models.base.module))
+
+    def lane_ids(
+        self, input_ids: Tensor, attention_mask: Tensor | None, prompts: Sequence[str | Row] | None
+    ) -> list[tuple[tuple[int, ...], ...]]:
+        """Return each prompt in every model's ids.
+
+        Args:
+            input_ids: (P, T), padded on the left.
+            attention_mask: (P, T), or None where nothing is padding.
+            prompts: what was encoded, for guides with a template or vocabulary of their own; without it, the
+                guides read the base's ids.
+
+        Raises:
+            UserError: such a guide, but no prompts; or another number of them.
+        """
+        if prompts is None:
+            self._refuse_own_templates()
+        elif len(prompts) != len(input_ids):
+            raise UserError(
+                f"{len(prompts)} prompts for {len(input_ids)} rows of input_ids; give one for each"
+            )
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        base_ids = [tuple(ids[m.bool()].tolist()) for ids, m in zip(input_ids, mask, strict=True)]
+        infos = lane_infos(self.models.infos.base, self.plans)[1:]
+        if prompts is None:
+            return [(ids,) * (1 + len(infos)) for ids in base_ids]
+        return [
+            (ids, *(tuple(encode_prompt(info.tokenizer, row, info.template)) for info in infos))
+            for ids, row in zip(base_ids, as_rows(prompts), strict=True)
+        ]
+
+    def _refuse_own_templates(self) -> None:
+        for plan in self.plans:
+            for info in plan.models:
+                if plan.fit.route != "ids" or info.source.template is not None:
+                    raise UserError(
+                        f"{info.name}: has a template or vocabulary of its own, so it needs the prompts "
+                        "themselves; give prompts=[...] beside guidance"
+                    )
