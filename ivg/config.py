@@ -22,6 +22,10 @@ def _require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+def _require_finite(name: str, weight: float | None) -> None:
+    _require(weight is None or math.isfinite(weight), f"{name} is {weight}; give a finite number")
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """One Hugging Face model and how to load it.
@@ -84,6 +88,7 @@ class PairConfig:
         _require(
             math.isfinite(self.beta) and self.beta >= 0, f"beta is {self.beta}; give a finite number >= 0"
         )
+        _require_finite("chunk_weight", self.chunk_weight)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +109,7 @@ class ValueConfig:
         _require(
             math.isfinite(self.beta) and self.beta >= 0, f"beta is {self.beta}; give a finite number >= 0"
         )
+        _require_finite("weight", self.weight)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +178,9 @@ class SamplingConfig:
         )
         _require(self.top_k >= 0, f"top_k is {self.top_k}; give an integer >= 0 (0 keeps all tokens)")
         _require(0 < self.top_p <= 1, f"top_p is {self.top_p}; give a number above 0, at most 1")
+        _require(
+            not isinstance(self.stop, str), f"stop is one string, {self.stop!r}; give a tuple of strings"
+        )
         _require(all(self.stop), "stop holds an empty string, which would end every response at once")
         _require(self.num_samples >= 1, f"num_samples is {self.num_samples}; give an integer >= 1")
         _require(

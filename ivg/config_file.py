@@ -39,6 +39,14 @@ def _check_keys(data: Mapping[str, Any], cls: type, where: str) -> None:
             raise UserError(f"{where}unknown key {key!r}; {nearest(str(key), valid)}")
 
 
+def _check_lists(data: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
+    for key in keys:
+        if not isinstance(data.get(key, []), list | tuple):
+            raise UserError(
+                f"{where}{key} is {data[key]!r:.60}; give a list (in YAML, lines that open with '- ')"
+            )
+
+
 def _model(data: object) -> object:
     """Let a plain string stand for a model's path."""
     if isinstance(data, str):
@@ -57,11 +65,24 @@ def _section(cls: type, where: str) -> Any:
     return check
 
 
+def _sampling(data: object) -> object:
+    """Let one string stand for a list of one stop string."""
+    if isinstance(data, Mapping) and isinstance(data.get("stop"), str):
+        data = {**data, "stop": [data["stop"]]}
+    if isinstance(data, Mapping):
+        _check_lists(data, ("stop",), "sampling: ")
+    return _section(SamplingConfig, "sampling")(data)
+
+
 def _value(data: object) -> object:
     """Let `{path: ..., weight: ...}` stand for `{model: {path: ...}, weight: ...}`."""
     if isinstance(data, str):
         return {"model": data}
     if isinstance(data, Mapping) and "model" not in data:
+        valid = {field.name for cls in (ModelConfig, ValueConfig) for field in dataclasses.fields(cls)}
+        for key in data:
+            if key not in valid:
+                raise UserError(f"values: unknown key {key!r}; {nearest(str(key), valid - {'model'})}")
         own = {key: data[key] for key in ("weight", "beta") if key in data}
         return {"model": {key: value for key, value in data.items() if key not in own}, **own}
     return _section(ValueConfig, "values")(data)
@@ -74,12 +95,13 @@ def config_from_dict(data: Mapping[str, Any]) -> DecodeConfig:
         UserError: unknown key (naming the nearest valid one), wrong type, or a value out of range.
     """
     _check_keys(data, DecodeConfig, "")
+    _check_lists(data, ("pairs", "values"), "")
     hooks = {
         ModelConfig: _model,
         PairConfig: _section(PairConfig, "pairs"),
         ValueConfig: _value,
         SearchConfig: _section(SearchConfig, "search"),
-        SamplingConfig: _section(SamplingConfig, "sampling"),
+        SamplingConfig: _sampling,
         DatasetConfig: _section(DatasetConfig, "dataset"),
         float: lambda x: float(x) if isinstance(x, int) and not isinstance(x, bool) else x,
     }

@@ -15,12 +15,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ivg.architectures import check_rows_can_move
 from ivg.config import ModelConfig
 from ivg.errors import UserError
 from ivg.prompts import resolve_template
 
 Kind = Literal["causal", "scalar", "vocabulary", "classifier"]
 Role = Literal["base", "tuned", "untuned", "value"]
+_TOKENIZER_FILES = ("*token*", "*vocab*", "*.model")  # without any, GPT-2 gets an empty tokenizer
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,13 +115,16 @@ def inspect_model(source: ModelConfig, role: Role, *, number: int | None = None)
         config = AutoConfig.from_pretrained(path, **kwargs)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{name}: not a model that can be read: {_first_line(error)}") from error
+    kind = kind_of(config, role, name)
+    if kind != "classifier":  # some of those read whole texts, and need no cache
+        check_rows_can_move(config, name, is_causal=kind == "causal")
     return ModelInfo(
         name=name,
         source=source,
         config=config,
         tokenizer=(tokenizer := _read_tokenizer(source, path, name, kwargs)),
         template=resolve_template(tokenizer, source.template),
-        kind=kind_of(config, role, name),
+        kind=kind,
         generation=_read_generation(path, kwargs),
         adapter_over=adapter_over,
     )
@@ -174,9 +179,12 @@ def _read_tokenizer(
     source: ModelConfig, path: str, name: str, kwargs: dict[str, Any]
 ) -> PreTrainedTokenizerBase:
     """Read the tokenizer beside the weights, or beside the model under an adapter."""
-    own = Path(source.path) / "tokenizer_config.json"
+    place = source.path if (Path(source.path) / "tokenizer_config.json").is_file() else path
+    folder = Path(place)
+    if folder.is_dir() and not any(file for kind in _TOKENIZER_FILES for file in folder.glob(kind)):
+        raise UserError(f"{name}: the folder has no tokenizer; save the model's own beside its weights")
     try:
-        return AutoTokenizer.from_pretrained(source.path if own.is_file() else path, **kwargs)
+        return AutoTokenizer.from_pretrained(place, **kwargs)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{name}: its tokenizer cannot be read: {_first_line(error)}") from error
 

@@ -50,14 +50,15 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
         uniforms: (R,) in [0, 1).
 
     Returns:
-        (R,) token ids.
+        (R,) token ids; some valid id where a row's logits are NaN, which the caller checks.
     """
     cumulative = logits.softmax(dim=-1).cumsum(dim=-1)  # (R, V)
     total = cumulative[:, -1:]
     target = uniforms.to(cumulative.dtype)[:, None] * total  # (R, 1)
     # A uniform just below 1 may round up to 1: stay below the total, inside the last token's interval.
     target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target, right=True).squeeze(1)
+    ids = torch.searchsorted(cumulative, target, right=True).squeeze(1)
+    return ids.clamp(max=logits.shape[-1] - 1)
 
 
 def next_tokens(

@@ -204,6 +204,8 @@ def _reads_left_to_right(model: LoadedModel) -> bool:
     backbone = children.get(model.module.base_model_prefix)
     if backbone is None or not isinstance(children.get("score"), torch.nn.Linear):
         return False
+    if model.module._is_stateful:  # recurrent layers keep no cache that rows could share
+        return False
     return "past_key_values" in inspect.signature(backbone.forward).parameters
 
 

@@ -6,9 +6,13 @@ from torch import Tensor
 
 from ivg.guidance.logps import log_probs
 
+_CERTAIN = 1e9  # stands for an infinite log-ratio: infinity times a beta of 0 would be NaN
+
 
 def log_ratio(tuned_logits: Tensor, untuned_logits: Tensor) -> Tensor:
     """Return log pi_tuned - log pi_untuned, each normalised over the ids given.
+
+    Where only one model rules a token out the ratio is finite but decides; where both do it is 0.
 
     Args:
         tuned_logits: (..., V).
@@ -17,7 +21,8 @@ def log_ratio(tuned_logits: Tensor, untuned_logits: Tensor) -> Tensor:
     Returns:
         (..., V) log-ratios.
     """
-    return log_probs(tuned_logits) - log_probs(untuned_logits)
+    ratio = log_probs(tuned_logits) - log_probs(untuned_logits)
+    return ratio.nan_to_num_(nan=0.0, posinf=_CERTAIN, neginf=-_CERTAIN)
 
 
 def chosen(scores: Tensor, ids: Tensor) -> Tensor:

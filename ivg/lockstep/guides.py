@@ -73,6 +73,11 @@ class SharedIds:
     num_shared: int
     unguided: tuple[int, ...] = ()
 
+    def has(self, ids: Tensor) -> Tensor:
+        """Tell which base ids the guide scores."""
+        shared = ids < self.num_shared
+        return shared & ~torch.isin(ids, ids.new_tensor(self.unguided)) if self.unguided else shared
+
     def widen(self, scores: Tensor) -> Tensor:
         """Turn (..., num_shared) scores into (..., V)."""
         scores = functional.pad(scores, (0, self.num_base - self.num_shared))
@@ -136,7 +141,8 @@ class VocabularyValueGuide:
         hidden = state.last[:, None]
         if ids.shape[1] > 1:
             hidden = torch.cat([hidden, self.lanes[0].feed(state, ids[:, :-1])], dim=1)  # (R, L, H)
-        return chosen_values(hidden, self.head, ids.clamp(max=self.head.out_features - 1))
+        values = chosen_values(hidden, self.head, ids.clamp(max=self.head.out_features - 1))
+        return values.where(self.shared.has(ids), 0)
 
 
 class ScalarValueGuide:
