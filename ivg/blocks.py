@@ -141,6 +141,7 @@ class BlockDecoder:
                 config.search,
                 config.sampling,
                 keep_trace=config.trace is not None,
+                static_steps=config.static_steps,
             )
         return self._engine
 

@@ -212,6 +212,7 @@ class DecodeConfig:
         return_beams: write all W kept beams of a prompt.
         return_token_ids: write the response's token ids.
         trace: JSONL file for log-ratios and chunk candidates.
+        static_steps: take the steps inside a chunk in fixed buffers, on a GPU as one captured graph.
         limit: decode only the first rows of the input.
     """
 
@@ -230,6 +231,7 @@ class DecodeConfig:
     return_beams: bool = False
     return_token_ids: bool = False
     trace: str | None = None
+    static_steps: bool = False
     limit: int | None = None
 
     def __post_init__(self) -> None:

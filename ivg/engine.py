@@ -112,6 +112,7 @@ class Engine:
         search: guidance and beam search.
         sampling: lengths, temperature, seed.
         keep_trace: record log-ratios and boundaries.
+        static_steps: take the steps inside a chunk in fixed buffers, on a GPU as one captured graph.
         on_text: gets each response's text as it becomes certain (`ivg.streaming`).
 
     Raises:
@@ -125,12 +126,15 @@ class Engine:
         sampling: SamplingConfig,
         *,
         keep_trace: bool = False,
+        static_steps: bool = False,
         on_text: Callable[[NewText], None] | None = None,
     ) -> None:
         self.models = models
         self.plans = plan_guides(models.infos, search)
         self.infos = lane_infos(models.infos.base, self.plans)
-        self.lockstep = Lockstep(models.base.lane(), bind_guides(models, self.plans), sampling)
+        self.lockstep = Lockstep(
+            models.base.lane(), bind_guides(models, self.plans), sampling, static_steps=static_steps
+        )
         self.endings = Endings(models.infos.base.eos_ids, sampling.stop, self.decode_text)
         self._rows_per_prompt = search.rows_per_prompt
         self._decoder = Decoder(

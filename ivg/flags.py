@@ -195,6 +195,7 @@ def _parser() -> argparse.ArgumentParser:
     group("--trace", metavar="FILE", help="JSONL of log-ratios and chunk candidates")
     group("--max_batch_rows", type=int, help="rows (prompts x W x K) decoded side by side (64)")
     group("--block_size", type=int, help="prompts per block; an interrupted block is decoded again (128)")
+    group("--static_steps", action="store_true", help="fixed buffers, on a GPU one captured graph per step")
     group("--on_overflow", choices=("error", "stop"), help="prompt beyond a model's context (error)")
     group("--skip_bad_rows", action="store_true", help="record bad rows in the output and go on")
     group("--overwrite", action="store_true", help="drop an existing output")

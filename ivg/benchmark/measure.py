@@ -15,7 +15,7 @@ from ivg.benchmark.workloads import BenchmarkModels, Workload, build_models, bui
 from ivg.decoding import Decoder
 from ivg.hypotheses import Endings
 
-RUNGS = ("naive", "kept caches", "batched prompts", "continuous batching")
+RUNGS = ("naive", "kept caches", "batched prompts", "continuous batching", "static steps")
 FEW_PROMPTS = 4  # the rungs that take one prompt at a time cost the same for every prompt; a few tell
 
 
@@ -77,7 +77,7 @@ def _run_naive(models: BenchmarkModels, workload: Workload, num_prompts: int | N
 def _run_engine(
     models: BenchmarkModels, workload: Workload, rung: str, num_prompts: int | None, max_batch_rows: int
 ) -> Work:
-    rows = build_rows(models, workload)
+    rows = build_rows(models, workload, static_steps=rung == "static steps")
     decoder = Decoder(rows, workload.search, workload.sampling, Endings([], [], lambda ids: ""))
     tasks, per_prompt = workload.tasks(num_prompts), workload.search.rows_per_prompt
     if rung == "kept caches":

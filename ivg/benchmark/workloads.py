@@ -155,7 +155,7 @@ def build_models(workload: Workload, dtype: torch.dtype, device: str) -> Benchma
     return BenchmarkModels(causal(workload.base), causal(guide), causal(guide), value(guide))
 
 
-def build_rows(models: BenchmarkModels, workload: Workload) -> Lockstep:
+def build_rows(models: BenchmarkModels, workload: Workload, *, static_steps: bool = False) -> Lockstep:
     """Put the models side by side as `ivg-decode` does for IVG."""
     vocab_size = workload.vocab_size
     value = models.value
@@ -174,16 +174,15 @@ def build_rows(models: BenchmarkModels, workload: Workload) -> Lockstep:
         shared,
         Weights(chunk=1.0),
     )
-    return Lockstep(_lane(models.base, "base"), [pair, ranker], workload.sampling)
+    return Lockstep(_lane(models.base, "base"), [pair, ranker], workload.sampling, static_steps=static_steps)
 
 
 def flops_per_token(model: PreTrainedModel) -> int:
     """Return multiply-adds x 2 of one token's matrix products (attention over the cache not included)."""
     embedding = model.get_input_embeddings()
-    looked_up = embedding.weight.numel() if not model.config.tie_word_embeddings else 0
-    positions = sum(p.numel() for name, p in model.named_parameters() if name.endswith("wpe.weight"))
-    total: int = sum(p.numel() for p in model.parameters())
-    return 2 * (total - looked_up - positions)
+    looked_up = 0 if model.config.tie_word_embeddings else embedding.weight.numel()
+    multiplied = (p.numel() for name, p in model.named_parameters() if not name.endswith("wpe.weight"))
+    return int(2 * (sum(multiplied) - looked_up))
 
 
 def _lane(model: PreTrainedModel, name: str) -> Lane:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
 
 from ivg.errors import UserError
 from ivg.lockstep.cache import RowCache, Source
@@ -53,7 +54,7 @@ class Lane:
 
     def __init__(
         self,
-        module: nn.Module,
+        module: PreTrainedModel,
         *,
         name: str,
         has_logits: bool,
@@ -69,6 +70,11 @@ class Lane:
         self.branches = branches
         self.tokens_fed = 0
         self.device = next(module.parameters()).device
+
+    @property
+    def text_config(self) -> dict[str, Any]:
+        """The architecture's configuration."""
+        return dict(self.module.config.get_text_config().to_dict())
 
     @property
     def num_branches(self) -> int:
@@ -89,10 +95,12 @@ class Lane:
         """
         width = max(len(ids) for ids in prompts)
         padded = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in prompts], device=self.device)
-        lengths = self._per_branch(torch.tensor([len(ids) for ids in prompts], device=self.device))
+        lengths = self.per_branch(torch.tensor([len(ids) for ids in prompts], device=self.device))
         offsets = torch.arange(width, device=self.device) - (width - lengths[:, None])  # (R, T)
         state = RowState(RowCache(), offsets >= 0, lengths, padded, padded)
-        output = self.forward(state, self._per_branch(padded), offsets.clamp(min=0), num_outputs=1)
+        output = self.forward(
+            state.cache, self.per_branch(padded), state.mask, offsets.clamp(min=0), num_outputs=1
+        )
         state.last = output[:, -1]
         state.finite = self.is_finite(output)
         if {layer.get_seq_length() for layer in state.cache.layers} != {width}:
@@ -113,7 +121,7 @@ class Lane:
         Returns:
             (R, n, V) logits or (R, n, H) hidden states, R counting branches.
         """
-        ids = self._per_branch(ids.to(self.device))
+        ids = self.per_branch(ids.to(self.device))
         num_new = ids.shape[1]
         positions = state.lengths[:, None] + torch.arange(num_new, device=self.device)  # (R, n)
         if self.max_length is not None:
@@ -121,7 +129,7 @@ class Lane:
             positions = positions.clamp(max=self.max_length - 1)
         state.mask = torch.cat([state.mask, state.mask.new_ones(len(ids), num_new)], dim=1)
         state.lengths = state.lengths + num_new
-        output = self.forward(state, ids, positions, num_new)
+        output = self.forward(state.cache, ids, state.mask, positions, num_new)
         state.last = output[:, -1]
         state.finite = state.finite & self.is_finite(output)
         self.tokens_fed += ids.numel()
@@ -150,16 +158,27 @@ class Lane:
         finite = torch.cat([part.state.finite[r] for part, r in zip(parts, rows, strict=True)])
         return RowState(cache, mask, lengths, last, finite)
 
-    def forward(self, state: RowState, ids: Tensor, positions: Tensor, num_outputs: int) -> Tensor:
-        """Run (R, n) ids, already counted by `state.mask`; return the last outputs (R, num_outputs, ·)."""
+    def forward(self, cache: Cache, ids: Tensor, mask: Tensor, positions: Tensor, num_outputs: int) -> Tensor:
+        """Run the module once.
+
+        Args:
+            cache: keys and values of the columns before; the new ones are appended.
+            ids: (R, n), R counting branches.
+            mask: (R, T) real columns, the new ones included; or (R, 1, n, T) to be added to attention scores.
+            positions: (R, n).
+            num_outputs: how many of the last outputs are wanted.
+
+        Returns:
+            (R, num_outputs, V) logits or (R, num_outputs, H) hidden states.
+        """
         kwargs: dict[str, object] = {"logits_to_keep": num_outputs} if self.has_logits else {}
         if self.branches:
             kwargs["adapter_names"] = list(self.branches) * (len(ids) // len(self.branches))
         output = self.module(
             input_ids=ids.where(ids < self.num_ids, 0),
-            attention_mask=state.mask,
+            attention_mask=mask,
             position_ids=positions,
-            past_key_values=state.cache,
+            past_key_values=cache,
             use_cache=True,
             **kwargs,
         )
@@ -176,7 +195,8 @@ class Lane:
         extreme = (output.amax(dim=-1) if self.has_logits else output.sum(dim=-1)).isfinite()
         return (extreme if is_real is None else extreme | ~is_real).all(dim=-1)
 
-    def _per_branch(self, rows: Tensor) -> Tensor:
+    def per_branch(self, rows: Tensor) -> Tensor:
+        """Repeat each row for its branches: (R', ...) to (R' x branches, ...)."""
         return rows.repeat_interleave(self.num_branches, dim=0) if self.branches else rows
 
     def branch_rows(self, rows: Tensor) -> Tensor:

@@ -46,7 +46,9 @@ def feed_ragged(
     for start in range(0, num_new, columns or num_new):
         end = min(start + (columns or num_new), num_new)
         state.mask = torch.cat([state.mask, is_real[:, start:end]], dim=1)
-        output = lane.forward(state, ids[:, start:end], positions[:, start:end], end - start)
+        output = lane.forward(
+            state.cache, ids[:, start:end], state.mask, positions[:, start:end], end - start
+        )
         state.finite = state.finite & lane.is_finite(output, is_real[:, start:end])
         ends_here = (counts > start) & (counts <= end)
         at_end = output[

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,8 +13,10 @@ from ivg.guidance.implicit import chosen
 from ivg.guidance.logps import as_float
 from ivg.lockstep.guides import Guide
 from ivg.lockstep.lane import Lane, Part, RowState
+from ivg.lockstep.static import StaticRunner
 from ivg.sampling import next_tokens
 
+T = TypeVar("T")
 _TRIM_SHARE = 8  # columns that are padding in every row go once they are a 1/8 of the width
 
 
@@ -51,12 +53,19 @@ class Lockstep:
         base: the frozen model.
         guides: pairs and values that take part.
         sampling: temperature, top-k, top-p.
+        static_steps: take the steps inside a chunk at fixed shapes, on a GPU as one captured graph.
+
+    Raises:
+        UserError: `static_steps` with a model that has sliding windows.
     """
 
-    def __init__(self, base: Lane, guides: Sequence[Guide], sampling: SamplingConfig) -> None:
+    def __init__(
+        self, base: Lane, guides: Sequence[Guide], sampling: SamplingConfig, *, static_steps: bool = False
+    ) -> None:
         self.base = base
         self.guides = tuple(guides)
         self._sampling = sampling
+        self._static = StaticRunner(self._of_stepping(self.lanes), self._next) if static_steps else None
         self.clear()
 
     @property
@@ -91,18 +100,19 @@ class Lockstep:
         uniforms = uniforms.to(self.base.device)
         num_rows, length = uniforms.shape
         ids = torch.empty(num_rows, length, dtype=torch.long, device=self.base.device)
-        scores: dict[int, list[Tensor]] = {i: [] for i in self._stepping}  # per guide, L columns of (R,)
-        for t in range(length):
+        scores: dict[int, list[Tensor]] = {i: [] for i in self._stepping}  # per guide, columns (R, ·)
+        for t in range(length if self._static is None else 1):
             if t > 0:
-                self._feed_stepping(ids[:, t - 1 : t])
-            guided = as_float(self._states[0].last)  # (R, V)
-            bonuses = {i: self.guides[i].token_scores(self._states_of(i)).to(guided.device) for i in scores}
-            for i, bonus in bonuses.items():
-                guided = guided + self.guides[i].weights.beta * bonus
-            ids[:, t] = self._choose(guided, uniforms[:, t])
-            for i, bonus in bonuses.items():
-                scores[i].append(chosen(bonus, ids[:, t]))
-        return self._score(ids, {i: torch.stack(columns, dim=1) for i, columns in scores.items()})
+                self._feed(ids[:, t - 1])
+            ids[:, t], of_guides = self._next(self._of_stepping(self._states), uniforms[:, t])
+            for i, score in of_guides.items():
+                scores[i].append(score[:, None])
+        if self._static is not None and length > 1:
+            states = self._of_stepping(self._states)
+            ids[:, 1:], of_guides = self._static.run(states, ids[:, 0], uniforms[:, 1:])
+            for i, score in of_guides.items():
+                scores[i].append(score)
+        return self._score(ids, {i: torch.cat(columns, dim=1) for i, columns in scores.items()})
 
     @torch.inference_mode()
     def keep_and_join(self, keep: Sequence[int], repeats: int, newcomers: Sequence[Newcomer]) -> None:
@@ -125,9 +135,28 @@ class Lockstep:
         elif repeats > 1:
             self._select(kept)
 
-    def _choose(self, logits: Tensor, uniforms: Tensor) -> Tensor:
+    def _next(self, states: Sequence[RowState], uniforms: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        """Choose each row's next token from the models' last outputs.
+
+        Args:
+            states: of the stepping lanes.
+            uniforms: (R,).
+
+        Returns:
+            (R,) tokens, and per guide that guides tokens its (R,) score of them.
+        """
+        guided = as_float(states[0].last)  # (R, V)
+        bonuses: dict[int, Tensor] = {}
+        start = 1
+        for i in self._stepping:
+            guide = self.guides[i]
+            end = start + len(guide.lanes)
+            bonuses[i] = guide.token_scores(states[start:end]).to(guided.device)
+            guided = guided + guide.weights.beta * bonuses[i]
+            start = end
         s = self._sampling
-        return next_tokens(logits, uniforms, temperature=s.temperature, top_k=s.top_k, top_p=s.top_p)
+        ids = next_tokens(guided, uniforms, temperature=s.temperature, top_k=s.top_k, top_p=s.top_p)
+        return ids, {i: chosen(bonus, ids) for i, bonus in bonuses.items()}
 
     def _score(self, ids: Tensor, scores: dict[int, Tensor]) -> Chunk:
         """Score the chunk with the guides that did not step, and add everything up.
@@ -140,7 +169,11 @@ class Lockstep:
         values = log_ratios = as_float(self._states[0].last).new_zeros(num_rows, length)
         num_tokens = self._num_tokens[:, None] + torch.arange(1, length + 1, device=ids.device)  # (R, L)
         for i, guide in enumerate(self.guides):
-            score = scores[i] if i in scores else guide.chunk_scores(self._states_of(i), ids).to(ids.device)
+            score = (
+                scores[i]
+                if i in scores
+                else guide.chunk_scores(self._of(i, self._states), ids).to(ids.device)
+            )
             if i in scores:
                 log_ratios = log_ratios + guide.weights.beta * score
             if guide.is_cumulative:
@@ -183,18 +216,21 @@ class Lockstep:
     def _stepping(self) -> list[int]:
         return [i for i, guide in enumerate(self.guides) if guide.weights.guides_tokens]
 
-    def _states_of(self, guide: int) -> list[RowState]:
+    def _of(self, guide: int, per_lane: Sequence[T]) -> list[T]:
+        """Return a guide's own among things that stand in the order of the lanes."""
         start = 1 + sum(len(g.lanes) for g in self.guides[:guide])
-        return self._states[start : start + len(self.guides[guide].lanes)]
+        return list(per_lane[start : start + len(self.guides[guide].lanes)])
 
     def _row_is_finite(self, lane: int) -> Tensor:
         return self._states[lane].finite.view(self.num_rows, -1).all(dim=1)
 
-    def _feed_stepping(self, ids: Tensor) -> None:
-        self.base.feed(self._states[0], ids)
-        for i in self._stepping:
-            for lane, state in zip(self.guides[i].lanes, self._states_of(i), strict=True):
-                lane.feed(state, ids)
+    def _of_stepping(self, per_lane: Sequence[T]) -> list[T]:
+        """Return what belongs to the lanes that are fed at every token: the base's, then the guides'."""
+        return [per_lane[0], *(thing for i in self._stepping for thing in self._of(i, per_lane))]
+
+    def _feed(self, ids: Tensor) -> None:
+        for lane, state in zip(self._of_stepping(self.lanes), self._of_stepping(self._states), strict=True):
+            lane.feed(state, ids[:, None])
 
     def _feed_pending(self) -> None:
         """Feed each row's last token where scoring the chunk has not done so."""
@@ -202,5 +238,5 @@ class Lockstep:
         self.base.feed(self._states[0], ids)
         for i, guide in enumerate(self.guides):
             if i in self._stepping or not guide.scores_fed_tokens:
-                for lane, state in zip(guide.lanes, self._states_of(i), strict=True):
+                for lane, state in zip(guide.lanes, self._of(i, self._states), strict=True):
                     lane.feed(state, ids)
