@@ -7,10 +7,9 @@ chunk's edge from scores by ids. Caches are kept up to the longest common prefix
 from __future__ import annotations
 
 import inspect
-import logging
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 
@@ -18,20 +17,10 @@ from ivg.decoding import NumericalError
 from ivg.hypotheses import Task
 from ivg.inspection import ModelInfo
 from ivg.loading import LoadedModel, LoadedPair, LoadedValue
-from ivg.lockstep.reader import LogpReader, Reading, ValueReader
+from ivg.lockstep.reader import LogpReader, ValueReader
 from ivg.plan import GuidePlan, PairInfo
 from ivg.prompts import render_prompt
-
-_NO_LIMIT = 2**31  # tokenizers without a limit of their own say 1e30
-
-logger = logging.getLogger(__name__)
-
-
-class ResponseText(NamedTuple):
-    """A response's whole characters, and whether it ended with an EOS."""
-
-    text: str
-    is_ended: bool
+from ivg.response_text import Encoder, ResponseText, context_of, response_text
 
 
 class _Scorer(Protocol):
@@ -46,13 +35,6 @@ def text_infos(plans: Sequence[GuidePlan]) -> list[ModelInfo]:
             info = plan.info
             infos += [info.tuned, info.untuned] if isinstance(info, PairInfo) else [info.model]
     return infos
-
-
-def response_text(base: ModelInfo, ids: Sequence[int]) -> ResponseText:
-    """Decode a response; bytes of a character that is not complete yet are left out."""
-    is_ended = len(ids) > 0 and ids[-1] in base.eos_ids
-    text = base.tokenizer.decode(list(ids[:-1] if is_ended else ids), skip_special_tokens=True)
-    return ResponseText(str(text).rstrip("\ufffd"), is_ended)
 
 
 class TextGuides:
@@ -96,46 +78,13 @@ class TextGuides:
         return totals
 
 
-class _Encoder:
-    """Turns prompts and responses into one model's own ids."""
-
-    def __init__(self, info: ModelInfo, slot: int) -> None:
-        self._info = info
-        self._slot = slot
-        own = info.tokenizer.eos_token_id
-        self._eos: tuple[int, ...] = (own,) if own is not None else info.eos_ids[:1]
-        self._has_warned = False
-
-    def __call__(self, tasks: Sequence[Task], responses: Sequence[ResponseText]) -> list[Reading]:
-        encoded = self._info.tokenizer([r.text for r in responses], add_special_tokens=False)["input_ids"]
-        readings = []
-        for task, response, own in zip(tasks, responses, encoded, strict=True):
-            prompt = task.lane_ids[self._slot]
-            ids = (*prompt, *own, *(self._eos if response.is_ended else ()))
-            readings.append(Reading(task.index, len(prompt), self._cut(ids)))
-        return readings
-
-    def _cut(self, ids: tuple[int, ...]) -> tuple[int, ...]:
-        limit = _context(self._info)
-        if limit is None or len(ids) <= limit:
-            return ids
-        if not self._has_warned:
-            self._has_warned = True
-            logger.warning(
-                "%s: a response is longer than its context of %d tokens; it is scored up to there",
-                self._info.name,
-                limit,
-            )
-        return ids[:limit]
-
-
 class _PairScorer:
     """Log-ratio of the response's text under tuned and untuned, each reading it in its own tokens."""
 
     def __init__(self, pair: LoadedPair, slot: int) -> None:
         self._average = pair.info.config.average
         self._sides = [
-            (_Encoder(model.info, slot + i), LogpReader(lane, _num_ids(model.info)))
+            (Encoder(model.info, slot + i), LogpReader(lane, _num_ids(model.info)))
             for i, (model, lane) in enumerate(zip((pair.tuned, pair.untuned), pair.own_lanes(), strict=True))
         ]
 
@@ -144,7 +93,7 @@ class _PairScorer:
         return [t - u for t, u in zip(tuned, untuned, strict=True)]
 
     def _side(
-        self, encoder: _Encoder, reader: LogpReader, tasks: Sequence[Task], responses: Sequence[ResponseText]
+        self, encoder: Encoder, reader: LogpReader, tasks: Sequence[Task], responses: Sequence[ResponseText]
     ) -> list[float]:
         readings = encoder(tasks, responses)
         sums = reader.read(readings)
@@ -156,7 +105,7 @@ class _PairScorer:
 class _ValueScorer:
     """A value head, or a classifier that reads from left to right, at the last token."""
 
-    def __init__(self, encoder: _Encoder, reader: ValueReader) -> None:
+    def __init__(self, encoder: Encoder, reader: ValueReader) -> None:
         self._encoder = encoder
         self._reader = reader
 
@@ -180,8 +129,8 @@ class _WholeTextScorer:
         texts = [prompts[t.index] + r.text for t, r in zip(tasks, responses, strict=True)]
         inputs = info.tokenizer(
             texts,
-            truncation=_context(info) is not None,
-            max_length=_context(info),
+            truncation=context_of(info) is not None,
+            max_length=context_of(info),
             padding=True,
             # A chat template writes the special tokens itself.
             add_special_tokens=info.template != "chat",
@@ -195,7 +144,7 @@ def _value_scorer(model: LoadedModel, slot: int) -> _Scorer:
     if model.info.kind == "classifier" and not _reads_left_to_right(model):
         return _WholeTextScorer(model)
     reader = ValueReader(model.lane(), model.head, is_vocabulary=model.info.kind == "vocabulary")
-    return _ValueScorer(_Encoder(model.info, slot), reader)
+    return _ValueScorer(Encoder(model.info, slot), reader)
 
 
 def _reads_left_to_right(model: LoadedModel) -> bool:
@@ -211,10 +160,3 @@ def _reads_left_to_right(model: LoadedModel) -> bool:
 
 def _num_ids(info: ModelInfo) -> int:
     return min(info.num_token_ids, info.num_outputs)
-
-
-def _context(info: ModelInfo) -> int | None:
-    """Return the tokens a model reads: position embeddings may hold more rows than are for use."""
-    limits = [info.tokenizer.model_max_length, *([] if info.max_length is None else [info.max_length])]
-    shortest = min(limits)
-    return shortest if shortest < _NO_LIMIT else None

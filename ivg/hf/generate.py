@@ -80,6 +80,7 @@ def custom_generate(
     models = guidance.with_generation(generation_config)
     engine = Engine(models, guidance.search, sampling, on_text=guidance.on_text)
     lane_ids = guidance.lane_ids(input_ids, model_kwargs.get("attention_mask"), prompts)
+    guidance.check_room(lane_ids, room)
     rows = [{}] * len(lane_ids) if prompts is None else as_rows(prompts)
     tasks = [
         Task(index=i, prompt_id=name, lane_ids=ids, max_tokens=room, row=row)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ivg.architectures import check_rows_can_move
 from ivg.config import ModelConfig, PairConfig, SamplingConfig, SearchConfig, ValueConfig, check_guidance
 from ivg.engine import lane_infos
 from ivg.errors import UserError
@@ -61,6 +62,7 @@ class Guidance:
                 f"{self.search.rows_per_prompt}; raise it"
             )
         check_guidance(self.search, SamplingConfig(), pairs, values)
+        check_rows_can_move(model.config, "base", is_causal=True)
         base = ModelInfo(
             name="base",
             source=ModelConfig(path=model.name_or_path or type(model).__name__),
@@ -110,6 +112,21 @@ class Guidance:
             (ids, *(tuple(encode_prompt(info.tokenizer, row, info.template)) for info in infos))
             for ids, row in zip(base_ids, as_rows(prompts), strict=True)
         ]
+
+    def check_room(self, lane_ids: Sequence[Sequence[Sequence[int]]], max_new_tokens: int) -> None:
+        """Refuse prompts that leave a model too little of its context.
+
+        Raises:
+            UserError: naming the model and the first such prompt.
+        """
+        infos = lane_infos(self.models.infos.base, self.plans)
+        for number, prompt in enumerate(lane_ids, 1):
+            for info, ids in zip(infos, prompt, strict=True):
+                if info.max_length is not None and len(ids) + max_new_tokens > info.max_length:
+                    raise UserError(
+                        f"{info.name}: prompt {number} of {len(ids)} tokens + max_new_tokens "
+                        f"{max_new_tokens} exceeds its context of {info.max_length}; shorten it or lower max_new_tokens"
+                    )
 
     def _refuse_own_templates(self) -> None:
         for plan in self.plans:

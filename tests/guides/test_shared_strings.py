@@ -22,7 +22,7 @@ from ivg.config import ModelConfig, PairConfig, SamplingConfig, SearchConfig
 from ivg.engine import Engine, make_tasks
 from ivg.errors import UserError
 from ivg.loading import Models, load_models
-from ivg.plan import plan_guides
+from ivg.plan import inspect_models, plan_guides
 from ivg.prompts import as_rows
 from ivg.sampling import Draws
 from ivg.shared_strings import read_tokens
@@ -103,11 +103,11 @@ def _real_model(folder: Path, name: str, seed: int, window: int | None) -> tuple
 
 @needs_data
 @pytest.mark.slow
-@pytest.mark.parametrize("window", [None, 6])
-def test_guidance_over_real_vocabularies_equals_a_slow_reference(tmp_path: Path, window: int | None) -> None:
+def test_guidance_over_real_vocabularies_equals_a_slow_reference(tmp_path: Path) -> None:
+    """The guides attend over six tokens only: a gap left between a row's tokens would show."""
     base, base_model = _real_model(tmp_path / "base", "llama-2", 0, None)
-    tuned, tuned_model = _real_model(tmp_path / "tuned", "mistral", 1, window)
-    untuned, untuned_model = _real_model(tmp_path / "untuned", "mistral", 2, window)
+    tuned, tuned_model = _real_model(tmp_path / "tuned", "mistral", 1, 6)
+    untuned, untuned_model = _real_model(tmp_path / "untuned", "mistral", 2, 6)
     models = load_models(base, pairs=[_pair(tuned, untuned, beta=0.7)])
     prompts = ["The film was", "Vi bor i Sverige och dricker kaffe,", "x"]
     sampling = SamplingConfig(max_new_tokens=12, seed=1)
@@ -136,14 +136,14 @@ def test_guidance_over_real_vocabularies_equals_a_slow_reference(tmp_path: Path,
 
 
 @needs_data
+@pytest.mark.slow
 def test_without_the_mapping_real_vocabularies_are_refused_with_their_overlap(tmp_path: Path) -> None:
     base, _ = _real_model(tmp_path / "base", "llama-2", 0, None)
     guide, _ = _real_model(tmp_path / "guide", "mistral", 1, None)
-    models = load_models(
-        base, pairs=[PairConfig(tuned=ModelConfig(path=guide), untuned=ModelConfig(path=guide))]
-    )
+    pair = PairConfig(tuned=ModelConfig(path=guide), untuned=ModelConfig(path=guide))
+    infos = inspect_models(ModelConfig(path=base), [pair])
     with pytest.raises(UserError, match=r"24,184 of the base's 32,000 token strings are shared, 270 under"):
-        plan_guides(models.infos, SearchConfig(token_guidance="implicit"))
+        plan_guides(infos, SearchConfig(token_guidance="implicit"))
 
 
 def _tiny_models(tmp_path: Path, *, n_positions: int = 64) -> Models:

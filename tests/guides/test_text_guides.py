@@ -25,7 +25,7 @@ from ivg.engine import Engine, make_tasks
 from ivg.hypotheses import Finished
 from ivg.loading import Models, load_models
 from ivg.prompts import as_rows
-from ivg.text_guides import response_text
+from ivg.response_text import response_text
 from tests.guides import tiny
 from tests.tiny import save as tiny_save
 

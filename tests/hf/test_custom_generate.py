@@ -206,3 +206,13 @@ def test_what_the_search_cannot_do_is_refused(
 def test_too_few_rows_are_refused(folders: dict[str, str]) -> None:
     with pytest.raises(UserError, match="max_batch_rows is 3, but one prompt needs 4; raise it"):
         _guidance(folders, max_batch_rows=3)
+
+
+def test_a_prompt_beyond_a_context_is_refused(folders: dict[str, str]) -> None:
+    model, guidance = _guidance(folders)
+    with pytest.raises(
+        UserError, match=r"base: prompt 1 of 5 tokens \+ max_new_tokens 60 exceeds its context of 64"
+    ):
+        model.generate(
+            **_inputs(), custom_generate=custom_generate, guidance=guidance, do_sample=True, max_new_tokens=60
+        )
