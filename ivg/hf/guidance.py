@@ -125,7 +125,8 @@ class Guidance:
                 if info.max_length is not None and len(ids) + max_new_tokens > info.max_length:
                     raise UserError(
                         f"{info.name}: prompt {number} of {len(ids)} tokens + max_new_tokens "
-                        f"{max_new_tokens} exceeds its context of {info.max_length}; shorten it or lower max_new_tokens"
+                        f"{max_new_tokens} exceeds its context of {info.max_length}; "
+                        "shorten it or lower max_new_tokens"
                     )
 
     def _refuse_own_templates(self) -> None:
