@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +20,7 @@ from ivg.loading import load_inspected
 from ivg.plan import ModelInfos
 from ivg.records import RowFile
 from ivg.sources import SourceRow
+from ivg.streaming import NewText
 from ivg.trace import trace_row
 
 OutputRow = dict[str, Any]
@@ -82,8 +83,9 @@ def fill(files: Sequence[RowFile], start: int, decoder: BlockDecoder, block: ran
 class BlockDecoder:
     """Decodes blocks with models that are loaded at the first one, and shows progress on stderr."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, on_text: Callable[[NewText], None] | None = None) -> None:
         self.job = job
+        self._on_text = on_text
         self._engine: Engine | None = None
         self._num_tokens = 0
         self._seconds = 0.0
@@ -141,6 +143,7 @@ class BlockDecoder:
                 config.search,
                 config.sampling,
                 keep_trace=config.trace is not None,
+                on_text=self._on_text,
                 static_steps=config.static_steps,
             )
         return self._engine

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Sequence
 
+from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
+from ivg.config import DecodeConfig
 from ivg.decoding import NumericalError
-from ivg.errors import EXIT_INTERRUPTED, UserError, exit_on_user_error, is_main_process
+from ivg.doctor import diagnose
+from ivg.doctor_view import render
+from ivg.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_USER_ERROR,
+    UserError,
+    exit_on_user_error,
+    is_main_process,
+)
 from ivg.flags import CommandLine, parse
 from ivg.runner import prepare, run
+from ivg.sources import read_input, refuse_bad_rows
+from ivg.streaming import NewText
 
 EXIT_FAILURE = 1
 
@@ -36,9 +49,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(line: CommandLine) -> int:
+    if line.dry_run:
+        return _diagnose(line.config)
     job = prepare(line.config)
-    run(job, overwrite=line.overwrite)
+    run(job, overwrite=line.overwrite, on_text=_print_text if line.stream else None)
     return 0
+
+
+def _diagnose(config: DecodeConfig) -> int:
+    """Say whether the run could start; exit code 2 if not."""
+    rows = read_input(config.input, config.dataset, config.limit)
+    usable = [source.row for source in rows if source.error is None]
+    diagnosis = diagnose(config, usable or [{"prompt": "?"}])
+    Console().print(render(diagnosis))
+    if not config.skip_bad_rows:
+        refuse_bad_rows(rows, config.input or str(config.dataset and config.dataset.name))
+    return EXIT_USER_ERROR if diagnosis.problems else 0
+
+
+def _print_text(piece: NewText) -> None:
+    sys.stdout.write(json.dumps(piece._asdict(), ensure_ascii=False) + "\n")
+    sys.stdout.flush()
 
 
 def _end(message: str, code: int) -> int:

@@ -23,11 +23,13 @@ class CommandLine:
         config: the run.
         overwrite: drop an existing output.
         dry_run: only say what the run would do.
+        stream: print each response's text as it becomes certain.
     """
 
     config: DecodeConfig
     overwrite: bool
     dry_run: bool
+    stream: bool
 
 
 class _Parser(argparse.ArgumentParser):
@@ -54,6 +56,7 @@ def parse(argv: Sequence[str]) -> CommandLine:
     given = {name: value for name, value in vars(known).items() if value is not None}
     overrides = given.pop("overrides", [])
     overwrite, dry_run = given.pop("overwrite", False), given.pop("dry_run", False)
+    stream = given.pop("stream", False)
     path = given.pop("config", None)
     bad = [text for text in overrides if "=" not in text]
     if bad:
@@ -64,7 +67,10 @@ def parse(argv: Sequence[str]) -> CommandLine:
     merged = _merge(data, _nested(given), "")
     if "base" not in merged:
         raise UserError("no base model: give --base, or base in --config")
-    return CommandLine(config_from_dict(merged), overwrite, dry_run)
+    config = config_from_dict(merged)
+    if stream and config.output == "-":
+        raise UserError("stream and the rows would both go to standard output; give --output a file")
+    return CommandLine(config, overwrite, dry_run, stream)
 
 
 def _with_underscores(argument: str) -> str:
@@ -198,6 +204,11 @@ def _parser() -> argparse.ArgumentParser:
     group("--static_steps", action="store_true", help="fixed buffers, on a GPU one captured graph per step")
     group("--on_overflow", choices=("error", "stop"), help="prompt beyond a model's context (error)")
     group("--skip_bad_rows", action="store_true", help="record bad rows in the output and go on")
+    group(
+        "--stream",
+        action="store_true",
+        help="print text as JSON lines once all surviving beams agree on it (it lags by a chunk or more)",
+    )
     group("--overwrite", action="store_true", help="drop an existing output")
     group("--dry_run", action="store_true", help="only check and report: nothing is loaded or written")
     return parser

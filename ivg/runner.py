@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ from ivg.records import (
     part_folder,
 )
 from ivg.sources import read_input, refuse_bad_rows
+from ivg.streaming import NewText
 
+OnText = Callable[[NewText], None] | None
 _NOT_SETTINGS = ("input", "output", "trace")
 
 
@@ -88,7 +91,7 @@ def _identity(info: ModelInfo) -> dict[str, Any]:
     }
 
 
-def run(job: Job, *, overwrite: bool = False) -> None:
+def run(job: Job, *, overwrite: bool = False, on_text: OnText = None) -> None:
     """Decode what is missing from the output.
 
     Several processes (under `accelerate launch` or `torchrun`) share the blocks; the bytes are the same.
@@ -100,9 +103,9 @@ def run(job: Job, *, overwrite: bool = False) -> None:
     if job.config.output == "-":
         _run_to_standard_output(job)
     elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        _run_share(job, Path(str(job.config.output)), overwrite=overwrite)
+        _run_share(job, Path(str(job.config.output)), overwrite=overwrite, on_text=on_text)
     else:
-        _run_alone(job, Path(str(job.config.output)), overwrite=overwrite)
+        _run_alone(job, Path(str(job.config.output)), overwrite=overwrite, on_text=on_text)
 
 
 def _run_to_standard_output(job: Job) -> None:
@@ -113,11 +116,11 @@ def _run_to_standard_output(job: Job) -> None:
                 sys.stdout.flush()
 
 
-def _run_alone(job: Job, output: Path, *, overwrite: bool) -> None:
+def _run_alone(job: Job, output: Path, *, overwrite: bool, on_text: OnText) -> None:
     traces = trace_paths(job)
     open_run(output, settings(job, several_processes=False), overwrite=overwrite, beside=traces)
     start = 0
-    with BlockDecoder(job) as decoder, ExitStack() as stack:
+    with BlockDecoder(job, on_text) as decoder, ExitStack() as stack:
         files = [stack.enter_context(RowFile(path)) for path in (output, *traces)]
         for block in job.blocks:
             fill(files, start, decoder, block)
@@ -125,7 +128,7 @@ def _run_alone(job: Job, output: Path, *, overwrite: bool) -> None:
     close_run(output, decoder.summary())
 
 
-def _run_share(job: Job, output: Path, *, overwrite: bool) -> None:
+def _run_share(job: Job, output: Path, *, overwrite: bool, on_text: OnText) -> None:
     # accelerate takes seconds to import, and only several processes need it.
     from accelerate import PartialState
 
@@ -137,7 +140,7 @@ def _run_share(job: Job, output: Path, *, overwrite: bool) -> None:
     names = [f"{number:06d}.jsonl" for number in range(len(job.blocks))]
     if not part_folder(output).exists() and manifest_is_complete(output):
         return
-    with BlockDecoder(job) as decoder:
+    with BlockDecoder(job, on_text) as decoder:
         for number in range(state.process_index, len(job.blocks), state.num_processes):
             with ExitStack() as stack:
                 paths = [part_folder(target) / names[number] for target in targets]

@@ -210,3 +210,35 @@ def test_yaml_with_overrides_equals_flags(
     decode("--config", config, "--input", prompts, "--output", by_file, *overrides)
     decode(*models, *GUIDED, *SEARCH, "--input", prompts, "--output", by_flags)
     assert by_file.read_bytes() == by_flags.read_bytes()
+
+
+def test_streamed_text_adds_up_to_the_response(
+    models: list[str], prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "o.jsonl"
+    decode(*models, *GUIDED, *SEARCH, "--input", prompts, "--output", output, "--stream")
+    pieces = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    streamed: dict[str, str] = {}
+    for piece in pieces:
+        streamed[piece["prompt_id"]] = streamed.get(piece["prompt_id"], "") + piece["text"]
+    assert sorted(streamed.values()) == sorted(row["response"] for row in read(output))
+    assert sum(piece["is_last"] for piece in pieces) == 5
+
+
+def test_dry_run_loads_and_writes_nothing(
+    models: list[str],
+    prompts: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    folders: Folders,
+) -> None:
+    monkeypatch.setattr("ivg.loading._load_module", lambda info: pytest.fail("weights were loaded"))
+    output = tmp_path / "o.jsonl"
+    command = [*models, *GUIDED, *SEARCH, "--input", prompts, "--output", output, "--dry_run"]
+    assert decode(*command) == 0
+    assert "base" in capsys.readouterr().out
+    assert not output.exists()
+    other = [folders.other_vocabulary if part == folders.tuned else part for part in command]
+    assert decode(*other) == 2
+    assert "33 of the base's 33 token strings are shared" in " ".join(capsys.readouterr().out.split())
