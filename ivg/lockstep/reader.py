@@ -47,6 +47,7 @@ class Reader:
     def __init__(self, lane: Lane) -> None:
         self.lane = lane
         self._state: RowState | None = None
+        self._working: RowState | None = None  # between `origins` and `feed`
         self._cached: list[Reading] = []
 
     def origins(self, readings: Sequence[Reading], *, num_again: int) -> list[_Origin]:
@@ -56,20 +57,24 @@ class Reader:
             readings: the sequences.
             num_again: how many of a sequence's last tokens must be fed even if they are cached.
         """
+        # Nothing is cached until `feed` has ended: a call that runs out of memory halfway leaves no trace.
+        state, cached = self._state, self._cached
+        self._state, self._cached = None, []
         members: dict[int, list[int]] = {}
-        for row, cached in enumerate(self._cached):
-            members.setdefault(cached.group, []).append(row)
+        for row, reading in enumerate(cached):
+            members.setdefault(reading.group, []).append(row)
         fresh = list({r.group: r for r in readings if r.group not in members}.values())
         if fresh:
             prompts = [Reading(r.group, r.num_prompt, r.ids[: r.num_prompt]) for r in fresh]
             parts = [Part(self.lane.prefill([p.ids for p in prompts]), self._rows(range(len(prompts))))]
-            if self._state is not None:
-                parts.insert(0, Part(self._state, self._rows(range(len(self._cached)))))
-            self._state = self.lane.rebuild(parts)
+            if state is not None:
+                parts.insert(0, Part(state, self._rows(range(len(cached)))))
+            state = self.lane.rebuild(parts)
             for prompt in prompts:
-                members[prompt.group] = [len(self._cached)]
-                self._cached.append(prompt)
-        return [self._origin(r, members[r.group], num_again) for r in readings]
+                members[prompt.group] = [len(cached)]
+                cached.append(prompt)
+        self._working = state
+        return [_origin(cached, r, members[r.group], num_again) for r in readings]
 
     def feed(self, readings: Sequence[Reading], origins: Sequence[_Origin], columns: int) -> Iterator[Piece]:
         """Make the cache that of `readings`, and yield the model's outputs at the tokens not kept.
@@ -79,14 +84,14 @@ class Reader:
             origins: where they come from.
             columns: how many tokens of each row to feed at once.
         """
-        assert self._state is not None
-        state = self._state
+        state, self._working = self._working, None
+        assert state is not None
         self.lane.select(state, self._rows(o.parent for o in origins))
         kept = self._rows(o.kept for o in origins)
         drop_last(state, state.lengths - kept)
-        self._cached = list(readings)
         ids, counts = self._unread(readings, origins)
         yield from feed_ragged(self.lane, state, ids, counts, columns=columns)
+        self._state, self._cached = state, list(readings)
 
     def _unread(self, readings: Sequence[Reading], origins: Sequence[_Origin]) -> tuple[Tensor, Tensor]:
         """Return the ids still to be fed (R, n), padded with 0, and their counts (R,)."""
@@ -94,11 +99,6 @@ class Reader:
         width = max(map(len, rest))
         ids = self._rows([*r, *[0] * (width - len(r))] for r in rest)
         return ids, self._rows(len(r) for r in rest)
-
-    def _origin(self, reading: Reading, members: Sequence[int], num_again: int) -> _Origin:
-        shared, parent = max((_num_shared(self._cached[m].ids, reading.ids), -m) for m in members)
-        # The last shared token is fed again: its output scores the first token that is not shared.
-        return _Origin(-parent, max(0, min(shared - 1, len(reading.ids) - num_again)))
 
     def _rows(self, numbers: object) -> Tensor:
         return torch.tensor(list(numbers), device=self.lane.device)  # type: ignore[call-overload]
@@ -121,6 +121,7 @@ class LogpReader:
     def read(self, readings: Sequence[Reading]) -> list[float]:
         """Return log p(response | prompt) of every sequence."""
         known = dict(enumerate(self._logps))
+        self._logps = []
         origins = self.reader.origins(readings, num_again=1)
         columns = max(1, _MAX_SCORES // (len(readings) * self._num_ids))
         following = self._following(readings, origins)
@@ -176,6 +177,13 @@ class ValueReader:
         last = torch.tensor([r.ids[-1] for r in readings], device=hidden.device)
         values = chosen_values(hidden, self._head, last).double().tolist()
         return [v if len(r.ids) > 1 else 0.0 for v, r in zip(values, readings, strict=True)]
+
+
+def _origin(cached: Sequence[Reading], reading: Reading, members: Sequence[int], num_again: int) -> _Origin:
+    """Choose the member with the longest common prefix, the first of equals."""
+    shared, parent = max((_num_shared(cached[m].ids, reading.ids), -m) for m in members)
+    # The last shared token is fed again: its output scores the first token that is not shared.
+    return _Origin(-parent, max(0, min(shared - 1, len(reading.ids) - num_again)))
 
 
 def _num_shared(ours: Sequence[int], theirs: Sequence[int]) -> int:

@@ -112,3 +112,28 @@ def test_a_cache_of_another_row_would_show() -> None:
     wrong = reader.read(grown)
     expected = [_slow_logp(model, r, VOCAB) for r in grown]
     assert max(abs(a - b) for a, b in zip(wrong, expected, strict=True)) > 1e-2
+
+
+@pytest.mark.parametrize("failing_forward", [1, 2])
+def test_a_call_that_fails_halfway_leaves_no_trace(failing_forward: int) -> None:
+    """The engine decodes a block again after running out of memory; a half-written cache must not survive."""
+    model = _causal("gpt2")
+    reader = LogpReader(_lane(model), num_ids=VOCAB)
+    first = [Reading(0, 3, (1, 2, 3, 4, 5, 6)), Reading(0, 3, (1, 2, 3, 7, 8, 9))]
+    reader.read(first)
+    grown = [*(r._replace(ids=(*r.ids, 10, 11)) for r in first), Reading(1, 2, (5, 6, 7))]
+    num_forwards = 0
+
+    def fail(*args: object) -> None:
+        nonlocal num_forwards
+        num_forwards += 1
+        if num_forwards == failing_forward:  # the prefill of the new prompt, or the feed
+            raise torch.OutOfMemoryError
+
+    hook = model.register_forward_pre_hook(fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        reader.read(grown)
+    hook.remove()
+    again = [r._replace(ids=r.ids[:5]) for r in first]
+    for call in (again, grown):
+        assert reader.read(call) == pytest.approx([_slow_logp(model, r, VOCAB) for r in call], abs=1e-9)
