@@ -15,10 +15,9 @@ import numpy as np
 import torch
 
 from ivg.config import SamplingConfig, SearchConfig
-from ivg.hypotheses import Boundary, Ending, Endings, Finished, Hypothesis, Task
+from ivg.hypotheses import Ending, Endings, Finished, Hypothesis, Task
 from ivg.lockstep.rows import Chunk, Newcomer
-from ivg.sampling import Draws
-from ivg.search import Candidate, is_done, keep_best
+from ivg.prompt_search import PromptSearch
 
 
 class NumericalError(RuntimeError):
@@ -69,62 +68,6 @@ class _HostChunk(NamedTuple):
     log_ratios: np.ndarray  # (R, L)
 
 
-class _PromptSearch:
-    """One task's beams and the rows it owns in the batch."""
-
-    def __init__(self, task: Task, search: SearchConfig, seed: int) -> None:
-        self.task = task
-        self.beams: list[Hypothesis] = []
-        self.rows = list(range(search.rows_per_prompt))  # rows within the prompt, one per row of the batch
-        self.trace: list[Boundary] = []
-        self._search = search
-        self._draws = Draws(seed, task.prompt_id, search.rows_per_prompt, first_row=task.sample)
-
-    @property
-    def num_tokens(self) -> int:
-        """Length of the live beams so far."""
-        return max((len(beam.ids) for beam in self.beams), default=0)
-
-    def uniforms(self, length: int) -> np.ndarray:
-        """Return the next (rows, length) uniforms; every row's stream moves on, live or not."""
-        return self._draws.next(length)[self.rows]
-
-    def parent(self, row: int) -> Hypothesis:
-        """Return the beam that a row continues."""
-        return self.beams[row // self._search.num_successors] if self.beams else Hypothesis()
-
-    def advance(self, grown: Sequence[Hypothesis], *, keep_trace: bool) -> list[int]:
-        """Rank the grown rows with the beams finished earlier, and keep the best.
-
-        Args:
-            grown: one hypothesis per row of the batch, in the order of `rows`.
-            keep_trace: record the boundary.
-
-        Returns:
-            Which of the batch's rows live on, best first; empty once the search is done.
-        """
-        width, successors = self._search.num_beams, self._search.num_successors
-        finished = {
-            w * successors: beam for w, beam in enumerate(self.beams) if beam.finish_reason is not None
-        }
-        by_row = {**finished, **dict(zip(self.rows, grown, strict=True))}
-        candidates = [
-            Candidate(row, hypothesis.value, hypothesis.finish_reason is not None, row in finished)
-            for row, hypothesis in sorted(by_row.items())
-        ]
-        kept = keep_best(candidates, width)
-        self.beams = [by_row[candidate.row] for candidate in kept]
-        if keep_trace:
-            rows = tuple(candidate.row for candidate in candidates)
-            self.trace.append(Boundary(tuple(by_row[r] for r in rows), rows, tuple(c.row for c in kept)))
-        if is_done(kept, width, early_stopping=self._search.early_stopping):
-            return []
-        place = {row: i for i, row in enumerate(self.rows)}
-        alive = [(w, place[c.row]) for w, c in enumerate(kept) if not c.is_finished]
-        self.rows = [w * successors + k for w, _ in alive for k in range(successors)]
-        return [i for _, i in alive]
-
-
 class Decoder:
     """Runs many searches side by side over one batch of rows.
 
@@ -167,7 +110,7 @@ class Decoder:
         Raises:
             NumericalError: NaN or infinite numbers, naming the model and the prompt.
         """
-        waiting, running, keep = deque(tasks), list[_PromptSearch](), list[int]()
+        waiting, running, keep = deque(tasks), list[PromptSearch](), list[int]()
         self._rows.clear()
         while waiting or running:
             num_rows = len(keep) * self._search.num_successors
@@ -180,23 +123,23 @@ class Decoder:
             keep, running, done = self._boundary(running, _HostChunk(*(t.cpu().numpy() for t in chunk)))
             yield from done
 
-    def _admit(self, waiting: deque[Task], room: int) -> list[_PromptSearch]:
+    def _admit(self, waiting: deque[Task], room: int) -> list[PromptSearch]:
         per_prompt = self._search.rows_per_prompt
         count = min(len(waiting), room // per_prompt)
-        return [_PromptSearch(waiting.popleft(), self._search, self._sampling.seed) for _ in range(count)]
+        return [PromptSearch(waiting.popleft(), self._search, self._sampling.seed) for _ in range(count)]
 
-    def _newcomers(self, joining: Sequence[_PromptSearch]) -> list[Newcomer]:
+    def _newcomers(self, joining: Sequence[PromptSearch]) -> list[Newcomer]:
         """Samples of one prompt are prefilled once."""
         groups = [(ids, list(group)) for ids, group in groupby(joining, key=lambda s: s.task.lane_ids)]
         return [Newcomer(ids, len(group) * self._search.rows_per_prompt) for ids, group in groups]
 
     def _boundary(
-        self, running: list[_PromptSearch], chunk: _HostChunk
-    ) -> tuple[list[int], list[_PromptSearch], list[Finished]]:
+        self, running: list[PromptSearch], chunk: _HostChunk
+    ) -> tuple[list[int], list[PromptSearch], list[Finished]]:
         self._check_finite(running, chunk)
         grown = self._grow(running, chunk)
         keep: list[int] = []
-        alive: list[_PromptSearch] = []
+        alive: list[PromptSearch] = []
         done: list[Finished] = []
         start = 0
         for search in running:
@@ -212,7 +155,7 @@ class Decoder:
             start = end
         return keep, alive, done
 
-    def _grow(self, running: Sequence[_PromptSearch], chunk: _HostChunk) -> list[Hypothesis]:
+    def _grow(self, running: Sequence[PromptSearch], chunk: _HostChunk) -> list[Hypothesis]:
         """Append the chunk to every row, up to where the row ends."""
         owners = [(search, search.parent(row)) for search in running for row in search.rows]
         endings = [
@@ -239,7 +182,7 @@ class Decoder:
     def _log_ratios(self, parent: Hypothesis, ratios: np.ndarray, ending: Ending) -> tuple[float, ...]:
         return (*parent.log_ratios, *ratios[: ending.num_tokens].tolist()) if self._keep_trace else ()
 
-    def _check_finite(self, running: Sequence[_PromptSearch], chunk: _HostChunk) -> None:
+    def _check_finite(self, running: Sequence[PromptSearch], chunk: _HostChunk) -> None:
         if chunk.finite.all():
             return
         owners = [search.task.prompt_id for search in running for _ in search.rows]

@@ -15,7 +15,7 @@ LAYERS = (
     ("hypotheses", "sampling", "search"),
     ("guidance",),
     ("inspection", "fit", "plan", "lockstep"),
-    ("decoding", "loading"),
+    ("prompt_search", "decoding", "loading"),
     ("response_text", "text_guides", "binding", "streaming"),
     ("engine", "api", "hf"),
     ("rewards", "records", "sources", "trace"),

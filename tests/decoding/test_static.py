@@ -11,6 +11,7 @@ from ivg.decoding import Decoder
 from ivg.errors import UserError
 from ivg.hypotheses import Endings, Task
 from ivg.lockstep import static
+from ivg.lockstep.fixed import FixedLane
 from ivg.lockstep.guides import PairGuide, SharedIds, VocabularyValueGuide, Weights
 from ivg.lockstep.lane import Lane
 from ivg.lockstep.rows import Lockstep
@@ -81,7 +82,7 @@ def test_a_step_of_one_row_touches_no_other_row() -> None:
     module = tiny.causal(0)
     one = lane(module)
     state = one.prefill([[1, 2, 3], [4, 5]])
-    fixed = static.FixedLane(one, state, num_rows=8, num_columns=16)
+    fixed = FixedLane(one, state, num_rows=8, num_columns=16)
     fixed.load(state)
     fixed.step(torch.tensor([6, 7] + [0] * 6))
     alone = one.prefill([[4, 5, 7]])
