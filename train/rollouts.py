@@ -11,14 +11,13 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 
 from ivg import load_models
 from ivg.errors import exit_on_user_error
 from ivg.rewards import load_reward
-from ivg.training import arguments, labelling, rollouts
+from ivg.training import arguments, labelling, rollouts, running
 from ivg.training.data import read_jsonl
 from ivg.training.resume import claim_output, write_json
 from ivg.training.rollout_arguments import RolloutArguments
@@ -27,6 +26,7 @@ from ivg.training.rollout_arguments import RolloutArguments
 @exit_on_user_error
 def main() -> None:
     """Check, sample and score, label."""
+    state = running.join_processes()
     (args,) = arguments.parse_arguments((RolloutArguments,), sys.argv[1:])
     prompts = rollouts.load_prompts(args)
     args.sampling()  # checks the ranges
@@ -38,8 +38,9 @@ def main() -> None:
 
     reward = load_reward(reward_config)
     rollouts.sample_blocks(prompts, load_models(policy), reward, args, samples_dir)
-    if PartialState().is_main_process:
+    if state.is_main_process:
         label(args, samples_dir)
+    running.end()
 
 
 def label(args: RolloutArguments, samples_dir: Path) -> None:

@@ -6,6 +6,8 @@ checkpoint counts only once a marker names its files and their sizes; the marker
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -21,6 +23,8 @@ from ivg.errors import UserError, is_main_process
 
 MARKER = "complete.json"
 SETTINGS = "run.json"
+# What may differ between a killed run and its restart: neither changes what is computed.
+_FREE_KEYS = {"overwrite_output", "resume_from_checkpoint", "logging_dir", "disable_tqdm", "hub_token"}
 
 
 def write_json(path: Path, content: object) -> None:
@@ -99,6 +103,18 @@ def _old_checkpoints(output: Path, limit: int | None, best: str | None) -> list[
         return []
     folders = _checkpoints(output)
     return [folder for folder in folders[:-limit] if folder.name != best]
+
+
+def settings_of(*arguments: Any) -> dict[str, Any]:
+    """Collect what decides a script's result: its dataclasses' values, and the content of its data files."""
+    values: dict[str, Any] = {}
+    for argument in arguments:
+        own = argument.to_dict() if isinstance(argument, TrainingArguments) else dataclasses.asdict(argument)
+        values |= own
+    for key in ("dataset_name", "eval_dataset_name"):
+        if values.get(key) is not None and Path(values[key]).is_file():
+            values[f"{key}_sha256"] = hashlib.sha256(Path(values[key]).read_bytes()).hexdigest()
+    return {key: value for key, value in values.items() if key not in _FREE_KEYS}
 
 
 def claim_output(output_dir: str, settings: Mapping[str, Any], *, overwrite: bool) -> None:

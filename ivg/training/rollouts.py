@@ -68,7 +68,9 @@ def sample_blocks(
     starts = range(0, len(prompts), arguments.block_size)
     mine = [b for b in range(len(starts)) if b % state.num_processes == state.process_index]
     total = sum(len(prompts[starts[b] :][: arguments.block_size]) for b in mine)
-    with tqdm(total=total, unit="prompt", desc="sampling", disable=not state.is_main_process) as bar:
+    share = f" (process 1 of {state.num_processes})" if state.num_processes > 1 else ""
+    name = f"sampling{share}"
+    with tqdm(total=total, unit="prompt", desc=name, disable=not state.is_main_process) as bar:
         for block in mine:
             part = prompts[starts[block] :][: arguments.block_size]
             if not block_path(folder, block).exists():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,31 +11,24 @@ from typing import Any
 import datasets
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-from ivg.errors import is_main_process
+from ivg.errors import UserError, is_main_process
 from ivg.training import checks
 from ivg.training.arguments import DataArguments, ModelArguments
 from ivg.training.cards import CardMixin, hub_name, launch_command, model_card
 from ivg.training.data import apply_template, load_training_data
 from ivg.training.models import init_kwargs, load_tokenizer, planned_config, starting_point
-from ivg.training.resume import CompleteCheckpoints, claim_output, last_complete_checkpoint, write_json
+from ivg.training.resume import (
+    CompleteCheckpoints,
+    claim_output,
+    last_complete_checkpoint,
+    settings_of,
+    write_json,
+)
 
 METRICS = "metrics.json"
-# What may differ between a killed run and its restart: neither changes what is computed.
-_FREE_KEYS = {"overwrite_output", "resume_from_checkpoint", "logging_dir", "disable_tqdm", "hub_token"}
-
-
-def settings_of(*arguments: Any) -> dict[str, Any]:
-    """Collect what decides a script's result: its dataclasses' values, and the content of its data files."""
-    values: dict[str, Any] = {}
-    for argument in arguments:
-        own = argument.to_dict() if isinstance(argument, TrainingArguments) else dataclasses.asdict(argument)
-        values |= own
-    for key in ("dataset_name", "eval_dataset_name"):
-        if values.get(key) is not None and Path(values[key]).is_file():
-            values[f"{key}_sha256"] = hashlib.sha256(Path(values[key]).read_bytes()).hexdigest()
-    return {key: value for key, value in values.items() if key not in _FREE_KEYS}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +169,22 @@ def mean_train_loss(history: Sequence[Mapping[str, float]], since_resume: float)
             total += entry["loss"] * (entry["step"] - previous)
             previous = int(entry["step"])
     return total / previous if previous else since_resume
+
+
+def join_processes() -> PartialState:
+    """Join the other processes of `accelerate launch`, on the CPU where that was asked for.
+
+    The trainers' arguments do this by themselves. A script without them must, before anything else asks for
+    the state: a bare `PartialState()` overlooks the launcher's `use_cpu`, and every process would take
+    itself for the only one.
+    """
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available())
+    if state.num_processes != int(os.environ.get("WORLD_SIZE", "1")):
+        raise UserError(
+            f"the launcher started {os.environ['WORLD_SIZE']} processes, but they cannot find each other; "
+            "set use_cpu or give every process a GPU in the launcher's configuration"
+        )
+    return state
 
 
 def end() -> None:

@@ -28,8 +28,7 @@ from ivg.training.models import (
     planned_config,
     starting_point,
 )
-from ivg.training.resume import claim_output
-from ivg.training.running import settings_of
+from ivg.training.resume import claim_output, settings_of
 from ivg.training.value_arguments import RewardScale, ValueTrainingArguments
 from ivg.training.value_data import encode_pairs, encode_rewarded
 

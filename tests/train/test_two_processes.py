@@ -1,6 +1,7 @@
-"""DPO, reward and value training with two processes under real DeepSpeed ZeRO-2 and ZeRO-3, on the CPU.
+"""Training under real DeepSpeed ZeRO-2 and ZeRO-3, and rollouts, with two processes on the CPU.
 
-Each run has to give the losses of one process on the same batches, and a checkpoint that loads whole.
+Each training run has to give the losses of one process on the same batches, and a checkpoint that loads
+whole.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ CLASSES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _needs_deepspeed() -> None:
+@pytest.fixture
+def _deepspeed() -> None:
     missing = [name for name in ("c++", "ninja") if shutil.which(name, path=_path()) is None]
     missing += ["deepspeed"] if find_spec("deepspeed") is None else []
     if missing:
@@ -65,19 +66,19 @@ def _path() -> str:
     return f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
-def _launch_config(folder: Path, stage: int) -> str:
+def _launch_config(folder: Path, name: str) -> str:
     """Take the recipe's file as it is, but for two processes on the CPU."""
-    config = yaml.safe_load((ROOT / "recipes" / "accelerate" / f"zero{stage}.yaml").read_text())
+    config = yaml.safe_load((ROOT / "recipes" / "accelerate" / f"{name}.yaml").read_text())
     config |= {"num_processes": 2, "use_cpu": True, "mixed_precision": "no"}
-    return write_config(folder / f"zero{stage}.yaml", **config)
+    return write_config(folder / f"{name}.yaml", **config)
 
 
-def _launch(script: str, config: str, folder: Path, stage: int) -> None:
+def _launch(script: str, config: str, folder: Path, name: str) -> subprocess.CompletedProcess[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "accelerate.commands.launch"]
-    command += ["--config_file", _launch_config(folder, stage), "--main_process_port", str(port)]
+    command += ["--config_file", _launch_config(folder, name), "--main_process_port", str(port)]
     command += [str(ROOT / "train" / f"{script}.py"), "--config", config]
     done = subprocess.run(
         command,
@@ -88,6 +89,7 @@ def _launch(script: str, config: str, folder: Path, stage: int) -> None:
         timeout=900,
     )
     assert done.returncode == 0, done.stderr[-4000:]
+    return done
 
 
 def _keys(folder: Path, script: str, *, lora: bool) -> dict[str, Any]:
@@ -104,6 +106,7 @@ def _keys(folder: Path, script: str, *, lora: bool) -> dict[str, Any]:
     }
 
 
+@pytest.mark.usefixtures("_deepspeed")
 @pytest.mark.parametrize(
     ("script", "stage", "lora"),
     [
@@ -126,7 +129,7 @@ def test_two_processes_equal_one(
         **{**keys, "per_device_train_batch_size": 2, "save_steps": 2},
         output_dir=str(two),
     )
-    _launch(script, config, tmp_path, stage)
+    _launch(script, config, tmp_path, f"zero{stage}")
     config = write_config(tmp_path / "one.yaml", **{**keys, "save_steps": 50}, output_dir=str(one))
     run_here(script, config, monkeypatch)
 
@@ -153,3 +156,25 @@ def _weights(script: str, folder: Path, base: str, *, lora: bool) -> dict[str, t
     model, report = CLASSES[script].from_pretrained(folder, output_loading_info=True)
     assert not report["missing_keys"]
     return dict(model.state_dict())
+
+
+def test_rollouts_shared_by_two_processes_equal_those_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [{"prompt": f"{a}{b}"} for a in "abcd" for b in "abcd"]
+    keys = {
+        "model_name_or_path": tiny.save(tmp_path / "policy", tiny.causal(0, dtype=torch.float32)),
+        "dataset_name": write_rows(tmp_path / "prompts.jsonl", prompts),
+        "reward_function": "tests.train.launching.letters",
+        "max_new_tokens": 8,
+        "block_size": 4,
+    }
+    two, one = tmp_path / "two", tmp_path / "one"
+    config = write_config(tmp_path / "two.yaml", **keys, output_dir=str(two))
+    done = _launch("rollouts", config, tmp_path, "multi_gpu")
+    run_here("rollouts", write_config(tmp_path / "one.yaml", **keys, output_dir=str(one)), monkeypatch)
+    for name in ("completions.jsonl", "preferences.jsonl", "statistics.json"):
+        assert (two / name).read_bytes() == (one / name).read_bytes()
+    # Really two: the first process samples two of the four blocks.
+    assert "sampling (process 1 of 2): 100%" in done.stderr
+    assert "8/8" in done.stderr

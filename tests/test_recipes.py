@@ -1,0 +1,163 @@
+"""Recipes say who they are, parse strictly, and run with stand-ins that change nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+from trl import DPOConfig, RewardConfig, SFTConfig
+
+from ivg.config_file import config_from_dict
+from ivg.training.arguments import DataArguments, ModelArguments, parse_arguments
+from ivg.training.rollout_arguments import RolloutArguments
+from ivg.training.value_arguments import ValueTrainingArguments
+from tests.train.launching import environment
+
+ROOT = Path(__file__).parents[1]
+CLASSES: dict[str, tuple[type, ...]] = {
+    "sft": (DataArguments, SFTConfig, ModelArguments),
+    "dpo": (DataArguments, DPOConfig, ModelArguments),
+    "reward": (DataArguments, RewardConfig, ModelArguments),
+    "rollouts": (RolloutArguments,),
+    "value": (DataArguments, ValueTrainingArguments, ModelArguments),
+}
+# All that stand_ins.yaml may replace: models, datasets, output paths, step counts and lengths.
+REPLACEABLE = {
+    *("model_name_or_path", "tokenizer_path", "reward_model"),
+    *("dataset_name", "eval_dataset_name"),
+    "output_dir",
+    *("max_steps", "max_train_rows", "max_prompts"),
+    *("max_length", "max_new_tokens"),
+}
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+
+
+def _load_runner() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("run_all", ROOT / "recipes" / "run_all.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+RUNNER = _load_runner()
+PATHS = [path for recipe in RUNNER.RECIPES for path in RUNNER.stages(recipe)]
+TRAINING = [path for path in PATHS if RUNNER.stage_of(path) != "decode"]
+DECODING = [path for path in PATHS if RUNNER.stage_of(path) == "decode"]
+
+
+def _name(path: Path) -> str:
+    return str(path.relative_to(ROOT / "recipes"))
+
+
+@pytest.fixture
+def stand_ins(tmp_path: Path) -> Any:
+    return RUNNER.StandIns(yaml.safe_load((ROOT / "recipes" / "stand_ins.yaml").read_text()), tmp_path)
+
+
+def test_no_recipe_file_is_left_out() -> None:
+    files = {path for recipe in RUNNER.RECIPES for path in (ROOT / "recipes" / recipe).glob("*.yaml")}
+    assert len(PATHS) == 26
+    # Evaluation recipes are run by eval/, not here.
+    assert {path.name for path in files - set(PATHS)} <= {"alpaca.yaml", "sweep.yaml"}
+
+
+@pytest.mark.parametrize("path", PATHS, ids=_name)
+def test_header_names_its_own_file(path: Path) -> None:
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    stage = RUNNER.stage_of(path)
+    command = next(line for line in header if line.startswith("# Command: "))
+    assert command.endswith(f"--config {path.relative_to(ROOT)}")
+    assert ("ivg-decode" if stage == "decode" else f"train/{stage}.py") in command
+    for field in ("# Hardware: ", "# Wall time: ", "# Result: "):
+        assert any(line.startswith(field) for line in header)
+    assert "/tmp" not in path.read_text()
+
+
+def _parsed(stage: str, keys: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return what reaches the trainer: every field of the script's dataclasses."""
+    (folder / "keys.yaml").write_text(yaml.safe_dump(keys))
+    flags = [] if stage == "rollouts" else ["--use_cpu", "true"]
+    values: dict[str, Any] = {}
+    for parsed in parse_arguments(CLASSES[stage], ["--config", str(folder / "keys.yaml"), *flags]):
+        values |= {field.name: getattr(parsed, field.name) for field in dataclasses.fields(parsed)}
+    return values
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=_name)
+def test_training_keys_reach_the_trainer_as_written(path: Path, stand_ins: Any, tmp_path: Path) -> None:
+    stage, written = RUNNER.stage_of(path), yaml.safe_load(path.read_text())
+    replaced = stand_ins.stand_in(path)
+    original, used = _parsed(stage, written, tmp_path), _parsed(stage, replaced, tmp_path)
+    different = {key for key in used if repr(used[key]) != repr(original[key])}
+    # The accelerator's settings hold the moment of their making, not a value.
+    assert different - REPLACEABLE - {"accelerator_config"} == set()
+    # transformers reads report_to "none" as an empty list.
+    assert used.get("report_to", []) == []
+    for key in written.keys() - REPLACEABLE - {"report_to"}:
+        assert used[key] == written[key] or str(used[key]) == str(written[key]), key
+
+
+def _without_replaceable(keys: dict[str, Any]) -> dict[str, Any]:
+    kept = json.loads(json.dumps(keys))
+    for model in RUNNER.models_of(kept):
+        model.pop("path")
+    kept["sampling"].pop("max_new_tokens")
+    return {key: value for key, value in kept.items() if key not in ("dataset", "input", "output")}
+
+
+@pytest.mark.parametrize("path", DECODING, ids=_name)
+def test_decoding_keys_reach_the_decoder_as_written(path: Path, stand_ins: Any) -> None:
+    written, replaced = yaml.safe_load(path.read_text()), stand_ins.stand_in(path)
+    config_from_dict(written)
+    used = config_from_dict(replaced)
+    assert _without_replaceable(replaced) == _without_replaceable(written)
+    for key, value in written["search"].items():
+        assert getattr(used.search, key) == value
+    assert used.sampling.temperature == written["sampling"]["temperature"]
+    assert used.base.template == written["base"]["template"]
+
+
+def test_every_hub_name_has_a_stand_in(stand_ins: Any) -> None:
+    models, data = set(), set()
+    for path in PATHS:
+        keys = yaml.safe_load(path.read_text())
+        if RUNNER.stage_of(path) == "decode":
+            models |= {model["path"] for model in RUNNER.models_of(keys)}
+            data.add(keys["dataset"]["name"])
+        else:
+            models |= {keys[key] for key in RUNNER.MODELS if key in keys}
+            data |= {keys[key] for key in RUNNER.DATASETS if key in keys}
+    assert {name for name in models if not name.startswith("runs/")} <= set(stand_ins.spec["models"])
+    assert {name for name in data if not name.startswith("runs/")} == set(stand_ins.spec["datasets"])
+
+
+def test_what_a_stage_reads_an_earlier_one_makes() -> None:
+    made: set[str] = set()
+    for path in PATHS:
+        keys = yaml.safe_load(path.read_text())
+        decodes = RUNNER.stage_of(path) == "decode"
+        read = [m["path"] for m in RUNNER.models_of(keys)] if decodes else [keys["model_name_or_path"]]
+        read += [] if decodes else [str(Path(keys["dataset_name"]).parent)]
+        assert {name for name in read if name.startswith("runs/")} <= made, path
+        made.add(keys["output"] if decodes else keys["output_dir"])
+
+
+@pytest.mark.slow
+def test_a_recipe_runs_from_training_to_a_decoded_file() -> None:
+    command = [sys.executable, str(ROOT / "recipes" / "run_all.py"), "sentiment"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "5 stages ran" in done.stdout
+    rows = (ROOT / "runs/recipes/runs/sentiment/gpt2-xl.jsonl").read_text().splitlines()
+    assert [json.loads(row)["prompt"] for row in rows] == ["Film 0 was", "Film 1 was", "Film 2 was"]
+    assert all(json.loads(row)["num_tokens"] >= 1 for row in rows)

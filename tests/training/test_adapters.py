@@ -1,0 +1,63 @@
+"""Each adapter on rows in its dataset's schema; the schemas themselves are unverified."""
+
+from typing import Any
+
+import datasets
+import pytest
+
+from ivg.errors import UserError
+from ivg.training.adapters import ADAPTERS, adapt
+
+
+def _adapt(name: str, *rows: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(adapt(datasets.Dataset.from_list(list(rows)), name))
+
+
+def _turns(*contents: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[i % 2], "content": c} for i, c in enumerate(contents)]
+
+
+def test_imdb_preference_takes_the_better_index() -> None:
+    rows = [{"prompt": "p", "responses": ["x", "y"], "chosen": i} for i in (0, 1)]
+    assert _adapt("imdb_preference", *rows) == [
+        {"prompt": "p", "chosen": "x", "rejected": "y"},
+        {"prompt": "p", "chosen": "y", "rejected": "x"},
+    ]
+
+
+def test_summaries_lose_the_words_that_the_template_adds() -> None:
+    row = {"prompt": "POST: p\n", "chosen": "TL;DR: good", "rejected": " TL;DR:  bad"}
+    same = {"prompt": "POST: q\n", "chosen": "TL;DR: same", "rejected": "same"}
+    pairs = _adapt("summarize_comparisons", row, same)
+    assert pairs == [{"prompt": "POST: p\n", "chosen": "good", "rejected": "bad"}]
+    assert _adapt("summarize_sft", row) == [{"prompt": "POST: p\n", "completion": "good"}]
+
+
+def test_ultrafeedback_splits_the_last_answer_from_its_conversation() -> None:
+    row = {"prompt": "q", "chosen": _turns("q", "good"), "rejected": _turns("q", "bad")}
+    same = {"prompt": "q", "chosen": _turns("q", "good"), "rejected": _turns("q", "good")}
+    empty = {"prompt": "q", "chosen": _turns("q", ""), "rejected": _turns("q", "bad")}
+    question, good, bad = _turns("q"), _turns("q", "good")[1:], _turns("q", "bad")[1:]
+    pairs = _adapt("ultrafeedback_pairs", row, same, empty)
+    assert pairs == [{"prompt": question, "chosen": good, "rejected": bad}]
+    assert _adapt("ultrafeedback_sft", row, empty) == [{"prompt": question, "completion": good}]
+    assert _adapt("ultrafeedback_prompts", row) == [{"prompt": question}]
+
+
+def test_ultrafeedback_rewards_gives_two_rows_each() -> None:
+    row = {"prompt": "q", "chosen": "good", "rejected": "", "chosen_reward": 2.0, "rejected_reward": -1.0}
+    messages = {**row, "chosen": _turns("q", "fine"), "rejected": _turns("q", "bad")}
+    assert _adapt("ultrafeedback_rewards", row) == [{"prompt": "q", "completion": "good", "reward": 2.0}]
+    assert [r["completion"] for r in _adapt("ultrafeedback_rewards", messages)] == ["fine", "bad"]
+
+
+@pytest.mark.parametrize("name", sorted(ADAPTERS))
+def test_another_schema_is_refused_by_name(name: str) -> None:
+    with pytest.raises(UserError, match=rf"adapter {name} expects column '\w+'; the dataset has text"):
+        _adapt(name, {"text": "x"})
+
+
+def test_a_dataset_of_which_nothing_is_left() -> None:
+    row = {"prompt": "p", "chosen": "same", "rejected": "same"}
+    with pytest.raises(UserError, match="summarize_comparisons left none of the dataset's 1 rows"):
+        _adapt("summarize_comparisons", row)
