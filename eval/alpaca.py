@@ -24,6 +24,7 @@ from rich.prompt import Confirm
 from ivg.errors import EXIT_INTERRUPTED, UserError, exit_on_user_error
 from ivg.evaluation import alpaca, alpaca_files
 from ivg.evaluation.alpaca_arms import decode_arms, how_decoded
+from ivg.evaluation.alpaca_notes import notes
 from ivg.evaluation.annotators import OFFICIAL_ANNOTATOR, Annotator, annotate, find_annotator
 from ivg.evaluation.answer_cache import AnswerCache
 from ivg.evaluation.judge import TIMEOUT, Judge, Plan
@@ -148,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     report = {**alpaca.sum_up(annotations, annotator, reference), "leaderboard": rows}
     (Path(options.output) / "alpaca.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     console.print(alpaca_table(report).console())
-    for note in alpaca.notes(report):
+    for note in notes(report):
         console.print(note)
     if options.submission:
         name = list(arms)[-1]

@@ -76,20 +76,6 @@ def sum_up(
     return report
 
 
-def notes(report: Mapping[str, Any]) -> list[str]:
-    """Say what a reader of the rates must know: nulls, missing length control, comparability."""
-    lines = []
-    if report["not_comparable"]:
-        lines.append(f"Not comparable with the public leaderboard: {report['not_comparable']}.")
-    for name, arm in report["arms"].items():
-        for reason, count in arm["num_null"].items():
-            if count:
-                lines.append(f"{name}: {count} of {arm['num_instructions']} without a preference: {reason}.")
-        if arm["length_controlled_winrate"] is None:
-            lines.append(f"{name}: no length-controlled win rate: {arm['lc_missing']}.")
-    return lines
-
-
 def _is_null(preference: object) -> bool:
     return preference is None or (isinstance(preference, float) and math.isnan(preference))
 

@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 # Okabe and Ito's palette, which people with any colour vision can tell apart.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DPI = 200
 GREY = "#6b7280"
-WIDTH = 7.2  # inches; at 150 dpi as wide as a phone in landscape
+WIDTH = 5.2  # inches: small, so that its letters stay readable where a phone shrinks it
 
 LABELS = {
     "base": "base",
@@ -60,7 +61,7 @@ def reward_by_method(methods: Mapping[str, Mapping[str, Any]], *, unit: str) -> 
         methods: gold reward by method, as `Estimate.as_dict` writes it; drawn from top to bottom.
         unit: what the reward is measured in, for the axis.
     """
-    figure, axes = _figure(1.2 + 0.42 * len(methods))
+    figure, axes = new_figure(1.2 + 0.42 * len(methods))
     for row, reward in enumerate(methods.values()):
         colour = PALETTE[row % len(PALETTE)]
         axes.errorbar(reward["mean"], row, xerr=_interval(reward), fmt="o", color=colour, capsize=4)
@@ -71,7 +72,7 @@ def reward_by_method(methods: Mapping[str, Mapping[str, Any]], *, unit: str) -> 
     axes.set_ylim(len(methods) - 0.4, -0.6)
     axes.set_xlabel(f"mean gold reward ({unit})")
     axes.grid(axis="x", alpha=0.3)
-    _caption(figure, f"{_counts(methods.values())}; bars are 95% intervals of the mean.")
+    add_caption(figure, f"{_counts(methods.values())}; bars are 95% intervals of the mean.")
     return figure
 
 
@@ -84,7 +85,7 @@ def frontier(points: Sequence[FrontierPoint], *, unit: str, xlabel: str, log_x: 
         xlabel: the horizontal axis, with its unit.
         log_x: logarithmic horizontal axis.
     """
-    figure, axes = _figure(4.8)
+    figure, axes = new_figure(4.8)
     for i, method in enumerate(dict.fromkeys(point.method for point in points)):
         own = [point for point in points if point.method == method]
         axes.errorbar(
@@ -108,7 +109,7 @@ def frontier(points: Sequence[FrontierPoint], *, unit: str, xlabel: str, log_x: 
     axes.set_ylabel(f"mean gold reward ({unit})")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    _caption(figure, f"{_counts([point.reward for point in points])}; bars are 95% intervals of the mean.")
+    add_caption(figure, f"{_counts([point.reward for point in points])}; bars are 95% intervals of the mean.")
     return figure
 
 
@@ -116,17 +117,18 @@ def save_png(figure: Figure, path: str | Path) -> None:
     """Write a figure as PNG, creating its folder."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     # Without the version stamp the same data gives the same bytes.
-    figure.savefig(path, dpi=150, metadata={"Software": None})
+    figure.savefig(path, dpi=DPI, metadata={"Software": None})
 
 
 def data_uri(figure: Figure) -> str:
     """Return a figure as a PNG data URI, for pages that must stand alone."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _figure(height: float) -> tuple[Figure, Axes]:
+def new_figure(height: float) -> tuple[Figure, Axes]:
+    """Return an empty figure of the common width, height in inches."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
@@ -147,5 +149,6 @@ def _counts(estimates: Any) -> str:
     return f"n = {span} prompts"
 
 
-def _caption(figure: Figure, text: str) -> None:
-    figure.supxlabel(text, fontsize=8, color=GREY, x=0.01, ha="left")
+def add_caption(figure: Figure, text: str) -> None:
+    """Write a figure's caption, n included, below it."""
+    figure.supxlabel(text, fontsize=9, color=GREY, x=0.01, ha="left")

@@ -60,3 +60,19 @@ def _as_flags(data: dict[str, Any], path: str, valid: set[str]) -> list[str]:
         if value is not None:
             flags += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
     return flags
+
+
+def config_and_overrides(argv: Sequence[str] | None, description: str) -> tuple[str, list[str]]:
+    """Read `--config FILE KEY=VALUE ...`, for scripts whose options are nested.
+
+    Raises:
+        UserError: no file, an unknown flag, or an override without `=`.
+    """
+    parser = _Parser((), description=description.strip(), allow_abbrev=False)
+    parser.add_argument("--config", required=True, help="YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="override a key: sampling.seed=1")
+    known = parser.parse_intermixed_args(argv)
+    bad = [text for text in known.overrides if "=" not in text]
+    if bad:
+        raise UserError(f"unexpected argument {bad[0]!r}; overrides are KEY=VALUE")
+    return known.config, known.overrides

@@ -119,3 +119,49 @@ def _alpaca_row(name: str, row: Mapping[str, Any]) -> list[str]:
         f"{row['avg_length']:.0f}",
         f"{row['n_total']:.0f}",
     ]
+
+
+def sweep_table(report: Mapping[str, Any]) -> Table:
+    """Tabulate a sweep: one row per cell, with what it buys and what it costs."""
+    header = ["method", "setting", "gold reward [95%]", "distance from base (nats)", "distinct-2", "tokens"]
+    header += ["tokens fed", "GFLOP a prompt", "n"]
+    rows = []
+    for cell in report["cells"]:
+        measures, cost = report["methods"][cell["name"]], report["cost"][cell["name"]]
+        reward = measures["gold_reward"]
+        rows.append(
+            [
+                label(cell["method"]),
+                cell["setting"] or NOTHING,
+                interval(reward),
+                interval(measures["distance_from_base"], 1, signed=True),
+                number(measures["distinct_2"]),
+                number(measures["num_tokens"], 1),
+                f"{sum(cost['tokens_fed'].values()):,}",
+                f"{cost['flops_per_prompt'] / 1e9:.2f}",
+                str(reward["n"]),
+            ]
+        )
+    return Table("Sweep over guidance settings", header, rows)
+
+
+def speed_table(report: Mapping[str, Any]) -> Table:
+    """Tabulate a speed comparison: one row per method and length."""
+    header = ["method", "setting", "tokens", "seconds a prompt", "peak memory (MiB)", "base tokens fed"]
+    header += ["guide tokens fed", "gold reward [95%]"]
+    rows = []
+    for run in report["runs"]:
+        memory = run["peak_memory_mib"]
+        rows.append(
+            [
+                label(run["method"]),
+                run["setting"] or NOTHING,
+                f"{run['num_tokens']:.1f}",
+                f"{run['seconds_per_prompt']:.3f}",
+                NOTHING if memory is None else f"{memory:.0f}",
+                f"{run['base_tokens_fed']:,}",
+                f"{run['guide_tokens_fed']:,}",
+                interval(run["gold_reward"]),
+            ]
+        )
+    return Table("Seconds and memory by response length", header, rows)

@@ -8,6 +8,7 @@ import yaml
 
 from ivg.errors import UserError
 from ivg.evaluation import alpaca, alpaca_files, annotators
+from ivg.evaluation.alpaca_notes import notes
 from ivg.evaluation.alpaca_package import metrics
 
 
@@ -54,7 +55,7 @@ def test_arms_are_compared_on_the_same_instructions():
     report = alpaca.sum_up(arms, annotator, outputs("abc"))
     assert report["paired"]["mean"] == pytest.approx(30)  # (20 + 40) / 2; c lacks a side
     assert (report["paired"]["n"], report["paired"]["missing"]) == (2, 1)
-    said = " ".join(alpaca.notes(report))
+    said = " ".join(notes(report))
     assert "Not comparable with the public leaderboard: judge other is not the leaderboard's" in said
     assert "base: 1 of 3 without a preference: answer without a preference." in said
     assert "mine: no length-controlled win rate: needs all 805" in said

@@ -1,0 +1,134 @@
+"""Decode a grid of guidance settings with one model load; gold reward against distance and against compute.
+
+    python eval/sweep.py --config recipes/quickstart/sweep.yaml
+
+A cell that is finished is not run again, unless its settings changed. Writes OUTPUT/<cell>.jsonl, sweep.json
+and figures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+import ivg
+from ivg.errors import exit_on_user_error
+from ivg.evaluation.cells import grid_prompts, run_cell
+from ivg.evaluation.decoded import read_decoded
+from ivg.evaluation.distance import encode_response, response_nll
+from ivg.evaluation.figures import FrontierPoint, frontier, save_png
+from ivg.evaluation.grid import Cell, GridConfig, read_grid
+from ivg.evaluation.measures import compare, measure, missing_reasons
+from ivg.evaluation.options import config_and_overrides
+from ivg.evaluation.tables import sweep_table
+from ivg.loading import Models
+from ivg.prompts import Row
+from ivg.records import content_hash, write_atomically
+from ivg.rewards import load_reward, score
+
+FIGURES = {
+    "distance": ("distance from the base (nats per response)", False),
+    "flops": ("model FLOPs per prompt", True),
+}
+
+
+class Cells:
+    """Runs cells that are not finished; loads the models only if one is open."""
+
+    def __init__(self, grid: GridConfig, rows: Sequence[Row]) -> None:
+        self.grid, self.rows = grid, rows
+        self._models: Models | None = None
+
+    @property
+    def models(self) -> Models:
+        """The models, loaded at their first use."""
+        if self._models is None:
+            decode = self.grid.decode
+            self._models = ivg.load_models(decode.base, pairs=decode.pairs, values=decode.values)
+        return self._models
+
+    def finish(self, cell: Cell) -> dict[str, Any]:
+        """Return a cell's statistics, after decoding it if need be."""
+        decode = self.grid.decode
+        path = self.grid.output / f"{cell.name}.json"
+        settings = [dataclasses.asdict(part) for part in (cell, decode.sampling, decode.base)]
+        guides = [dataclasses.asdict(part) for part in (*decode.pairs, *decode.values)]
+        fingerprint = content_hash([settings, guides, list(self.rows)])
+        if path.exists():
+            known = json.loads(path.read_text(encoding="utf-8"))
+            if known["settings_hash"] == fingerprint:
+                return dict(known)
+        run = run_cell(self.models, cell, decode.sampling, self.rows, max_batch_rows=decode.max_batch_rows)
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in run.rows)
+        path.with_suffix(".jsonl").write_text(lines, encoding="utf-8")
+        stats = {
+            "settings_hash": fingerprint,
+            "seconds_per_prompt": run.seconds / len(self.rows),
+            "tokens_fed": run.tokens_fed,
+            "flops_per_prompt": run.flops / len(self.rows),
+        }
+        write_atomically(path, stats)  # last: it says that the cell is whole
+        return stats
+
+
+def judge(grid: GridConfig, cells: Cells) -> dict[str, Any]:
+    """Measure every cell's responses and compare them with the base's."""
+    reward, name = load_reward(grid.reward), str(grid.reward.function or grid.reward.model)
+    base = cells.models.base
+    measured, missing = {}, {}
+    for cell in track(grid.cells, "judging"):
+        file = read_decoded(cell.name, grid.output / f"{cell.name}.jsonl")
+        rewards = score(reward, file.rows, file.responses, name)
+        encoded = [
+            encode_response(base.info.tokenizer, row, template=base.info.template) for row in file.rows
+        ]
+        measured[cell.name] = measure(file, rewards, response_nll(base.module, encoded))
+        missing[cell.name] = missing_reasons(file, rewards)
+    report = compare(measured, base="base", reference="base")
+    for cell_name, reasons in missing.items():
+        report["methods"][cell_name]["missing"] = reasons
+    return {"reward": name, **report}
+
+
+def points(grid: GridConfig, report: Mapping[str, Any], x: str) -> list[FrontierPoint]:
+    """Place every cell on a figure."""
+    found = []
+    for cell in grid.cells:
+        measures = report["methods"][cell.name]
+        distance, flops = (
+            measures["distance_from_base"]["mean"],
+            report["cost"][cell.name]["flops_per_prompt"],
+        )
+        value = distance if x == "distance" else flops
+        found.append(FrontierPoint(cell.method, cell.setting, value, measures["gold_reward"]))
+    return found
+
+
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the grid."""
+    path, overrides = config_and_overrides(argv, __doc__ or "")
+    grid = read_grid(path, overrides)
+    cells = Cells(grid, grid_prompts(grid, path))
+    grid.output.mkdir(parents=True, exist_ok=True)
+    cost = {cell.name: cells.finish(cell) for cell in track(grid.cells, "decoding")}
+    report: dict[str, Any] = {"kind": "sweep", "cost": cost, **judge(grid, cells)}
+    report["cells"] = [
+        {"name": c.name, "method": c.method, "setting": c.setting, **dataclasses.asdict(c)}
+        for c in grid.cells
+    ]
+    for x, (label, is_log) in FIGURES.items():
+        figure = frontier(points(grid, report, x), unit=report["reward"], xlabel=label, log_x=is_log)
+        save_png(figure, Path(grid.output) / "figures" / f"frontier_{x}.png")
+    (grid.output / "sweep.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    Console().print(sweep_table(report).console())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Running one cell of a grid on models that are loaded already, and what it cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from ivg.api import response
+from ivg.config import SamplingConfig
+from ivg.engine import Engine, make_tasks
+from ivg.errors import UserError
+from ivg.evaluation.grid import Cell, GridConfig
+from ivg.loading import Models
+from ivg.prompts import Row
+from ivg.sources import read_input, refuse_bad_rows
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CellRun:
+    """What running a cell gave.
+
+    Attributes:
+        rows: output rows with `token_ids`.
+        seconds: decoding, without loading.
+        tokens_fed: by model, prompts included.
+        lane_tokens: the same in the models' order, the base first.
+        flops: 2 x weights of matrix products x tokens fed, over all models; attention over the cache and the
+            sampling are left out, and so are guides that read text (another vocabulary).
+    """
+
+    rows: list[dict[str, Any]]
+    seconds: float
+    tokens_fed: dict[str, int]
+    lane_tokens: list[int]
+    flops: float
+
+
+def run_cell(
+    models: Models, cell: Cell, sampling: SamplingConfig, rows: Sequence[Row], *, max_batch_rows: int
+) -> CellRun:
+    """Decode prompts with a cell's settings on models that are loaded already."""
+    search = cell.search(sampling.max_new_tokens)
+    engine = Engine(models if cell.beta is None else with_beta(models, cell.beta), search, sampling)
+    tasks, bad = make_tasks(rows, engine.infos, sampling)
+    if bad:
+        raise UserError(f"prompt {bad[0].index + 1} of {len(rows)}: {bad[0].reason}")
+    start = time.perf_counter()
+    batch_rows = max(max_batch_rows, search.rows_per_prompt)
+    finished = list(engine.run(tasks, max_batch_rows=batch_rows, block_size=len(tasks)))
+    seconds = time.perf_counter() - start
+    out = []
+    for done in finished:
+        found = response(done, dict(rows[done.task.index // sampling.num_samples]), engine.endings, search)
+        out.append(
+            {
+                **found.prompt,
+                "id": found.id,
+                "response": found.text,
+                "value": found.value,
+                "num_tokens": found.num_tokens,
+                "finish_reason": found.finish_reason,
+                "token_ids": list(found.token_ids),
+            }
+        )
+    fed = {lane.name: 0 for lane in engine.lockstep.lanes}
+    flops = 0.0
+    for lane in engine.lockstep.lanes:
+        fed[lane.name] += lane.tokens_fed
+        flops += 2.0 * num_matrix_weights(lane.module) * lane.tokens_fed
+    return CellRun(out, seconds, fed, [lane.tokens_fed for lane in engine.lockstep.lanes], flops)
+
+
+def grid_prompts(grid: GridConfig, path: str) -> list[Row]:
+    """Read a grid's prompts.
+
+    Args:
+        grid: the grid.
+        path: its file, for messages.
+
+    Raises:
+        UserError: a bad row, or several samples per prompt.
+    """
+    if grid.decode.sampling.num_samples != 1:
+        raise UserError(f"{path}: a grid takes one response per prompt; remove num_samples")
+    sources = read_input(grid.decode.input, grid.decode.dataset, grid.decode.limit)
+    refuse_bad_rows(sources, str(grid.decode.input or path))
+    return [source.row for source in sources]
+
+
+def with_beta(models: Models, beta: float) -> Models:
+    """Return the same loaded models with another weight of token guidance."""
+    pairs = tuple(
+        dataclasses.replace(p, config=dataclasses.replace(p.config, beta=beta)) for p in models.infos.pairs
+    )
+    values = tuple(
+        dataclasses.replace(v, config=dataclasses.replace(v.config, beta=beta)) for v in models.infos.values
+    )
+    return dataclasses.replace(
+        models,
+        infos=dataclasses.replace(models.infos, pairs=pairs, values=values),
+        pairs=tuple(dataclasses.replace(p, info=i) for p, i in zip(models.pairs, pairs, strict=True)),
+        values=tuple(dataclasses.replace(v, info=i) for v, i in zip(models.values, values, strict=True)),
+    )
+
+
+def num_matrix_weights(module: nn.Module) -> int:
+    """Count the weights that every fed token is multiplied by: linear layers, tied heads included."""
+    return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear | Conv1D))

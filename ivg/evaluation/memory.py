@@ -1,0 +1,33 @@
+"""Peak memory of a piece of work, on a GPU or in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+_CLEAR_PEAK = "5"  # what /proc/self/clear_refs takes for "forget the peak resident size"
+MIB = 2**20
+
+
+def reset_peak() -> None:
+    """Forget the peak so far, where the system lets us."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text(_CLEAR_PEAK)
+    except OSError:
+        return  # not Linux, or forbidden: `peak_mib` then counts from the process's start
+
+
+def peak_mib() -> float | None:
+    """Return the peak since `reset_peak` in MiB, weights included; None where it cannot be known."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated()) / MIB
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    line = next((line for line in status.splitlines() if line.startswith("VmHWM:")), None)
+    return None if line is None else float(line.split()[1]) / 1024
