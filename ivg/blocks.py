@@ -83,7 +83,9 @@ def fill(files: Sequence[RowFile], start: int, decoder: BlockDecoder, block: ran
 class BlockDecoder:
     """Decodes blocks with models that are loaded at the first one, and shows progress on stderr."""
 
-    def __init__(self, job: Job, on_text: Callable[[NewText], None] | None = None) -> None:
+    def __init__(
+        self, job: Job, on_text: Callable[[NewText], None] | None = None, *, num_rows: int | None = None
+    ) -> None:
         self.job = job
         self._on_text = on_text
         self._engine: Engine | None = None
@@ -98,7 +100,7 @@ class BlockDecoder:
             console=Console(stderr=True),
             disable=not is_main_process(),
         )
-        self._bar = self._progress.add_task("", total=len(job.rows), speed=0.0)
+        self._bar = self._progress.add_task("", total=num_rows or len(job.rows), speed=0.0)
 
     def __enter__(self) -> Self:
         self._progress.start()

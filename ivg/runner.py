@@ -130,18 +130,20 @@ def _run_alone(job: Job, output: Path, *, overwrite: bool, on_text: OnText) -> N
 
 def _run_share(job: Job, output: Path, *, overwrite: bool, on_text: OnText) -> None:
     # accelerate takes seconds to import, and only several processes need it.
-    from accelerate import PartialState
+    from ivg.processes import join_processes, leave_processes
 
-    state = PartialState()
+    state = join_processes()
     if state.is_main_process:
         open_run(output, settings(job, several_processes=True), overwrite=overwrite, beside=trace_paths(job))
     state.wait_for_everyone()
     targets = [output, *trace_paths(job)]
     names = [f"{number:06d}.jsonl" for number in range(len(job.blocks))]
     if not part_folder(output).exists() and manifest_is_complete(output):
+        leave_processes()
         return
-    with BlockDecoder(job, on_text) as decoder:
-        for number in range(state.process_index, len(job.blocks), state.num_processes):
+    mine = range(state.process_index, len(job.blocks), state.num_processes)
+    with BlockDecoder(job, on_text, num_rows=sum(len(job.blocks[number]) for number in mine)) as decoder:
+        for number in mine:
             with ExitStack() as stack:
                 paths = [part_folder(target) / names[number] for target in targets]
                 files = [stack.enter_context(RowFile(path)) for path in paths]
@@ -151,3 +153,4 @@ def _run_share(job: Job, output: Path, *, overwrite: bool, on_text: OnText) -> N
         for target in targets:
             join_parts(target, [part_folder(target) / name for name in names])
         close_run(output, decoder.summary())
+    leave_processes()

@@ -18,7 +18,7 @@ LAYERS = (
     ("prompt_search", "decoding", "loading"),
     ("response_text", "text_guides", "binding", "streaming"),
     ("engine", "api", "hf"),
-    ("rewards", "records", "sources", "trace"),
+    ("rewards", "records", "sources", "trace", "processes"),
     ("blocks", "runner", "memory", "doctor", "doctor_view"),
     ("training", "evaluation", "benchmark"),
     ("convert", "flags"),

@@ -16,8 +16,9 @@ from rich.table import Table
 
 from ivg import load_models
 from ivg.errors import exit_on_user_error
+from ivg.processes import join_processes, leave_processes
 from ivg.rewards import load_reward
-from ivg.training import arguments, labelling, rollouts, running
+from ivg.training import arguments, labelling, rollouts
 from ivg.training.data import read_jsonl
 from ivg.training.resume import claim_output, write_json
 from ivg.training.rollout_arguments import RolloutArguments
@@ -26,7 +27,7 @@ from ivg.training.rollout_arguments import RolloutArguments
 @exit_on_user_error
 def main() -> None:
     """Check, sample and score, label."""
-    state = running.join_processes()
+    state = join_processes()
     (args,) = arguments.parse_arguments((RolloutArguments,), sys.argv[1:])
     prompts = rollouts.load_prompts(args)
     args.sampling()  # checks the ranges
@@ -40,7 +41,7 @@ def main() -> None:
     rollouts.sample_blocks(prompts, load_models(policy), reward, args, samples_dir)
     if state.is_main_process:
         label(args, samples_dir)
-    running.end()
+    leave_processes()
 
 
 def label(args: RolloutArguments, samples_dir: Path) -> None:

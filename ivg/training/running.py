@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
-import torch
-from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-from ivg.errors import UserError, is_main_process
+from ivg.errors import is_main_process
 from ivg.training import checks
 from ivg.training.arguments import DataArguments, ModelArguments
 from ivg.training.cards import CardMixin, hub_name, launch_command, model_card
@@ -169,26 +165,3 @@ def mean_train_loss(history: Sequence[Mapping[str, float]], since_resume: float)
             total += entry["loss"] * (entry["step"] - previous)
             previous = int(entry["step"])
     return total / previous if previous else since_resume
-
-
-def join_processes() -> PartialState:
-    """Join the other processes of `accelerate launch`, on the CPU where that was asked for.
-
-    The trainers' arguments do this by themselves. A script without them must, before anything else asks for
-    the state: a bare `PartialState()` overlooks the launcher's `use_cpu`, and every process would take
-    itself for the only one.
-    """
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available())
-    if state.num_processes != int(os.environ.get("WORLD_SIZE", "1")):
-        raise UserError(
-            f"the launcher started {os.environ['WORLD_SIZE']} processes, but they cannot find each other; "
-            "set use_cpu or give every process a GPU in the launcher's configuration"
-        )
-    return state
-
-
-def end() -> None:
-    """Leave the process group, without which ZeRO-3 aborts at exit."""
-    PartialState().wait_for_everyone()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()

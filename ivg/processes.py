@@ -1,0 +1,37 @@
+"""Joining and leaving the processes that a launcher started."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+
+from ivg.errors import UserError
+
+
+def join_processes() -> PartialState:
+    """Join the other processes of `accelerate launch` or `torchrun`, on the CPU where there is no GPU.
+
+    The trainers' arguments do this by themselves. A script without them must, before anything else asks for
+    the state: a bare `PartialState()` overlooks the launcher's `use_cpu`, and every process would take
+    itself for the only one.
+
+    Raises:
+        UserError: the processes cannot find each other.
+    """
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available())
+    if state.num_processes != int(os.environ.get("WORLD_SIZE", "1")):
+        raise UserError(
+            f"the launcher started {os.environ['WORLD_SIZE']} processes, but they cannot find each other; "
+            "set use_cpu or give every process a GPU in the launcher's configuration"
+        )
+    return state
+
+
+def leave_processes() -> None:
+    """Wait for the others and leave the process group, without which ZeRO-3 aborts at exit."""
+    PartialState().wait_for_everyone()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
