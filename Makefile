@@ -27,7 +27,7 @@ quickstart: $(VENV)/installed-quickstart
 	@$(BIN)/python recipes/quickstart/run.py
 
 test: $(VENV)/installed-all
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist worksteal
 
 check: $(VENV)/installed-all
 	@$(BIN)/ruff format --check .
