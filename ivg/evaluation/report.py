@@ -81,7 +81,7 @@ def collect(folder: Path, *, num_samples: int) -> list[Section]:
 def _made(path: Path, make: Callable[[Data], list[Section]]) -> list[Section]:
     try:
         return make(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # wrong shape, whichever way
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{path}: not what an evaluation writes ({reason}); make it again") from error
 

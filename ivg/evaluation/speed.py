@@ -43,7 +43,7 @@ def _compare(length: int, chunk: Run, token: Run) -> str:
     guides = [run["guide_tokens_fed"] / run["base_tokens_fed"] for run in (chunk, token)]
     names = [f"{run['method']} ({run['setting']})" for run in (chunk, token)]
     return (
-        f"Up to {length} tokens, per prompt: {names[0]} {verdict} than {names[1]}, {per_prompt:.2f} times its "
-        f"seconds, while it feeds the base {fed:.1f} times as many tokens. Per token fed to the base it costs "
+        f"Up to {length} tokens, per prompt: {names[0]} {verdict} than {names[1]}: {per_prompt:.2f} times "
+        f"the seconds, {fed:.1f} times the tokens fed to the base. Per token fed to the base it costs "
         f"{each} ({per_token:.2f} times), with {guides[0]:.1f} guide tokens to each against {guides[1]:.1f}."
     )
