@@ -21,6 +21,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ivg.errors import UserError
 
 # Set for every command of a stage; how a later run recognises what an earlier one left behind.
@@ -66,13 +68,21 @@ def hash_path(path: Path) -> str | None:
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
+def hash_input(path: Path) -> str | None:
+    """Return the hash of an input; that of a YAML file leaves out comments and layout."""
+    if path.suffix != ".yaml" or not path.is_file():
+        return hash_path(path)
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def signature(stage: Stage, root: Path) -> dict[str, Any]:
     """Return what decides a stage's result: its commands, and its inputs' hashes.
 
     Raises:
         UserError: an input is missing.
     """
-    inputs = {name: hash_path(root / name) for name in stage.inputs}
+    inputs = {name: hash_input(root / name) for name in stage.inputs}
     for name, digest in inputs.items():
         if digest is None:
             raise UserError(f"stage {stage.name} needs {name}, which is not there; was it deleted meanwhile?")

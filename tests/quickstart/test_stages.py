@@ -110,6 +110,17 @@ def test_a_folder_hash_covers_names_and_contents(tmp_path):
     assert hash_path(tmp_path / "nothing") is None
 
 
+def test_a_comment_in_a_yaml_input_changes_nothing_but_a_value_does(folder):
+    stage = copy_stage(inputs=["in.txt", "a.yaml"])
+    for text in ("# one\nbeta: 1\n", "# two\nbeta:   1\n"):
+        (folder / "a.yaml").write_text(text, encoding="utf-8")
+        run(folder, stage)
+    assert num_runs(folder) == 1
+    (folder / "a.yaml").write_text("beta: 2\n", encoding="utf-8")
+    run(folder, stage)
+    assert num_runs(folder) == 2
+
+
 def test_a_missing_input_is_named(folder):
     with pytest.raises(UserError, match=r"stage copy needs gone\.txt, which is not there"):
         run(folder, copy_stage(inputs=["gone.txt"]))
