@@ -13,6 +13,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -21,8 +22,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from ivg.errors import UserError, exit_on_user_error
 from ivg.evaluation.decoded import Decoded, check_same_prompts, read_decoded
 from ivg.evaluation.distance import EncodedResponse, encode_response, response_nll
+from ivg.evaluation.divergence import best_of_n_bound, token_guidance_kl
 from ivg.evaluation.measures import compare, measure, missing_reasons
 from ivg.evaluation.options import option, parse_options
+from ivg.evaluation.statistics import estimate, mean_by_prompt
 from ivg.evaluation.tables import methods_table, paired_table
 from ivg.rewards import RewardConfig, load_reward, score
 
@@ -42,6 +45,15 @@ class Options:
     base: str | None = option(None, "folder or Hub name of the base; unset: no distance from it")
     base_template: str | None = option(None, "how the base sees a prompt; unset: its default")
     max_tokens: int = option(8192, "padded tokens per pass of the base")
+    kl_of: str | None = option(None, "file made by token guidance alone: report its KL to the base")
+    tuned: str | None = option(None, "the pair's tuned half, for kl_of")
+    untuned: str | None = option(None, "its untuned twin")
+    beta: float = option(1.0, "weight of the pair, for kl_of")
+    temperature: float = option(1.0, "sampling temperature, for kl_of (without top-k and top-p)")
+    best_of: list[str] = dataclasses.field(
+        default_factory=list,
+        metadata={"help": "files made by best-of-N as NAME=N: report the bound on their KL"},
+    )
     reference: str | None = option(None, "file that the others are subtracted from; default: the last")
     output: str | None = option(None, "write the numbers there as JSON")
 
@@ -69,6 +81,13 @@ def check(options: Options, files: Sequence[Decoded]) -> None:
         raise UserError(
             f"reference {options.reference!r} is not among the files {', '.join(names)}; name one"
         )
+    needed = (options.base, options.tuned, options.untuned)
+    if options.kl_of is not None and (
+        options.kl_of not in names or None in needed or options.temperature <= 0
+    ):
+        raise UserError(
+            "kl_of names one of the files and needs base, tuned, untuned and a temperature above 0"
+        )
     if options.output is not None and not Path(options.output).parent.is_dir():
         raise UserError(f"output {options.output}: its folder does not exist; create it")
 
@@ -92,12 +111,26 @@ def base_nll(options: Options, encoded: Sequence[list[EncodedResponse]]) -> list
     return [response_nll(model, responses, max_tokens=options.max_tokens) for responses in encoded]
 
 
+def best_of_bounds(options: Options) -> dict[str, float]:
+    """Return the bound on the divergence of each best-of-N file from what it chose among."""
+    bounds = {}
+    for argument in options.best_of:
+        name, _, n = argument.partition("=")
+        if not n.isdigit() or int(n) < 1:
+            raise UserError(f"best_of: got {argument!r}; expected NAME=N, such as best_of_n=16")
+        bounds[name] = best_of_n_bound(int(n))
+    return bounds
+
+
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the evaluation."""
     options = parse_options(Options, argv, __doc__ or "")
     files = read_files(options.files)
     check(options, files)
+    bounds = best_of_bounds(options)
+    if not bounds.keys() <= {file.name for file in files}:
+        raise UserError(f"best_of: {', '.join(bounds)} must be among the files; name those")
     config = RewardConfig(
         function=options.function,
         model=options.model,
@@ -112,9 +145,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     nll = [None] * len(files) if encoded is None else base_nll(options, encoded)
     measured = {f.name: measure(f, r, n) for f, r, n in zip(files, rewards, nll, strict=True)}
     base = None if options.base is None else files[0].name
-    report = {"reward": name, **compare(measured, base=base, reference=options.reference)}
+    report: dict[str, Any] = {"reward": name, **compare(measured, base=base, reference=options.reference)}
     for file, values in zip(files, rewards, strict=True):
         report["methods"][file.name]["missing"] = missing_reasons(file, values)
+    for method, bound in bounds.items():
+        report["methods"][method]["kl_bound"] = bound
+    if options.kl_of is not None:
+        file = next(file for file in files if file.name == options.kl_of)
+        pair = (str(options.tuned), str(options.untuned))
+        kl = token_guidance_kl(
+            file.rows, str(options.base), pair,
+            template=options.base_template, beta=options.beta, temperature=options.temperature,
+        )  # fmt: skip
+        report["methods"][file.name]["kl_to_base"] = estimate(mean_by_prompt(file.ids, kl).values()).as_dict()
     console = Console()
     console.print(methods_table(report).console())
     if len(files) > 1:

@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 
@@ -59,6 +60,14 @@ def test_the_distance_is_zero_for_the_base_and_not_for_others(files):
     assert abs(report["methods"]["ivg"]["distance_from_base"]["mean"]) > 0.1
 
 
+def test_divergence_where_it_can_be_known(files):
+    pair = ["--base", files / "model", "--tuned", files / "model", "--untuned", files / "model"]
+    report = run(files, *pair, "--kl_of", "ivg", "--best_of", "base=4")
+    assert report["methods"]["ivg"]["kl_to_base"]["mean"] == pytest.approx(0, abs=1e-6)  # equal twins
+    assert report["methods"]["ivg"]["kl_to_base"]["n"] == 2
+    assert report["methods"]["base"]["kl_bound"] == pytest.approx(math.log(4) - 3 / 4)
+
+
 def test_a_missing_reward_is_counted_and_said(files, capsys):
     report = run(files, reward="no_reward_for_one_word")
     assert report["methods"]["ivg"]["gold_reward"]["missing"] == 1
@@ -80,6 +89,9 @@ def test_bad_input_is_one_line_and_exit_code_2(files, capsys):
         "hold different prompts": [base, f"other={other}", *reward],
         "exactly one of a function's dotted name": [base],
         "not a model folder or Hub name": [base, *reward, "--base", files],
+        "kl_of names one of the files": [base, *reward, "--kl_of", "base"],
+        "best_of: got 'base=x'": [base, *reward, "--best_of", "base=x"],
+        "must be among the files": [base, *reward, "--best_of", "other=4"],
         "its folder does not exist": [base, *reward, "--output", files / "absent" / "out.json"],
         "reference 'x' is not among the files base": [base, *reward, "--reference", "x"],
     }
