@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.eval import scripts
 from tests.eval.judge_server import ReplayJudge
+from tests.evaluation import tiny
 
 DATA = Path(os.environ.get("IVG_SHARED_DATA", scripts.ROOT.parent / "shared" / "data")) / "alpaca_eval"
 SECRET = "sk-very-secret"
@@ -187,3 +189,54 @@ def test_bad_input_is_one_line_and_exit_code_2(small, monkeypatch, capsys):
     }
     for message, argv in cases.items():
         assert message in scripts.refused(capsys, alpaca.main, argv)
+
+
+@pytest.fixture
+def recipe(small):
+    """A decoding recipe over models of two layers, and instructions that they can read."""
+    folder, server = small
+    for name, seed in {"base": 0, "tuned": 1, "untuned": 2}.items():
+        tiny.model(seed).save_pretrained(folder / name)
+        tiny.tokenizer().save_pretrained(folder / name)
+    names = ["w1 w2", "w3", "w4 w5"]
+    rows = [{"instruction": n, "output": f"reference {n}", "generator": "reference"} for n in names]
+    (folder / "reference.json").write_text(json.dumps(rows))
+    server.recordings = dict.fromkeys(names, server.recordings["one"])
+    config = {
+        "base": str(folder / "base"),
+        "pairs": [{"tuned": str(folder / "tuned"), "untuned": str(folder / "untuned"), "beta": 3.0}],
+        "search": {"token_guidance": "implicit"},
+        "sampling": {"max_new_tokens": 8},
+    }
+    (folder / "decode.yaml").write_text(yaml.safe_dump(config))
+    return [
+        "--decode", str(folder / "decode.yaml"), "--name", "mine", "--reference",
+        str(folder / "reference.json"), "--endpoint", server.url, "--output", str(folder / "out"), "--yes",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_recipe_is_decoded_and_judged_beside_its_base(recipe, small):
+    folder, server = small
+    alpaca.main(recipe)
+    report = json.loads((folder / "out" / "alpaca.json").read_text())
+    assert list(report["arms"]) == ["mine-base", "mine"]
+    assert report["paired"]["n"] == 3
+    outputs = {n: json.loads((folder / "out" / n / "model_outputs.json").read_text()) for n in report["arms"]}
+    assert [row["instruction"] for row in outputs["mine"]] == ["w1 w2", "w3", "w4 w5"]
+    assert {row["generator"] for row in outputs["mine-base"]} == {"mine-base"}
+    assert [r["output"] for r in outputs["mine"]] != [r["output"] for r in outputs["mine-base"]]
+    # Equal outputs make one request; the cache answers the second.
+    same = sum(a["output"] == b["output"] for a, b in zip(*outputs.values(), strict=True))
+    # Once more: the same outputs, and nothing is asked again.
+    decoded = folder / "out" / "mine" / "decoded.jsonl"
+    before = decoded.read_bytes()
+    alpaca.main(recipe)
+    assert decoded.read_bytes() == before
+    assert server.answered.total() == 6 - same
+
+
+@pytest.mark.slow
+def test_a_submission_of_three_instructions_is_refused(recipe, capsys):
+    argv = [*recipe, "--submission", "--pretty_name", "Mine", "--link", "https://example.org"]
+    assert "3 outputs, the leaderboard needs 805" in scripts.refused(capsys, alpaca.main, argv)
