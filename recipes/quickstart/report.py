@@ -60,7 +60,7 @@ def weights_check(weights: Path) -> dict[str, Any]:
     """Compare the base's weights before the first response was decoded with those that lie there now."""
     stamp = read_stamp(RUNS / "stamps", "decode")
     if stamp is None:
-        raise UserError(f"{RUNS}/stamps has no decode.json; run recipes/quickstart/run.py")
+        raise UserError(f"{RUNS}/stamps has no decode.stamp; run recipes/quickstart/run.py")
     before, after = stamp["inputs"][str(weights)], hash_path(weights)
     return {"sha256_before": before, "sha256_after": after, "identical": before == after}
 

@@ -147,12 +147,12 @@ class Runner:
                 f"stage {stage.name} did not write {', '.join(missing)}; its outputs are misnamed"
             )
         seconds = time.monotonic() - started
-        _write_json(self.stamps / f"{stage.name}.json", {**signed, "outputs": outputs, "seconds": seconds})
+        _write_json(self.stamps / f"{stage.name}.stamp", {**signed, "outputs": outputs, "seconds": seconds})
         return seconds
 
     def _discard_other_outputs(self, stage: Stage, signed: dict[str, Any]) -> None:
         """Keep what an interrupted attempt at the same work left, for its commands to go on from."""
-        attempt = self.stamps / f"{stage.name}.started.json"
+        attempt = self.stamps / f"{stage.name}.started"
         if not attempt.is_file() or json.loads(attempt.read_text(encoding="utf-8")) != signed:
             for path in (self.root / name for name in stage.outputs):
                 if path.is_dir():
@@ -163,7 +163,7 @@ class Runner:
 
 def read_stamp(stamps: Path, name: str) -> dict[str, Any] | None:
     """Return a finished stage's stamp, or None."""
-    path = stamps / f"{name}.json"
+    path = stamps / f"{name}.stamp"
     stamp: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     return stamp
 

@@ -73,7 +73,7 @@ def test_changed_base_weights_are_reported(tmp_path, monkeypatch):
     weights.write_bytes(b"one")
     before = report.hash_path(weights)
     (tmp_path / "stamps").mkdir()
-    (tmp_path / "stamps" / "decode.json").write_text(
+    (tmp_path / "stamps" / "decode.stamp").write_text(
         json.dumps({"inputs": {str(weights): before}}), encoding="utf-8"
     )
     assert report.weights_check(weights) == {
@@ -89,5 +89,5 @@ def test_changed_base_weights_are_reported(tmp_path, monkeypatch):
 
 def test_a_report_without_decoding_says_what_to_run(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "RUNS", tmp_path)
-    with pytest.raises(UserError, match=r"has no decode\.json; run recipes/quickstart/run\.py"):
+    with pytest.raises(UserError, match=r"has no decode\.stamp; run recipes/quickstart/run\.py"):
         report.weights_check(tmp_path / "model.safetensors")

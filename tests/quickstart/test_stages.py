@@ -175,7 +175,7 @@ def test_after_kill_9_the_orphaned_command_is_ended_and_the_stage_redone(folder)
     assert not is_running(orphan)
     assert (folder / "out.txt").read_text() == "one"
     assert (
-        json.loads((folder / "stamps" / "copy.json").read_text())["commands"]
+        json.loads((folder / "stamps" / "copy.stamp").read_text())["commands"]
         == copy_stage(SLEEP_FIRST).commands
     )
 
