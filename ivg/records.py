@@ -111,9 +111,11 @@ def open_run(
 
 
 def close_run(output: Path, summary: Mapping[str, Any]) -> None:
-    """Mark a run as complete in its manifest."""
+    """Mark a run as complete in its manifest; one that was complete keeps its summary."""
     manifest = manifest_path(output)
     data = json.loads(manifest.read_text(encoding="utf-8"))
+    if data["status"] == "complete":
+        return
     write_atomically(manifest, {**data, "status": "complete", "summary": dict(summary)})
 
 
