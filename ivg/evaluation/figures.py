@@ -108,7 +108,7 @@ def frontier(points: Sequence[FrontierPoint], *, unit: str, xlabel: str, log_x: 
     axes.set_xlabel(xlabel)
     axes.set_ylabel(f"mean gold reward ({unit})")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside upper left", ncols=2, frameon=False)  # never over the intervals
     add_caption(figure, f"{_counts([point.reward for point in points])}; bars are 95% intervals of the mean.")
     return figure
 

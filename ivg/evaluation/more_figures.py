@@ -32,7 +32,7 @@ def by_length(runs: Sequence[Mapping[str, Any]], key: str, ylabel: str) -> Figur
     axes.set_ylabel(ylabel)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside upper left", ncols=2, frameon=False)
     add_caption(figure, f"n = {runs[0]['num_prompts']} prompts at each length.")
     return figure
 

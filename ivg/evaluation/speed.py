@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ivg.evaluation.figures import label
+
 Run = Mapping[str, Any]
 
 
@@ -41,7 +43,7 @@ def _compare(length: int, chunk: Run, token: Run) -> str:
     verdict = "costs less" if per_prompt < 1 else "costs more"
     each = "less" if per_token < 1 else "more"
     guides = [run["guide_tokens_fed"] / run["base_tokens_fed"] for run in (chunk, token)]
-    names = [f"{run['method']} ({run['setting']})" for run in (chunk, token)]
+    names = [f"{label(run['method'])} ({run['setting']})" for run in (chunk, token)]
     return (
         f"Up to {length} tokens, per prompt: {names[0]} {verdict} than {names[1]}: {per_prompt:.2f} times "
         f"the seconds, {fed:.1f} times the tokens fed to the base. Per token fed to the base it costs "

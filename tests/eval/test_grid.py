@@ -117,7 +117,7 @@ def test_a_speed_comparison_counts_what_each_method_feeds(config, capsys):
     assert len(data["findings"]) == 4  # two kinds of chunk guidance at two lengths
     printed = " ".join(capsys.readouterr().out.split())
     assert "Seconds and memory by response length" in printed
-    assert "Up to 8 tokens, per prompt: best_of_n (N=4)" in printed
+    assert "Up to 8 tokens, per prompt: best-of-N (N=4)" in printed
 
 
 @pytest.mark.slow
