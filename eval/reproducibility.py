@@ -1,0 +1,122 @@
+"""Measure how many responses stay the same when only the batch size changes.
+
+    python eval/reproducibility.py --dtypes float64 float32 bfloat16 --rows 16 64 1000
+
+Logits depend in their last bits on batch shape and padding, so a draw that falls next to the border between
+two tokens may land on its other side; from there on the response differs. Random weights, vocabulary 8,192.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from ivg import ModelConfig, PairConfig, SamplingConfig, SearchConfig, generate
+from ivg.inspection import ModelInfo
+from ivg.loading import LoadedModel, LoadedPair, Models
+from ivg.plan import ModelInfos, PairInfo
+
+VOCABULARY = 8192
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Return one with a word per id."""
+    core = Tokenizer(WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
+    core.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=core)
+
+
+def model(name: str, seed: int, layers: int, width: int, logit_std: float, dtype: str) -> LoadedModel:
+    """Build a GPT-2 with random weights whose logits have the standard deviation asked for."""
+    torch.manual_seed(seed)
+    sizes = {"n_embd": width, "n_layer": layers, "n_head": width // 64, "n_positions": 512}
+    module = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, bos_token_id=None, eos_token_id=None, **sizes))
+    with torch.no_grad():
+        module.transformer.ln_f.weight *= logit_std / module.eval()(torch.arange(64)[None]).logits.std()
+    source, words = ModelConfig(path=name), tokenizer()
+    info = ModelInfo(
+        name=name, source=source, config=module.config, tokenizer=words, template="{prompt}", kind="causal"
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return LoadedModel(info, module.to(device, getattr(torch, dtype)).requires_grad_(False))
+
+
+def build(dtype: str, logit_std: float) -> Models:
+    """Return a base of 8 layers x 512 and a pair of 4 layers x 256."""
+    base = model("base", 0, 8, 512, logit_std, dtype)
+    tuned, untuned = (model(f"m{seed}", seed, 4, 256, logit_std / 2, dtype) for seed in (1, 2))
+    config = PairConfig(tuned=tuned.info.source, untuned=untuned.info.source)
+    info = PairInfo(config, tuned.info, untuned.info)
+    return Models(ModelInfos(base.info, (info,), ()), base, (LoadedPair(info, tuned, untuned),))
+
+
+def compare(runs: list[list[tuple[int, ...]]]) -> dict[str, float]:
+    """Compare every two runs: share of equal responses, and first differences per draw compared."""
+    couples = [c for two in itertools.combinations(runs, 2) for c in zip(*two, strict=True)]
+    firsts = [
+        next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), None) for a, b in couples
+    ]
+    num_flips = sum(i is not None for i in firsts)
+    num_draws = sum(len(a) if i is None else i + 1 for (a, _), i in zip(couples, firsts, strict=True))
+    return {
+        "identical": 1 - num_flips / len(couples),
+        "flips_per_draw": num_flips / num_draws,
+        "n": len(couples),
+    }
+
+
+def measure(options: argparse.Namespace, dtype: str) -> dict[str, float]:
+    """Decode the same prompts at every batch size."""
+    models, words = build(dtype, options.logit_std), random.Random(0)
+    prompts = [
+        " ".join(f"w{words.randrange(VOCABULARY)}" for _ in range(words.randint(4, 32)))
+        for _ in range(options.num_prompts)
+    ]
+    search = SearchConfig(token_guidance="implicit", chunk_length=10)
+    sampling = SamplingConfig(max_new_tokens=options.max_new_tokens, temperature=options.temperature)
+    runs = []
+    for rows in options.rows:
+        found = generate(
+            prompts, models, search=search, sampling=sampling, max_batch_rows=rows, block_size=10_000
+        )
+        runs.append([response.token_ids for response in found])
+    return compare(runs)
+
+
+def main() -> None:
+    """Print a table, and write the numbers where asked."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dtypes", nargs="+", default=["float64", "float32", "bfloat16"])
+    parser.add_argument(
+        "--rows", nargs="+", type=int, default=[16, 64, 1000], help="values of max_batch_rows"
+    )
+    for name, default in {"num_prompts": 96, "max_new_tokens": 50}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    for name, value in {"temperature": 0.7, "logit_std": 3.0}.items():
+        parser.add_argument(f"--{name}", type=float, default=value)
+    parser.add_argument("--output", type=Path, help="JSON file")
+    options = parser.parse_args()
+    table, results = Table("dtype", "identical responses", "flips per draw", "pairs of responses"), {}
+    for dtype in options.dtypes:
+        found = results[dtype] = measure(options, dtype)
+        table.add_row(dtype, f"{found['identical']:.1%}", f"{found['flips_per_draw']:.1e}", f"{found['n']}")
+    Console().print(table)
+    if options.output is not None:
+        options.output.write_text(json.dumps({**vars(options), "results": results}, indent=2, default=str))
+
+
+if __name__ == "__main__":
+    main()
