@@ -70,7 +70,7 @@ def reward_by_method(methods: Mapping[str, Mapping[str, Any]], *, unit: str) -> 
         )
     axes.set_yticks(range(len(methods)), [label(name) for name in methods])
     axes.set_ylim(len(methods) - 0.4, -0.6)
-    axes.set_xlabel(f"mean gold reward ({unit})")
+    axes.set_xlabel(f"mean gold reward ({unit})", loc="right")  # units can be longer than the axis
     axes.grid(axis="x", alpha=0.3)
     add_caption(figure, f"{_counts(methods.values())}; bars are 95% intervals of the mean.")
     return figure
