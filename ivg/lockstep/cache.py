@@ -7,6 +7,8 @@ because a row's tokens are contiguous. Rows are right-aligned, so that all share
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -25,21 +27,51 @@ class Source(NamedTuple):
     drop: int
 
 
+class Pool:
+    """Memory of a buffer that was replaced, for the one that replaces the next.
+
+    A reorder, a join or growth writes each buffer anew. Fresh memory would cost a page fault for every page,
+    more than the copy itself; handing one spare around also needs one layer's room, not the cache's.
+    """
+
+    def __init__(self) -> None:
+        self._spares: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def take(self, like: Tensor, num_rows: int, num_columns: int) -> Tensor:
+        """Return a buffer (num_rows, heads, room for num_columns, head size) of another's kind.
+
+        It holds finite numbers, never uninitialised memory: a masked column still enters products as 0 times
+        its content.
+        """
+        room = -(-num_columns // COLUMN_STEP) * COLUMN_STEP
+        shape = num_rows, like.shape[1], room, like.shape[3]
+        spare = self._spares.pop((like.device, like.dtype), None)
+        if spare is None or len(spare) < math.prod(shape):
+            spare = None  # freed before its successor is allocated
+            spare = like.new_zeros(math.prod(shape))
+        return spare[: math.prod(shape)].view(shape)
+
+    def give(self, buffer: Tensor) -> None:
+        """Put a buffer's memory by."""
+        self._spares[buffer.device, buffer.dtype] = buffer.new_empty(0).set_(buffer.untyped_storage())
+
+
 class RowLayer(CacheLayerMixin):
     """One layer's keys and values: (rows, heads, columns, head size), with spare columns at the end."""
 
     is_sliding = False
 
-    def __init__(self) -> None:
+    def __init__(self, pool: Pool) -> None:
         super().__init__()
+        self.pool = pool
         self.num_rows = 0
         self.length = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate buffers shaped like the first states."""
         self.num_rows = key_states.shape[0]
-        self.keys = _buffer_like(key_states, key_states.shape[0], 0)
-        self.values = _buffer_like(value_states, value_states.shape[0], 0)
+        self.keys = self.pool.take(key_states, self.num_rows, key_states.shape[2])
+        self.values = self.pool.take(value_states, self.num_rows, value_states.shape[2])
         self.is_initialized = True
 
     def update(
@@ -50,8 +82,7 @@ class RowLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         end = self.length + key_states.shape[-2]
         if end > self.keys.shape[-2]:
-            self.keys = _grown(self.keys, self.num_rows, self.length, end)
-            self.values = _grown(self.values, self.num_rows, self.length, end)
+            self.keys, self.values = self._grown(self.keys, end), self._grown(self.values, end)
         keys, values = self.keys[: self.num_rows, :, :end], self.values[: self.num_rows, :, :end]
         keys[:, :, self.length :] = key_states
         values[:, :, self.length :] = value_states
@@ -70,14 +101,19 @@ class RowLayer(CacheLayerMixin):
         """Return -1: the buffers grow."""
         return -1
 
+    def _grown(self, buffer: Tensor, num_columns: int) -> Tensor:
+        grown = self.pool.take(buffer, self.num_rows, num_columns)
+        grown[:, :, : self.length] = buffer[: self.num_rows, :, : self.length]
+        self.pool.give(buffer)
+        return grown
+
 
 class RowCache(Cache):
     """The cache of one model over the rows of the batch."""
 
     def __init__(self) -> None:
-        super().__init__(layer_class_to_replicate=RowLayer)
-        # One spare buffer rotates through the layers, so a reorder needs one layer's room, not the cache's.
-        self._spares: dict[tuple[int, ...], Tensor] = {}
+        self._pool = Pool()
+        super().__init__(layer_class_to_replicate=functools.partial(RowLayer, self._pool))
 
     @property
     def width(self) -> int:
@@ -86,26 +122,24 @@ class RowCache(Cache):
 
     def select(self, rows: Tensor) -> None:
         """Replace the rows by `rows` (R',) of them, repeats allowed."""
-        in_use = {tuple(b.shape[1:]) for layer in self.layers for b in (layer.keys, layer.values)}
-        self._spares = {shape: spare for shape, spare in self._spares.items() if shape in in_use}
         for layer in self.layers:
-            layer.keys = self._take(layer.keys, rows)
-            layer.values = self._take(layer.values, rows)
+            layer.keys = self._taken(layer.keys, rows)
+            layer.values = self._taken(layer.values, rows)
             layer.num_rows = len(rows)
 
     def rebuild(self, sources: list[Source]) -> None:
-        """Replace the content by the sources' rows one below the other, right-aligned."""
-        width = max(source.cache.width - source.drop for source in sources)
-        for index in range(max(len(source.cache.layers) for source in sources)):
-            parts = [(source.cache.layers[index], source) for source in sources]
-            keys = _stacked([(part.keys, source) for part, source in parts], width)
-            values = _stacked([(part.values, source) for part, source in parts], width)
-            if index == len(self.layers):
-                self.layers.append(RowLayer())
-            layer = self.layers[index]
-            layer.keys, layer.values, layer.length = keys, values, width
-            layer.num_rows, layer.is_initialized = keys.shape[0], True
-        self._spares.clear()
+        """Replace the content by the sources' rows one below the other, right-aligned.
+
+        Args:
+            sources: the first may be this cache itself; the others stay as they are.
+        """
+        columns = [slice(source.drop, source.cache.width) for source in sources]
+        for index, layer in enumerate(self.layers):
+            parts = [source.cache.layers[index] for source in sources]
+            rows = [source.rows for source in sources]
+            layer.keys = self._stacked(layer.keys, [part.keys for part in parts], rows, columns)
+            layer.values = self._stacked(layer.values, [part.values for part in parts], rows, columns)
+            layer.num_rows, layer.length = sum(map(len, rows)), max(c.stop - c.start for c in columns)
 
     def drop_last(self, counts: Tensor, width: int) -> None:
         """Drop the last `counts` (R,) columns of each row, and keep the last `width` of what stays.
@@ -115,52 +149,37 @@ class RowCache(Cache):
         columns = torch.arange(self.width - width, self.width, device=counts.device)
         source = (columns - counts[:, None]).clamp(min=0)[:, None, :, None]  # (R, 1, width, 1)
         for layer in self.layers:
-            layer.keys = _gathered(layer.keys, source)
-            layer.values = _gathered(layer.values, source)
+            layer.keys = self._gathered(layer.keys, source)
+            layer.values = self._gathered(layer.values, source)
             layer.length = width
-        self._spares.clear()
 
-    def _take(self, buffer: Tensor, rows: Tensor) -> Tensor:
-        """Return a buffer whose first rows are `buffer[rows]`, written into the spare one."""
-        shape = tuple(buffer.shape[1:])
-        spare = self._spares.pop(shape, None)
-        if spare is None or spare.shape[0] < len(rows):
-            spare = buffer.new_zeros(max(len(rows), buffer.shape[0]), *shape)
-        torch.index_select(buffer, 0, rows, out=spare[: len(rows)])
-        self._spares[shape] = buffer
-        return spare
+    def _taken(self, buffer: Tensor, rows: Tensor) -> Tensor:
+        """Return `buffer[rows]`, and put the buffer's memory by."""
+        taken = self._pool.take(buffer, len(rows), buffer.shape[2])
+        torch.index_select(buffer, 0, rows, out=taken)
+        self._pool.give(buffer)
+        return taken
 
+    def _stacked(
+        self, own: Tensor, buffers: list[Tensor], rows: list[Tensor], columns: list[slice]
+    ) -> Tensor:
+        """Return each buffer's selected rows and columns, right-aligned, and put `own` memory by."""
+        width = max(c.stop - c.start for c in columns)
+        stacked = self._pool.take(own, sum(map(len, rows)), width + 1)
+        start = 0
+        for buffer, selected, kept in zip(buffers, rows, columns, strict=True):
+            used = buffer[:, :, kept]
+            part = stacked[start : start + len(selected), :, width - used.shape[2] : width]
+            part.copy_(used.index_select(0, selected))
+            start += len(selected)
+        self._pool.give(own)
+        return stacked
 
-def _buffer_like(states: Tensor, num_rows: int, num_columns: int) -> Tensor:
-    """Zeros, never uninitialised memory: a masked column still enters products as 0 times its content."""
-    room = -(-(num_columns + 1) // COLUMN_STEP) * COLUMN_STEP
-    return states.new_zeros(num_rows, states.shape[1], room, states.shape[3])
-
-
-def _grown(buffer: Tensor, num_rows: int, length: int, end: int) -> Tensor:
-    grown = _buffer_like(buffer, num_rows, end)
-    grown[:, :, :length] = buffer[:num_rows, :, :length]
-    return grown
-
-
-def _gathered(buffer: Tensor, source: Tensor) -> Tensor:
-    """Return a fresh buffer whose columns are the `source` (R, 1, width, 1) columns of each row."""
-    num_rows, width = source.shape[0], source.shape[2]
-    used = buffer[:num_rows]
-    gathered = _buffer_like(used, num_rows, width)
-    index = source.to(buffer.device).expand(-1, buffer.shape[1], -1, buffer.shape[3])
-    gathered[:, :, :width] = used.gather(2, index)
-    return gathered
-
-
-def _stacked(parts: list[tuple[Tensor, Source]], width: int) -> Tensor:
-    """Right-align each part's selected rows at `width` columns in one fresh buffer."""
-    num_rows = sum(len(source.rows) for _, source in parts)
-    stacked = _buffer_like(parts[0][0], num_rows, width)
-    start = 0
-    for buffer, source in parts:
-        end = start + len(source.rows)
-        used = buffer[:, :, source.drop : source.cache.width]
-        stacked[start:end, :, width - used.shape[2] : width] = used.index_select(0, source.rows)
-        start = end
-    return stacked
+    def _gathered(self, buffer: Tensor, source: Tensor) -> Tensor:
+        """Return the `source` (R, 1, width, 1) columns of each row, and put the buffer's memory by."""
+        num_rows, width = source.shape[0], source.shape[2]
+        gathered = self._pool.take(buffer, num_rows, width + 1)
+        index = source.to(buffer.device).expand(-1, buffer.shape[1], -1, buffer.shape[3])
+        gathered[:, :, :width] = buffer[:num_rows].gather(2, index)
+        self._pool.give(buffer)
+        return gathered

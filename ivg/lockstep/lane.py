@@ -143,7 +143,10 @@ class Lane:
         state.last, state.finite = state.last[rows], state.finite[rows]
 
     def rebuild(self, parts: Sequence[Part]) -> RowState:
-        """Put the parts' rows into one state, without the columns that are padding in all of them."""
+        """Put the parts' rows into one state, without the columns that are padding in all of them.
+
+        The first part's state gives its cache to the new one and cannot be used any more.
+        """
         rows = [self.branch_rows(part.rows) for part in parts]
         lengths = torch.cat([part.state.lengths[r] for part, r in zip(parts, rows, strict=True)])
         width = int(lengths.max())
@@ -151,7 +154,7 @@ class Lane:
             Source(part.state.cache, r, max(0, part.state.cache.width - width))
             for part, r in zip(parts, rows, strict=True)
         ]
-        cache = RowCache()
+        cache = parts[0].state.cache
         cache.rebuild(sources)
         mask = torch.arange(width, device=self.device) >= width - lengths[:, None]
         last = torch.cat([part.state.last[r] for part, r in zip(parts, rows, strict=True)])

@@ -117,8 +117,6 @@ def environment(outer: Mapping[str, str]) -> dict[str, str]:
         **outer,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{outer.get('PATH', '')}",
         "OMP_NUM_THREADS": "2",
-        # Waiting threads sleep: spinning ones slow everything down where the cores are shared.
-        "OMP_WAIT_POLICY": "PASSIVE",
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
         # TRL still sets a key that transformers has renamed; nothing that a user could mend.
