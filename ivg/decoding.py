@@ -1,7 +1,8 @@
 """The loop: sample a chunk, score it, keep the best, let waiting prompts in; yields finished prompts.
 
-The batch holds rows of live beams only: a finished hypothesis stays in its search as one candidate and costs
-no computation. Per-row host work happens here, once per chunk.
+The batch holds live rows only: a finished hypothesis stays in its search as one candidate and costs no
+computation. Long chunks are sampled in pieces, so that rows that end leave before the boundary and waiting
+prompts take their place. Per-row host work happens here, once per piece.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from ivg.config import SamplingConfig, SearchConfig
 from ivg.hypotheses import Ending, Endings, Finished, Hypothesis, Task
 from ivg.lockstep.rows import Chunk, Newcomer
 from ivg.prompt_search import PromptSearch
+
+# Tokens per piece: a row that ends wastes half a piece on average, and letting it go reorders the caches.
+MIN_PIECE, MAX_PIECE = 5, 10
 
 
 class NumericalError(RuntimeError):
@@ -36,8 +40,10 @@ class Rows(Protocol):
         """Sample (R, L) tokens and score every prefix."""
         ...
 
-    def keep_and_join(self, keep: Sequence[int], repeats: int, newcomers: Sequence[Newcomer]) -> None:
-        """Keep rows, repeat each, start newcomers."""
+    def keep_and_join(
+        self, keep: Sequence[int], repeats: Sequence[int], newcomers: Sequence[Newcomer]
+    ) -> None:
+        """Keep rows, make each into `repeats` of them, start newcomers."""
         ...
 
     def clear(self) -> None:
@@ -59,6 +65,22 @@ class Watcher(Protocol):
     def __call__(self, task: Task, beams: Sequence[Hypothesis], is_done: bool) -> None:
         """Look at the kept beams, best first; `is_done` where the search has ended."""
         ...
+
+
+def piece_length(chunk_length: int, max_tokens: int) -> int:
+    """Return how many tokens to sample before rows that ended are let go.
+
+    All pieces of a chunk are equally long, so that prompts that joined at different times reach the ends of
+    their pieces together.
+
+    Args:
+        chunk_length: L.
+        max_tokens: the longest response's limit; a chunk this long is the only one, and may be cut anywhere.
+    """
+    if chunk_length >= max_tokens:
+        return min(max_tokens, MAX_PIECE)
+    lengths = range(MAX_PIECE, MIN_PIECE - 1, -1)
+    return next((length for length in lengths if chunk_length % length == 0), chunk_length)
 
 
 class _HostChunk(NamedTuple):
@@ -110,17 +132,19 @@ class Decoder:
         Raises:
             NumericalError: NaN or infinite numbers, naming the model and the prompt.
         """
-        waiting, running, keep = deque(tasks), list[PromptSearch](), list[int]()
+        waiting, running = deque(tasks), list[PromptSearch]()
+        keep, repeats = list[int](), list[int]()
+        piece = piece_length(self._search.chunk_length, max((task.max_tokens for task in tasks), default=1))
         self._rows.clear()
         while waiting or running:
-            num_rows = len(keep) * self._search.num_successors
-            joining = self._admit(waiting, max_rows - num_rows)
-            self._rows.keep_and_join(keep, self._search.num_successors, self._newcomers(joining))
+            joining = self._admit(waiting, max_rows - sum(search.max_rows for search in running))
+            self._rows.keep_and_join(keep, repeats, self._newcomers(joining))
             running += joining
-            length = min(self._search.chunk_length, max(s.task.max_tokens - s.num_tokens for s in running))
+            length = min(piece, max(search.task.max_tokens - search.num_tokens for search in running))
             uniforms = np.concatenate([search.uniforms(length) for search in running])
             chunk = self._rows.sample_chunk(torch.from_numpy(uniforms))
-            keep, running, done = self._boundary(running, _HostChunk(*(t.cpu().numpy() for t in chunk)))
+            self._grow(running, _HostChunk(*(t.cpu().numpy() for t in chunk)))
+            keep, repeats, running, done = self._advance(running)
             yield from done
 
     def _admit(self, waiting: deque[Task], room: int) -> list[PromptSearch]:
@@ -133,51 +157,63 @@ class Decoder:
         groups = [(ids, list(group)) for ids, group in groupby(joining, key=lambda s: s.task.lane_ids)]
         return [Newcomer(ids, len(group) * self._search.rows_per_prompt) for ids, group in groups]
 
-    def _boundary(
-        self, running: list[PromptSearch], chunk: _HostChunk
-    ) -> tuple[list[int], list[PromptSearch], list[Finished]]:
-        self._check_finite(running, chunk)
-        grown = self._grow(running, chunk)
-        keep: list[int] = []
-        alive: list[PromptSearch] = []
-        done: list[Finished] = []
+    def _advance(
+        self, running: Sequence[PromptSearch]
+    ) -> tuple[list[int], list[int], list[PromptSearch], list[Finished]]:
+        """Return the rows that live on, how many each becomes, the searches that go on, and what is done."""
+        keep, repeats = list[int](), list[int]()
+        alive, done = list[PromptSearch](), list[Finished]()
         start = 0
         for search in running:
-            end = start + len(search.rows)
-            kept = search.advance(grown[start:end], keep_trace=self._keep_trace)
-            if kept:
-                keep += [start + i for i in kept]
+            num_rows, is_ranked = len(search.rows), search.is_at_boundary
+            kept = search.advance(keep_trace=self._keep_trace)
+            keep += [start + row for row in kept.rows]
+            repeats += [kept.repeats] * len(kept.rows)
+            if kept.rows:
                 alive.append(search)
             else:
                 done.append(Finished(search.task, tuple(search.beams), tuple(search.trace)))
-            if self._watcher is not None:
-                self._watcher(search.task, search.beams, not kept)
-            start = end
-        return keep, alive, done
+            if is_ranked and self._watcher is not None:
+                self._watcher(search.task, search.beams, not kept.rows)
+            start += num_rows
+        return keep, repeats, alive, done
 
-    def _grow(self, running: Sequence[PromptSearch], chunk: _HostChunk) -> list[Hypothesis]:
-        """Append the chunk to every row, up to where the row ends."""
-        owners = [(search, search.parent(row)) for search in running for row in search.rows]
-        endings = [
-            self._endings.find(parent.ids, ids, search.task)
-            for (search, parent), ids in zip(owners, chunk.ids, strict=True)
-        ]
-        prefixes = [
-            (*parent.ids, *ids[: ending.num_tokens].tolist())
-            for (_, parent), ids, ending in zip(owners, chunk.ids, endings, strict=True)
-        ]
-        values = [
-            float(row[ending.num_tokens - 1]) for row, ending in zip(chunk.values, endings, strict=True)
-        ]
-        if self._text_scorer is not None:
-            added = self._text_scorer([search.task for search, _ in owners], prefixes)
-            values = [value + more for value, more in zip(values, added, strict=True)]
-        return [
-            Hypothesis(ids, value, ending.reason, self._log_ratios(parent, ratios, ending))
-            for (_, parent), ids, value, ending, ratios in zip(
-                owners, prefixes, values, endings, chunk.log_ratios, strict=True
+    def _grow(self, running: Sequence[PromptSearch], chunk: _HostChunk) -> None:
+        """Append what was sampled to every row, up to where the row ends; value what reads text."""
+        self._check_finite(running, chunk)
+        start = 0
+        for search in running:
+            rows = range(start, start + len(search.rows))
+            search.grow(
+                [self._grown(search, row, chunk, i) for row, i in zip(search.rows, rows, strict=True)],
+                chunk.ids.shape[1],
             )
+            start = rows.stop
+        if self._text_scorer is not None:
+            self._add_text_values([search for search in running if search.is_at_boundary])
+
+    def _grown(self, search: PromptSearch, row: int, chunk: _HostChunk, i: int) -> Hypothesis:
+        """Return a row with its part of the chunk, which is row `i` of the batch."""
+        parent, ids = search.parent(row), chunk.ids[i]
+        ending = self._endings.find(parent.ids, ids, search.task)
+        return Hypothesis(
+            (*parent.ids, *ids[: ending.num_tokens].tolist()),
+            float(chunk.values[i, ending.num_tokens - 1]),
+            ending.reason,
+            self._log_ratios(parent, chunk.log_ratios[i], ending),
+        )
+
+    def _add_text_values(self, ranked: Sequence[PromptSearch]) -> None:
+        """Add the scores of guides that read text, for all prompts at a boundary at once."""
+        candidates = [
+            (search.task, hypothesis.ids) for search in ranked for hypothesis in search.candidates()
         ]
+        if not candidates:
+            return
+        assert self._text_scorer is not None
+        values = iter(self._text_scorer(*zip(*candidates, strict=True)))
+        for search in ranked:
+            search.add_values([next(values) for _ in search.candidates()])
 
     def _log_ratios(self, parent: Hypothesis, ratios: np.ndarray, ending: Ending) -> tuple[float, ...]:
         return (*parent.log_ratios, *ratios[: ending.num_tokens].tolist()) if self._keep_trace else ()

@@ -115,12 +115,14 @@ class Lockstep:
         return self._score(ids, {i: torch.cat(columns, dim=1) for i, columns in scores.items()})
 
     @torch.inference_mode()
-    def keep_and_join(self, keep: Sequence[int], repeats: int, newcomers: Sequence[Newcomer]) -> None:
+    def keep_and_join(
+        self, keep: Sequence[int], repeats: Sequence[int], newcomers: Sequence[Newcomer]
+    ) -> None:
         """Keep some rows, feed them their last token, repeat each, and put the newcomers' rows below.
 
         Args:
             keep: row numbers, in their new order.
-            repeats: K, rows made of each kept one.
+            repeats: how many rows each kept one becomes.
             newcomers: prompts that start.
         """
         if keep:
@@ -129,10 +131,11 @@ class Lockstep:
             self._feed_pending()
         else:
             self.clear()
-        kept = torch.arange(len(keep), device=self.base.device).repeat_interleave(repeats)
+        repeated = [row for row, n in enumerate(repeats) for _ in range(n)]
+        kept = torch.tensor(repeated, dtype=torch.long, device=self.base.device)
         if newcomers:
             self._join(kept, newcomers)
-        elif repeats > 1:
+        elif any(n > 1 for n in repeats):
             self._select(kept)
 
     def _next(self, states: Sequence[RowState], uniforms: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
