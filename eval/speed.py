@@ -3,7 +3,8 @@
     python eval/speed.py --config recipes/quickstart/speed.yaml
 
 All settings run in one process on one machine, `repeats` times in turn, so that a slow minute hits all of
-them. Checks the claim that chunk guidance costs less than token guidance, and shows where the work goes.
+them; on a CPU the memory of each is that of a further run in a process of its own. Checks the claim that
+chunk guidance costs less than token guidance, and shows where the work goes.
 Writes OUTPUT/speed.json and figures.
 """
 
@@ -13,7 +14,6 @@ import dataclasses
 import json
 import platform
 import statistics
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,59 +27,77 @@ from ivg.evaluation.cells import CellRun, grid_prompts, run_cell
 from ivg.evaluation.decoded import row_ids
 from ivg.evaluation.figures import save_png
 from ivg.evaluation.grid import Cell, GridConfig, read_grid
-from ivg.evaluation.memory import peak_mib, reset_peak
+from ivg.evaluation.memory import peak_in_fresh_process, peak_mib, reset_peak
 from ivg.evaluation.more_figures import by_length
 from ivg.evaluation.options import config_and_overrides
 from ivg.evaluation.speed import findings
 from ivg.evaluation.statistics import estimate, mean_by_prompt
 from ivg.evaluation.tables import speed_table
+from ivg.loading import Models
+from ivg.prompts import Row
 from ivg.rewards import load_reward, score
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class Timed:
-    """One timed run of a cell."""
+    """The runs of a cell at one length, and the most memory that one took, in MiB."""
 
-    run: CellRun
-    peak: float | None
+    runs: list[CellRun] = dataclasses.field(default_factory=list)
+    peak: float | None = None
 
 
-def measure_all(grid: GridConfig, rows: Sequence[Any]) -> dict[tuple[int, Cell], list[Timed]]:
-    """Run every cell at every length, `repeats` times in turn; the first round of all is a warm-up."""
-    decode = grid.decode
-    models = ivg.load_models(decode.base, pairs=decode.pairs, values=decode.values)
-    plan = [(length, cell) for length in grid.lengths for cell in grid.cells]
-    timed: defaultdict[tuple[int, Cell], list[Timed]] = defaultdict(list)
+def run(grid: GridConfig, models: Models, cell: Cell, length: int, rows: Sequence[Row]) -> CellRun:
+    """Run a cell once with responses of up to `length` tokens."""
+    sampling = dataclasses.replace(grid.decode.sampling, max_new_tokens=length)
+    return run_cell(models, cell, sampling, rows, max_batch_rows=grid.decode.max_batch_rows)
+
+
+def load(grid: GridConfig) -> Models:
+    """Load the grid's models."""
+    return ivg.load_models(grid.decode.base, pairs=grid.decode.pairs, values=grid.decode.values)
+
+
+def load_and_run(grid: GridConfig, cell: Cell, length: int, rows: Sequence[Row]) -> None:
+    """Do all that a run needs memory for."""
+    run(grid, load(grid), cell, length, rows)
+
+
+def measure_all(grid: GridConfig, rows: Sequence[Row]) -> dict[tuple[int, Cell], Timed]:
+    """Run every cell at every length, `repeats` times in turn; a run of one prompt each warms up."""
+    models = load(grid)
+    timed = {(length, cell): Timed() for length in grid.lengths for cell in grid.cells}
     for cell in grid.cells:
-        sampling = dataclasses.replace(decode.sampling, max_new_tokens=min(grid.lengths))
-        run_cell(models, cell, sampling, rows[:1], max_batch_rows=decode.max_batch_rows)
+        run(grid, models, cell, min(grid.lengths), rows[:1])
     for _ in track(range(grid.repeats), "rounds"):
-        for length, cell in plan:
-            sampling = dataclasses.replace(decode.sampling, max_new_tokens=length)
+        for (length, cell), found in timed.items():
             reset_peak()
-            run = run_cell(models, cell, sampling, rows, max_batch_rows=decode.max_batch_rows)
-            timed[length, cell].append(Timed(run, peak_mib()))
-    return dict(timed)
+            found.runs.append(run(grid, models, cell, length, rows))
+            if torch.cuda.is_available():
+                found.peak = max(found.peak or 0, peak_mib() or 0)
+    if not torch.cuda.is_available():
+        for (length, cell), found in track(timed.items(), "memory"):
+            found.peak = peak_in_fresh_process(load_and_run, grid, cell, length, rows)
+    return timed
 
 
-def entry(length: int, cell: Cell, timed: Sequence[Timed], rewards: Sequence[float]) -> dict[str, Any]:
+def entry(length: int, cell: Cell, timed: Timed, rewards: Sequence[float]) -> dict[str, Any]:
     """Sum up the repeats of one cell at one length."""
-    run = timed[0].run  # texts and tokens are the same in each repeat
-    base_fed, *guides_fed = run.lane_tokens
-    peaks = [t.peak for t in timed if t.peak is not None]
+    first = timed.runs[0]  # texts and tokens are the same in each repeat
+    base_fed, *guides_fed = first.lane_tokens
+    seconds = [run.seconds / len(first.rows) for run in timed.runs]
     return {
         **dataclasses.asdict(cell),
         "setting": cell.setting,
         "max_new_tokens": length,
-        "num_prompts": len(run.rows),
-        "num_tokens": statistics.mean(row["num_tokens"] for row in run.rows),
-        "seconds_per_prompt": statistics.median(t.run.seconds for t in timed) / len(run.rows),
-        "seconds_of_each": [t.run.seconds / len(run.rows) for t in timed],
-        "peak_memory_mib": max(peaks) if peaks else None,
+        "num_prompts": len(first.rows),
+        "num_tokens": statistics.mean(row["num_tokens"] for row in first.rows),
+        "seconds_per_prompt": statistics.median(seconds),
+        "seconds_of_each": seconds,
+        "peak_memory_mib": timed.peak,
         "base_tokens_fed": base_fed,
         "guide_tokens_fed": sum(guides_fed),
-        "flops_per_prompt": run.flops / len(run.rows),
-        "gold_reward": estimate(mean_by_prompt(row_ids(run.rows), rewards).values()).as_dict(),
+        "flops_per_prompt": first.flops / len(first.rows),
+        "gold_reward": estimate(mean_by_prompt(row_ids(first.rows), rewards).values()).as_dict(),
     }
 
 
@@ -95,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     grid.output.mkdir(parents=True, exist_ok=True)
     runs = []
     for (length, cell), timed in measure_all(grid, rows).items():
-        out = timed[0].run.rows
+        out = timed.runs[0].rows
         rewards = score(reward, out, [row["response"] for row in out], name)
         runs.append(entry(length, cell, timed, rewards))
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"

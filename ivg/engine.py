@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -137,6 +138,7 @@ class Engine:
         )
         self.endings = Endings(models.infos.base.eos_ids, sampling.stop, self.decode_text)
         self._rows_per_prompt = search.rows_per_prompt
+        self._affordable_rows = sys.maxsize  # until memory has run out
         self._decoder = Decoder(
             self.lockstep,
             search,
@@ -155,11 +157,12 @@ class Engine:
         """Decode tasks in their order; what comes out depends on the tasks and settings alone.
 
         Tasks run in blocks of `block_size`, with continuous batching inside a block only. A block that runs
-        out of device memory is decoded again with half the rows.
+        out of device memory is decoded again with half the rows, and so is everything after it.
 
         Yields:
             Finished tasks, in the tasks' order.
         """
+        max_batch_rows = min(max_batch_rows, self._affordable_rows)
         for start in range(0, len(tasks), block_size):
             block = tasks[start : start + block_size]
             done: dict[int, Finished] = {}
@@ -186,4 +189,5 @@ class Engine:
                 "lower num_beams or num_successors, use smaller dtypes or quantization"
             )
         logger.warning("out of memory with %d rows: going on with max_batch_rows %d", max_batch_rows, fewer)
+        self._affordable_rows = fewer
         return fewer

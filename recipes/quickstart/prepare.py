@@ -15,13 +15,10 @@ from pathlib import Path
 import corpus
 import dacite
 from rich.progress import track
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
 from ivg.config_file import nearest, read_yaml
 from ivg.errors import UserError, exit_on_user_error
-
-EOS, PAD = "<|endoftext|>", "<|pad|>"
+from ivg.training.tokenizer import train_tokenizer
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,21 +49,6 @@ def read_config(path: str) -> PrepareConfig:
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
     """Write rows, one JSON object a line."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE with an end-of-text and a padding token, and no BOS."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[EOS, PAD],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD)
 
 
 @exit_on_user_error

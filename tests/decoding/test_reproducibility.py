@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ivg import Response, SamplingConfig, SearchConfig, generate
+from ivg.engine import Engine, make_tasks
 from ivg.errors import UserError
 from ivg.loading import Models
 from ivg.lockstep.rows import Lockstep
@@ -92,6 +93,17 @@ def test_out_of_memory_halves_the_rows_and_goes_on(
         "out of memory with 64 rows",
         "out of memory with 32 rows",
     ]
+
+
+def test_out_of_memory_is_run_into_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(models(), SEARCH, SAMPLING)
+    tasks, _ = make_tasks(PROMPTS, engine.infos, SAMPLING)
+    cramped = Cramped(20, monkeypatch)
+    list(engine.run(tasks, max_batch_rows=64, block_size=len(tasks)))
+    first = len(cramped.peaks)
+    list(engine.run(tasks, max_batch_rows=64, block_size=len(tasks)))  # as `ivg-decode` does, block by block
+    assert max(cramped.peaks[:first]) == 64
+    assert max(cramped.peaks[first:]) == 16
 
 
 def test_out_of_memory_in_the_middle_of_a_block_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
