@@ -15,6 +15,7 @@ import json
 import platform
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ def measure_all(grid: GridConfig, rows: Sequence[Row]) -> dict[tuple[int, Cell],
                 found.peak = max(found.peak or 0, peak_mib() or 0)
     if not torch.cuda.is_available():
         for (length, cell), found in track(timed.items(), "memory"):
-            found.peak = peak_in_fresh_process(load_and_run, grid, cell, length, rows)
+            found.peak = peak_in_fresh_process(partial(load_and_run, grid, cell, length, rows))
     return timed
 
 

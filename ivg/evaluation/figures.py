@@ -8,12 +8,14 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 # Okabe and Ito's palette, which people with any colour vision can tell apart.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -76,6 +78,14 @@ def reward_by_method(methods: Mapping[str, Mapping[str, Any]], *, unit: str) -> 
     return figure
 
 
+_SIDES = ((0, -1), (1, 1))  # of an interval, and their signs
+_LABEL_PLACES = [
+    ((reach * side, rise), "left" if side > 0 else "right")
+    for rise in (0, -8, 8, -16, 16)
+    for side, reach in ((1, 7), (-1, 7), (1, 14))
+]
+
+
 def frontier(points: Sequence[FrontierPoint], *, unit: str, xlabel: str, log_x: bool = False) -> Figure:
     """Draw gold reward against distance from the base (or compute), one line per method.
 
@@ -98,19 +108,51 @@ def frontier(points: Sequence[FrontierPoint], *, unit: str, xlabel: str, log_x: 
             capsize=3,
             alpha=0.9,
         )
-        for point in own:
-            axes.annotate(
-                point.setting, (point.x, point.reward["mean"]), (5, -11), textcoords="offset points",
-                fontsize=8, color=GREY,
-            )  # fmt: skip
     if log_x:
         axes.set_xscale("log")
     axes.set_xlabel(xlabel)
     axes.set_ylabel(f"mean gold reward ({unit})")
     axes.grid(alpha=0.3)
+    axes.margins(x=0.15)  # room for the labels
     figure.legend(loc="outside upper left", ncols=2, frameon=False)  # never over the intervals
     add_caption(figure, f"{_counts([point.reward for point in points])}; bars are 95% intervals of the mean.")
+    _label_points(figure, axes, points)
     return figure
+
+
+def _label_points(figure: Figure, axes: Axes, points: Sequence[FrontierPoint]) -> None:
+    """Write each point's setting where it hides the fewest points, intervals and earlier labels."""
+    figure.draw_without_rendering()  # the layout decides where things are
+    taken = []
+    for point in points:
+        low, high = (point.reward["mean"] + sign * _interval(point.reward)[side][0] for side, sign in _SIDES)
+        (x, bottom), (_, top) = axes.transData.transform([(point.x, low), (point.x, high)])
+        taken.append(Bbox([[x - 6, bottom], [x + 6, top]]))
+    colors = dict(zip(dict.fromkeys(point.method for point in points), itertools.cycle(PALETTE)))
+    for point in points:
+        placed = []
+        for offset, alignment in _LABEL_PLACES:
+            text = axes.annotate(
+                point.setting,
+                (point.x, point.reward["mean"]),
+                offset,
+                textcoords="offset points",
+                fontsize=7,
+                color=colors[point.method],
+                ha=alignment,
+                va="center",
+            )
+            box = text.get_window_extent()
+            hidden = sum(box.overlaps(other) for other in taken)
+            is_inside = all(axes.bbox.contains(x, y) for x, y in box.get_points())
+            placed.append((hidden if is_inside else len(taken), text, box))
+            text.set_visible(False)
+        _, text, box = min(placed, key=lambda place: place[0])
+        for _, other, _ in placed:
+            if other is not text:
+                other.remove()
+        text.set_visible(True)
+        taken.append(box)
 
 
 def save_png(figure: Figure, path: str | Path) -> None:

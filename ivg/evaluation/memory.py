@@ -6,11 +6,9 @@ import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import ParamSpec
 
 import torch
 
-P = ParamSpec("P")
 _CLEAR_PEAK = "5"  # what /proc/self/clear_refs takes for "forget the peak resident size"
 MIB = 2**20
 
@@ -38,19 +36,19 @@ def peak_mib() -> float | None:
     return None if line is None else float(line.split()[1]) / 1024
 
 
-def peak_in_fresh_process(work: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> float | None:
+def peak_in_fresh_process(work: Callable[[], object]) -> float | None:
     """Return the peak in MiB of a new process that does only this work.
 
     On a CPU memory that was freed can stay with the process, so that what ran before would count.
 
     Args:
-        work: a function that can be pickled, with its arguments.
+        work: something that can be pickled, such as a `functools.partial` of a module's function.
     """
     with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_peak_of, work, *args, **kwargs).result()
+        return pool.submit(_peak_of, work).result()
 
 
-def _peak_of(work: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> float | None:
+def _peak_of(work: Callable[[], object]) -> float | None:
     reset_peak()
-    work(*args, **kwargs)
+    work()
     return peak_mib()
