@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 .PHONY: help quickstart test check format bench recipes clean
 
 help:
-	@echo "make quickstart  train, guide and report on a small made-up task (15 to 20 minutes on 2 cores)"
+	@echo "make quickstart  train, guide and report on a small made-up task (10 minutes on 2 cores)"
 	@echo "make test        run the test suite"
 	@echo "make check       formatting, lint and types"
 	@echo "make format      mend formatting and what lint can mend"
