@@ -27,7 +27,7 @@ def decode_arms(
     """Decode the reference's instructions, unguided and guided; either resumes where it was.
 
     Args:
-        recipe: YAML of `ivg-decode`; its input and output are replaced.
+        recipe: YAML of `ivg-decode`; its input (or dataset) and output are replaced.
         name: generator name of the guided arm; default: the recipe's folder. The base's is `<name>-base`.
         reference: AlpacaEval's instructions.
         folder: gets `<generator>/decoded.jsonl` and `<generator>/model_outputs.json`.
@@ -43,12 +43,10 @@ def decode_arms(
     instructions.parent.mkdir(parents=True, exist_ok=True)
     rows = [{k: row[k] for k in ("instruction", "dataset") if k in row} for row in reference]
     instructions.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    guided = config_from_dict({**read_yaml(recipe), "input": str(instructions)})
-    if guided.sampling.num_samples != 1 or guided.dataset is not None:
-        raise UserError(
-            f"{recipe}: AlpacaEval takes one response to each of its own instructions; "
-            "remove num_samples and dataset"
-        )
+    keys = {key: value for key, value in read_yaml(recipe).items() if key != "dataset"}
+    guided = config_from_dict({**keys, "input": str(instructions)})
+    if guided.sampling.num_samples != 1:
+        raise UserError(f"{recipe}: AlpacaEval takes one response per instruction; remove num_samples")
     jobs = {}
     for arm, config in ((f"{name}-base", unguided(guided)), (name, guided)):
         output = str(folder / arm / "decoded.jsonl")

@@ -47,7 +47,8 @@ def read_decoded(name: str, path: str | Path) -> Decoded:
 
 def _json_lines(path: Path) -> list[tuple[str, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with path.open(encoding="utf-8") as file:
+            lines = list(file)  # str.splitlines would part rows at a U+2028 in a response
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UserError(f"{path}: {reason}; give a readable JSONL file") from error

@@ -121,10 +121,13 @@ def read_trace(path: Path) -> dict[str, Trace]:
     if not path.is_file():
         return {}
     traces: dict[str, Trace] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            traces.setdefault(str(row["id"]), {**row, "chunks": list(row["chunks"])})
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}, line {number}: not a row of ivg-decode --trace; trace again") from error
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line)
+                traces.setdefault(str(row["id"]), {**row, "chunks": list(row["chunks"])})
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"{path}, line {number}: not a row of ivg-decode --trace; trace again"
+                ) from error
     return traces

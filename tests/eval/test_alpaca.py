@@ -9,12 +9,18 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from ivg.config_file import config_from_dict, read_yaml
+from ivg.evaluation.alpaca import leaderboard
+from ivg.evaluation.annotators import OFFICIAL_ANNOTATOR
+from ivg.evaluation.options import parse_options
 from tests.eval import scripts
 from tests.eval.judge_server import ReplayJudge
 from tests.evaluation import tiny
 
-DATA = Path(os.environ.get("IVG_SHARED_DATA", scripts.ROOT.parent / "shared" / "data")) / "alpaca_eval"
+SHARED = Path(os.environ.get("IVG_SHARED_DATA", scripts.ROOT.parent / "shared" / "data"))
+DATA, TOKENIZERS = SHARED / "alpaca_eval", SHARED / "tokenizers"
 SECRET = "sk-very-secret"
 
 alpaca = scripts.load("alpaca")
@@ -240,3 +246,93 @@ def test_a_recipe_is_decoded_and_judged_beside_its_base(recipe, small):
 def test_a_submission_of_three_instructions_is_refused(recipe, capsys):
     argv = [*recipe, "--submission", "--pretty_name", "Mine", "--link", "https://example.org"]
     assert "3 outputs, the leaderboard needs 805" in scripts.refused(capsys, alpaca.main, argv)
+
+
+def test_dropped_connections_lose_nothing(small):
+    small[1].drops = 0.5
+    alpaca.main(arguments(small, "--yes"))
+    assert small[1].answered.total() == 3
+    report = json.loads((small[0] / "out" / "alpaca.json").read_text())
+    assert report["arms"]["mine"]["n_total"] == 3
+
+
+def save_model(folder, model):
+    """Save a model with random weights and the Llama-2 vocabulary."""
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(TOKENIZERS / "llama-2").save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.slow
+@needs_recordings
+@pytest.mark.skipif(not TOKENIZERS.is_dir(), reason=f"no tokenizers at {TOKENIZERS}")
+def test_a_recipe_becomes_a_submission(tmp_path):
+    """All 805 instructions through tiny models, both arms judged, and the folder for the leaderboard."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=32000, max_position_embeddings=4096, **sizes)
+    tuned, untuned, base = (LlamaForCausalLM(config) for _ in range(3))
+    recipe = {
+        "base": {"path": save_model(tmp_path / "base", base), "template": "[INST] {prompt} [/INST]"},
+        "pairs": [
+            {
+                "tuned": {"path": save_model(tmp_path / "tuned", tuned), "template": "{prompt}"},
+                "untuned": {"path": save_model(tmp_path / "untuned", untuned), "template": "{prompt}"},
+            }
+        ],
+        "search": {"token_guidance": "implicit"},
+        "sampling": {"max_new_tokens": 3},
+        "dataset": {"name": "replaced/by-the-instructions"},
+        "output": str(tmp_path / "unused.jsonl"),
+    }
+    (tmp_path / "decode.yaml").write_text(yaml.safe_dump(recipe))
+    reference = json.loads((DATA / "gpt4_1106_preview" / "model_outputs.json").read_text(encoding="utf-8"))
+    answers = json.loads((DATA / "alpaca-7b" / "annotations.json").read_text(encoding="utf-8"))
+    answer = next(row["raw_completion"] for row in answers if row["raw_completion"])
+    with ReplayJudge({row["instruction"].strip(): answer for row in reference}) as server:
+        done = subprocess.run(
+            [
+                sys.executable,
+                str(scripts.ROOT / "eval" / "alpaca.py"),
+                "--yes",
+                "--submission",
+                "--decode",
+                str(tmp_path / "decode.yaml"),
+                "--name",
+                "mine",
+                "--pretty_name",
+                "Mine",
+                "--link",
+                "https://example.org/mine",
+                "--reference",
+                str(DATA / "gpt4_1106_preview" / "model_outputs.json"),
+                "--endpoint",
+                server.url,
+                "--output",
+                str(tmp_path / "out"),
+                "--num_workers",
+                "16",
+            ],
+            env=environment(),
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads((tmp_path / "out" / "alpaca.json").read_text())
+    assert {name: arm["n_total"] for name, arm in report["arms"].items()} == {"mine-base": 805, "mine": 805}
+    folder = tmp_path / "out" / "submission"
+    outputs = json.loads((folder / "results" / "mine" / "model_outputs.json").read_text())
+    assert [row["instruction"] for row in outputs] == [row["instruction"] for row in reference]
+    assert {row["generator"] for row in outputs} == {"mine"}
+    settings = yaml.safe_load((folder / "models_configs" / "mine" / "configs.yaml").read_text())["mine"]
+    assert (settings["pretty_name"], settings["link"]) == ("Mine", "https://example.org/mine")
+    template = (folder / "models_configs" / "mine" / "prompt.txt").read_text()
+    assert template == "[INST] {instruction} [/INST]"
+
+
+def test_the_recipe_names_what_is_there():
+    path = scripts.ROOT / "recipes" / "tulu" / "alpaca.yaml"
+    options = parse_options(alpaca.Options, ["--config", str(path)], "")
+    alpaca.check(options)
+    assert options.annotator == OFFICIAL_ANNOTATOR
+    assert config_from_dict(read_yaml(str(scripts.ROOT / options.decode))).pairs
+    assert len(leaderboard(options.leaderboard)) == 4  # names that it does not know are refused

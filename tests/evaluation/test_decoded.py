@@ -61,3 +61,10 @@ def test_bad_files_are_refused_with_their_line(tmp_path, content, message):
 def test_a_missing_file_is_one_line(tmp_path):
     with pytest.raises(UserError, match="No such file or directory; give a readable JSONL file"):
         read_decoded("m", tmp_path / "absent.jsonl")
+
+
+def test_line_separators_inside_a_response_do_not_part_rows(tmp_path):
+    rows = [{"prompt": "a", "response": "one\u2028two\x85three\x0bfour"}, {"prompt": "b", "response": "x"}]
+    path = tmp_path / "decoded.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    assert read_decoded("mine", path).responses == [row["response"] for row in rows]

@@ -17,6 +17,7 @@ import torch
 from ivg.training.resume import MARKER
 from tests import tiny
 from tests.train.launching import (
+    COMPLETIONS,
     PAIRS,
     REWARDED,
     ROOT,
@@ -31,12 +32,14 @@ from tests.train.launching import (
 
 pytestmark = pytest.mark.slow
 
+ROWS = {"value": REWARDED, "sft": COMPLETIONS}
+
 
 def _keys(folder: Path, script: str) -> dict[str, Any]:
     return {
         **(TINY if script == "value" else TRL_TINY),
         "model_name_or_path": tiny.save(folder / "untuned", tiny.causal(0, dtype=torch.float32)),
-        "dataset_name": write_rows(folder / "rows.jsonl", REWARDED if script == "value" else PAIRS),
+        "dataset_name": write_rows(folder / "rows.jsonl", ROWS.get(script, PAIRS)),
         "eval_dataset_name": str(folder / "rows.jsonl"),
         "max_steps": 60,
         "save_strategy": "steps",
@@ -67,6 +70,8 @@ def _kill_after(script: str, config: str, ready: Path) -> None:
         ("value", f"checkpoint-20/{MARKER}"),
         # The folder of step 20 has just been made, most of its files are missing: back to step 10.
         ("dpo", "checkpoint-20"),
+        ("reward", f"checkpoint-20/{MARKER}"),
+        ("sft", "checkpoint-20"),
     ],
 )
 def test_killed_and_restarted_equals_undisturbed(tmp_path: Path, script: str, moment: str) -> None:

@@ -2,10 +2,12 @@
 
 import json
 import math
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import RepoUrl
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import (
@@ -13,7 +15,10 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
 )
+from trl import DPOTrainer
 
 from ivg.training import heads
 from tests import tiny
@@ -126,6 +131,43 @@ def test_dpo_lora_trains_the_adapter_only(
         torch.testing.assert_close(tuned(ids).logits, before)
 
 
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+def test_dpo_qlora_trains_an_adapter_over_four_bit_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(tiny.tokenizer()), max_position_embeddings=64, **sizes)
+    torch.manual_seed(0)
+    untuned = tiny.save(tmp_path / "untuned", LlamaForCausalLM(config))
+    seen: dict[str, str] = {}
+    real = DPOTrainer.train
+
+    def train(trainer: DPOTrainer, **kwargs: object) -> object:
+        for name, parameter in trainer.model.named_parameters():
+            seen[name] = f"{parameter.dtype} {parameter.requires_grad}"
+        return real(trainer, **kwargs)
+
+    monkeypatch.setattr(DPOTrainer, "train", train)
+    keys = write_config(
+        tmp_path / "dpo.yaml",
+        **TRL_TINY,
+        model_name_or_path=untuned,
+        use_peft=True,
+        load_in_4bit=True,
+        lora_r=2,
+        dataset_name=write_rows(tmp_path / "rows.jsonl", PAIRS),
+        output_dir=str(tmp_path / "out"),
+    )
+    run_here("dpo", keys, monkeypatch)
+    frozen = {kind for name, kind in seen.items() if "q_proj.base_layer" in name}
+    assert frozen == {"torch.uint8 False"}  # two weights to a byte
+    assert {name for name, kind in seen.items() if kind.endswith("True")} == {
+        name for name in seen if "lora_" in name
+    }
+    adapter = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert all(tensor.abs().sum() > 0 for name, tensor in adapter.items() if "lora_B" in name)
+
+
 def test_reward_gives_a_single_output_classifier(
     tmp_path: Path, untuned: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +255,45 @@ def test_value_from_pairs(tmp_path: Path, untuned: str, monkeypatch: pytest.Monk
     table = json.loads((tmp_path / "out" / "value_evaluation.json").read_text())
     assert [row["num_pairs"] for row in table] == [16] * 5
     _check_log(tmp_path / "out")
+
+
+class Hub:
+    """Stands where requests would leave for the Hub; remembers what was uploaded."""
+
+    def __init__(self) -> None:
+        self.uploads: list[tuple[str, dict[str, bytes]]] = []
+
+    def create_repo(self, name: str, **kwargs: object) -> RepoUrl:
+        return RepoUrl(f"https://huggingface.co/someone/{name}")
+
+    def upload_folder(self, repo_id: str, folder_path: str, **kwargs: object) -> None:
+        files = {path.name: path.read_bytes() for path in Path(folder_path).iterdir() if path.is_file()}
+        self.uploads.append((repo_id, files))
+
+
+@pytest.mark.parametrize(("script", "rows"), [("dpo", PAIRS), ("value", REWARDED)])
+def test_push_to_hub_uploads_the_finished_folder(
+    tmp_path: Path, untuned: str, script: str, rows: list[dict[str, object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = Hub()
+    monkeypatch.setattr("transformers.trainer.hf_api", lambda: hub)
+    config = write_config(
+        tmp_path / "push.yaml",
+        **(TRL_TINY if script == "dpo" else TINY),
+        model_name_or_path=untuned,
+        dataset_name=write_rows(tmp_path / "rows.jsonl", rows),
+        output_dir=str(tmp_path / "guide"),
+        push_to_hub=True,
+        hub_strategy="end",
+    )
+    run_here(script, config, monkeypatch)
+    repo, files = hub.uploads[-1]
+    assert repo == "someone/guide"
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "README.md", "metrics.json"):
+        assert files[name] == (tmp_path / "guide" / name).read_bytes()
+    card = files["README.md"].decode()
+    assert f"train/{script}.py --config {config}" in card
+    assert "| train_loss |" in card
 
 
 def test_the_card_says_what_was_done(tmp_path: Path, untuned: str, monkeypatch: pytest.MonkeyPatch) -> None:
