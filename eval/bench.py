@@ -2,6 +2,7 @@
 
     python eval/bench.py                          # what `make bench` runs: the workloads short and long
     python eval/bench.py --growth                 # cost per prompt at 20 and at 100 prompts
+    python eval/bench.py --lengths 60 300 --workloads long      # cost per step of short and long responses
     python eval/bench.py --workloads chat-1b --dtype bfloat16     # needs a GPU
 
 Prints a table and writes runs/bench/decode.json.
@@ -21,6 +22,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ivg.benchmark.lengths import measure_lengths
 from ivg.benchmark.measure import RUNGS, measure
 from ivg.benchmark.workloads import WORKLOADS
 from ivg.errors import UserError, exit_on_user_error
@@ -94,6 +96,25 @@ def growth(workload: str, options: argparse.Namespace, console: Console, runs: i
     return {"runs": found, "ratio_100_to_20": ratios}
 
 
+def by_length(workload: str, options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Compare a step of short responses with one of long responses."""
+    short, long = options.lengths
+    found = measure_lengths(
+        WORKLOADS[workload],
+        (short, long),
+        dtype=getattr(torch, options.dtype),
+        device=options.device,
+        num_prompts=options.prompts,
+    )
+    steps = found["seconds_per_step"]
+    console.print(
+        f"{workload}, {found['num_rows']} rows: {1e3 * steps[short]:.1f} ms a step at {short} tokens, "
+        f"{1e3 * steps[long]:.1f} at {long}; attention and reorders alone explain "
+        f"{1e3 * found['explained']:.1f} of the {1e3 * found['extra']:.1f} ms more"
+    )
+    return found
+
+
 @exit_on_user_error
 def main() -> None:
     """Parse arguments, measure, print and write."""
@@ -101,12 +122,21 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="+", default=["short", "long"], choices=sorted(WORKLOADS))
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--max_batch_rows", type=int, default=128)
+    parser.add_argument("--max_batch_rows", type=int, default=256)
     parser.add_argument("--prompts", type=int, help="number of prompts; default: the workload's")
     parser.add_argument("--growth", action="store_true", help="cost per prompt at 20 and at 100 prompts")
+    parser.add_argument(
+        "--lengths",
+        nargs=2,
+        type=int,
+        metavar=("SHORT", "LONG"),
+        help="cost per step of two response lengths",
+    )
     parser.add_argument("--output", type=Path, default=Path("runs/bench/decode.json"))
     parser.add_argument("--one", nargs=2, metavar=("WORKLOAD", "RUNG"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.lengths and not 0 < options.lengths[0] < options.lengths[1]:
+        raise UserError(f"lengths are {options.lengths}; give a short and a longer one, both >= 1")
     if options.max_batch_rows < 16:
         raise UserError(f"max_batch_rows is {options.max_batch_rows}; the workloads need at least 16")
     if options.one:
@@ -124,10 +154,11 @@ def main() -> None:
         )
         return
     console = Console()
-    compare = growth if options.growth else ladder
+    what = "growth" if options.growth else "lengths" if options.lengths else "ladder"
+    compare = {"growth": growth, "lengths": by_length, "ladder": ladder}[what]
     results = {name: compare(name, options, console) for name in options.workloads}
     report = {
-        "what": "growth" if options.growth else "ladder",
+        "what": what,
         "dtype": options.dtype,
         "device": options.device,
         "max_batch_rows": options.max_batch_rows,
@@ -135,7 +166,7 @@ def main() -> None:
         "torch": torch.__version__,
         "results": results,
     }
-    path = options.output.with_name("growth.json") if options.growth else options.output
+    path = options.output if what == "ladder" else options.output.with_name(f"{what}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=2) + "\n")
     console.print(f"written to {path}")
