@@ -32,6 +32,20 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(valid)}"
 
 
+def _number(convert: type) -> Any:
+    """Take whole numbers for any number, but not `true` for 1."""
+
+    def check(value: object) -> object:
+        if isinstance(value, bool):
+            raise UserError(f"config: found {str(value).lower()} where a number belongs")
+        return convert(value) if isinstance(value, int) else value
+
+    return check
+
+
+NUMBERS: dict[Any, Any] = {int: _number(int), float: _number(float)}  # hooks for dacite
+
+
 def _check_keys(data: Mapping[str, Any], cls: type, where: str) -> None:
     valid = {field.name for field in dataclasses.fields(cls)}
     for key in data:
@@ -103,7 +117,7 @@ def config_from_dict(data: Mapping[str, Any]) -> DecodeConfig:
         SearchConfig: _section(SearchConfig, "search"),
         SamplingConfig: _sampling,
         DatasetConfig: _section(DatasetConfig, "dataset"),
-        float: lambda x: float(x) if isinstance(x, int) and not isinstance(x, bool) else x,
+        **NUMBERS,
     }
     try:
         return dacite.from_dict(

@@ -11,7 +11,7 @@ from typing import Any
 import dacite
 
 from ivg.config import DecodeConfig, Guidance, SearchConfig, check_guidance
-from ivg.config_file import config_from_dict, nearest, read_yaml
+from ivg.config_file import NUMBERS, config_from_dict, nearest, read_yaml
 from ivg.errors import UserError
 from ivg.rewards import RewardConfig
 
@@ -135,8 +135,7 @@ def _build(cls: type, data: Mapping[str, Any], where: str) -> Any:
     for key in data:
         if key not in valid:
             raise UserError(f"{where}: unknown key {key!r}; {nearest(str(key), valid)}")
-    to_float = {float: lambda x: float(x) if isinstance(x, int) and not isinstance(x, bool) else x}
     try:
-        return dacite.from_dict(cls, dict(data), dacite.Config(type_hooks=to_float))
+        return dacite.from_dict(cls, dict(data), dacite.Config(type_hooks=NUMBERS))
     except dacite.DaciteError as error:
         raise UserError(f"{where}: {error}") from error

@@ -162,6 +162,8 @@ def test_incomplete_command_line(capsys, folders: Folders, flags: list[str], exp
         ("base: {pth: x}\n", "model: unknown key 'pth'; did you mean 'path'?"),
         ("base: x\nsearch: {num_beam: 2}\n", "search: unknown key 'num_beam'; did you mean 'num_beams'?"),
         ("base: x\nsampling: {temprature: 1}\n", "did you mean 'temperature'?"),
+        ("base: x\nsearch: {num_beams: true}\n", "found true where a number belongs"),
+        ("base: x\npairs: [{tuned: a, untuned: b, beta: yes}]\n", "found true where a number belongs"),
         (
             "base: x\npairs: [{tuned: a, untuned: b, bta: 1}]\n",
             "pairs: unknown key 'bta'; did you mean 'beta'?",
