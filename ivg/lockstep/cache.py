@@ -16,7 +16,9 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-COLUMN_STEP = 16  # buffers grow by this many columns; a reorder copies the spare ones too
+# Buffers have a multiple of 16 columns, and grow by a fifth: growth copies all, a reorder the spare ones too.
+COLUMN_STEP = 16
+GROWTH = 1.2
 
 
 class Source(NamedTuple):
@@ -38,17 +40,13 @@ class Pool:
         self._spares: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def take(self, like: Tensor, num_rows: int, num_columns: int) -> Tensor:
-        """Return a buffer (num_rows, heads, room for num_columns, head size) of another's kind.
-
-        It holds finite numbers, never uninitialised memory: a masked column still enters products as 0 times
-        its content.
-        """
+        """Return a buffer (num_rows, heads, room for num_columns, head size) like another, not cleared."""
         room = -(-num_columns // COLUMN_STEP) * COLUMN_STEP
         shape = num_rows, like.shape[1], room, like.shape[3]
         spare = self._spares.pop((like.device, like.dtype), None)
         if spare is None or len(spare) < math.prod(shape):
             spare = None  # freed before its successor is allocated
-            spare = like.new_zeros(math.prod(shape))
+            spare = like.new_empty(math.prod(shape))
         return spare[: math.prod(shape)].view(shape)
 
     def give(self, buffer: Tensor) -> None:
@@ -82,7 +80,8 @@ class RowLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         end = self.length + key_states.shape[-2]
         if end > self.keys.shape[-2]:
-            self.keys, self.values = self._grown(self.keys, end), self._grown(self.values, end)
+            room = max(end, int(self.length * GROWTH))
+            self.keys, self.values = self._grown(self.keys, room), self._grown(self.values, room)
         keys, values = self.keys[: self.num_rows, :, :end], self.values[: self.num_rows, :, :end]
         keys[:, :, self.length :] = key_states
         values[:, :, self.length :] = value_states
@@ -169,8 +168,10 @@ class RowCache(Cache):
         start = 0
         for buffer, selected, kept in zip(buffers, rows, columns, strict=True):
             used = buffer[:, :, kept]
-            part = stacked[start : start + len(selected), :, width - used.shape[2] : width]
-            part.copy_(used.index_select(0, selected))
+            part, padding = stacked[start : start + len(selected)], width - used.shape[2]
+            # Cleared, since a masked column still enters products as 0 times its content.
+            part[:, :, :padding] = 0
+            part[:, :, padding:width] = used.index_select(0, selected)
             start += len(selected)
         self._pool.give(own)
         return stacked
