@@ -3,6 +3,9 @@
 transformers' `DynamicCache` concatenates at every step; here tokens are written into buffers that keep some
 room. All layers hold full attention states: models with sliding windows mask by column, which is exact
 because a row's tokens are contiguous. Rows are right-aligned, so that all share the next column.
+
+Rows can fork: what is cached becomes a prefix that several rows continue, each with columns of its own, until
+`merge` makes the rows that live on whole again.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ import torch
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
+
+from ivg.lockstep.forks import Fork, Prefix
 
 # Buffers have a multiple of 16 columns, and grow by a fifth: growth copies all, a reorder the spare ones too.
 COLUMN_STEP = 16
@@ -34,16 +39,21 @@ class Pool:
 
     A reorder, a join or growth writes each buffer anew. Fresh memory would cost a page fault for every page,
     more than the copy itself; handing one spare around also needs one layer's room, not the cache's.
+
+    Args:
+        max_spares: how many buffers to put by, per device.
     """
 
-    def __init__(self) -> None:
-        self._spares: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+    def __init__(self, max_spares: int = 1) -> None:
+        self._max_spares = max_spares
+        self._spares: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
 
     def take(self, like: Tensor, num_rows: int, num_columns: int) -> Tensor:
         """Return a buffer (num_rows, heads, room for num_columns, head size) like another, not cleared."""
         room = -(-num_columns // COLUMN_STEP) * COLUMN_STEP
         shape = num_rows, like.shape[1], room, like.shape[3]
-        spare = self._spares.pop((like.device, like.dtype), None)
+        spares = self._spares.setdefault((like.device, like.dtype), [])
+        spare = spares.pop() if spares else None
         if spare is None or len(spare) < math.prod(shape):
             spare = None  # freed before its successor is allocated
             spare = like.new_empty(math.prod(shape))
@@ -51,7 +61,9 @@ class Pool:
 
     def give(self, buffer: Tensor) -> None:
         """Put a buffer's memory by."""
-        self._spares[buffer.device, buffer.dtype] = buffer.new_empty(0).set_(buffer.untyped_storage())
+        spares = self._spares.setdefault((buffer.device, buffer.dtype), [])
+        if len(spares) < self._max_spares:
+            spares.append(buffer.new_empty(0).set_(buffer.untyped_storage()))
 
 
 class RowLayer(CacheLayerMixin):
@@ -63,7 +75,8 @@ class RowLayer(CacheLayerMixin):
         super().__init__()
         self.pool = pool
         self.num_rows = 0
-        self.length = 0
+        self.length = 0  # columns of the rows' own
+        self.prefix: Prefix | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate buffers shaped like the first states."""
@@ -86,15 +99,17 @@ class RowLayer(CacheLayerMixin):
         keys[:, :, self.length :] = key_states
         values[:, :, self.length :] = value_states
         self.length = end
+        if self.prefix is not None:
+            keys.prefix = self.prefix  # type: ignore[attr-defined]  # see forks.attend
         return keys, values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return (columns that a query of this length attends over, offset 0)."""
-        return self.length + query_length, 0
+        return self.get_seq_length() + query_length, 0
 
     def get_seq_length(self) -> int:
         """Return the number of columns in use."""
-        return self.length
+        return self.length + (0 if self.prefix is None else self.prefix.keys.shape[2])
 
     def get_max_length(self) -> int:
         """Return -1: the buffers grow."""
@@ -112,19 +127,49 @@ class RowCache(Cache):
 
     def __init__(self) -> None:
         self._pool = Pool()
+        self._own_pool = Pool(max_spares=2**16)  # for the rows' own columns behind a prefix, in every layer
         super().__init__(layer_class_to_replicate=functools.partial(RowLayer, self._pool))
 
     @property
     def width(self) -> int:
         """Columns in use."""
-        return int(self.layers[0].length) if self.layers else 0
+        return int(self.layers[0].get_seq_length()) if self.layers else 0
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether the rows continue shared prefixes."""
+        return bool(self.layers) and self.layers[0].prefix is not None
 
     def select(self, rows: Tensor) -> None:
-        """Replace the rows by `rows` (R',) of them, repeats allowed."""
+        """Replace the rows by `rows` (R',) of them, repeats allowed; prefixes stay where they are."""
+        fork = self.layers[0].prefix.fork if self.is_forked else None
+        fewer = None if fork is None else Fork(fork.parents[rows], fork.num_prefixes)
         for layer in self.layers:
-            layer.keys = self._taken(layer.keys, rows)
-            layer.values = self._taken(layer.values, rows)
+            layer.keys = self._taken(layer.keys, rows, layer.pool)
+            layer.values = self._taken(layer.values, rows, layer.pool)
             layer.num_rows = len(rows)
+            if fewer is not None:
+                layer.prefix = layer.prefix._replace(fork=fewer)
+
+    def fork(self, parents: Tensor) -> None:
+        """Make what is cached a prefix, and let rows (R,) continue row `parents` (R,) of it."""
+        fork = Fork(parents, self.layers[0].num_rows)
+        for layer in self.layers:
+            keys, values = (b[: layer.num_rows, :, : layer.length] for b in (layer.keys, layer.values))
+            layer.prefix = Prefix(keys, values, fork)
+            layer.keys = self._own_pool.take(keys, len(parents), COLUMN_STEP)
+            layer.values = self._own_pool.take(values, len(parents), COLUMN_STEP)
+            layer.num_rows, layer.length, layer.pool = len(parents), 0, self._own_pool
+
+    def merge(self, rows: Tensor, drop: int) -> None:
+        """Keep `rows` (R',), each whole again with its prefix, without the prefix's first `drop` columns."""
+        for layer in self.layers:
+            prefix, length = layer.prefix, layer.length
+            parents = prefix.fork.parents[rows]
+            layer.keys = self._merged(prefix.keys, parents, layer.keys, rows, drop, length)
+            layer.values = self._merged(prefix.values, parents, layer.values, rows, drop, length)
+            layer.length = prefix.keys.shape[2] - drop + length
+            layer.num_rows, layer.prefix, layer.pool = len(rows), None, self._pool
 
     def rebuild(self, sources: list[Source]) -> None:
         """Replace the content by the sources' rows one below the other, right-aligned.
@@ -132,6 +177,8 @@ class RowCache(Cache):
         Args:
             sources: the first may be this cache itself; the others stay as they are.
         """
+        if any(source.cache.is_forked for source in sources):
+            raise ValueError("forked rows must be merged before they are stacked")
         columns = [slice(source.drop, source.cache.width) for source in sources]
         for index, layer in enumerate(self.layers):
             parts = [source.cache.layers[index] for source in sources]
@@ -145,6 +192,8 @@ class RowCache(Cache):
 
         Rows move right by as much as they lose, so that they end at one column again.
         """
+        if self.is_forked:
+            raise ValueError("forked rows must be merged before they lose columns")
         columns = torch.arange(self.width - width, self.width, device=counts.device)
         source = (columns - counts[:, None]).clamp(min=0)[:, None, :, None]  # (R, 1, width, 1)
         for layer in self.layers:
@@ -152,12 +201,25 @@ class RowCache(Cache):
             layer.values = self._gathered(layer.values, source)
             layer.length = width
 
-    def _taken(self, buffer: Tensor, rows: Tensor) -> Tensor:
+    def _taken(self, buffer: Tensor, rows: Tensor, pool: Pool) -> Tensor:
         """Return `buffer[rows]`, and put the buffer's memory by."""
-        taken = self._pool.take(buffer, len(rows), buffer.shape[2])
+        taken = pool.take(buffer, len(rows), buffer.shape[2])
         torch.index_select(buffer, 0, rows, out=taken)
-        self._pool.give(buffer)
+        pool.give(buffer)
         return taken
+
+    def _merged(
+        self, prefix: Tensor, parents: Tensor, own: Tensor, rows: Tensor, drop: int, length: int
+    ) -> Tensor:
+        """Return prefixes and own columns side by side, and put the memory of both by."""
+        kept = prefix[:, :, drop:]
+        border = kept.shape[2]
+        merged = self._pool.take(prefix, len(rows), border + length + 1)
+        merged[:, :, :border] = kept.index_select(0, parents)
+        merged[:, :, border : border + length] = own[:, :, :length].index_select(0, rows)
+        self._pool.give(prefix)
+        self._own_pool.give(own)
+        return merged
 
     def _stacked(
         self, own: Tensor, buffers: list[Tensor], rows: list[Tensor], columns: list[slice]

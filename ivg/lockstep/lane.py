@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from transformers import Cache, PreTrainedModel
 
 from ivg.errors import UserError
 from ivg.lockstep.cache import RowCache, Source
+from ivg.lockstep.forks import IMPLEMENTATION
 
 
 @dataclasses.dataclass(slots=True)
@@ -70,6 +72,12 @@ class Lane:
         self.branches = branches
         self.tokens_fed = 0
         self.device = next(module.parameters()).device
+        # On a GPU other kernels are faster than reading the prefix once; not measured there.
+        self.can_fork = (
+            self.device.type == "cpu"
+            and getattr(getattr(module, "config", None), "_attn_implementation", None) == "sdpa"
+            and getattr(module, "_supports_attention_backend", False)
+        )
 
     @property
     def text_config(self) -> dict[str, Any]:
@@ -139,6 +147,23 @@ class Lane:
         """Reorder, repeat or drop rows (R',) in place."""
         rows = self.branch_rows(rows)
         state.cache.select(rows)
+        self._take(state, rows)
+
+    def fork(self, state: RowState, rows: Tensor) -> None:
+        """Let rows (R',) continue these rows, repeats allowed, without copying what is cached."""
+        rows = self.branch_rows(rows)
+        state.cache.fork(rows)
+        self._take(state, rows)
+
+    def merge(self, state: RowState, rows: Tensor) -> None:
+        """Reorder or drop forked rows (R',) in place, and make each whole, without common padding."""
+        rows = self.branch_rows(rows)
+        drop = state.mask.shape[1] - int(state.lengths[rows].max())
+        state.cache.merge(rows, drop)
+        state.mask = state.mask[:, drop:]
+        self._take(state, rows)
+
+    def _take(self, state: RowState, rows: Tensor) -> None:
         state.mask, state.lengths = state.mask[rows], state.lengths[rows]
         state.last, state.finite = state.last[rows], state.finite[rows]
 
@@ -177,16 +202,36 @@ class Lane:
         kwargs: dict[str, object] = {"logits_to_keep": num_outputs} if self.has_logits else {}
         if self.branches:
             kwargs["adapter_names"] = list(self.branches) * (len(ids) // len(self.branches))
-        output = self.module(
-            input_ids=ids.where(ids < self.num_ids, 0),
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            **kwargs,
-        )
+        with self._sharing(cache):
+            output = self.module(
+                input_ids=ids.where(ids < self.num_ids, 0),
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                **kwargs,
+            )
         kept: Tensor = output.logits if self.has_logits else output.last_hidden_state[:, -num_outputs:]
         return kept
+
+    @contextlib.contextmanager
+    def _sharing(self, cache: Cache) -> Iterator[None]:
+        """Use the attention that knows of prefixes while rows are forked; make sure that every layer did."""
+        if not (isinstance(cache, RowCache) and cache.is_forked):
+            yield
+            return
+        config, fork = self.module.config, cache.layers[0].prefix.fork
+        before, fork.num_reads = config._attn_implementation, 0
+        config._attn_implementation = IMPLEMENTATION
+        try:
+            yield
+        finally:
+            config._attn_implementation = before
+        if fork.num_reads != len(cache.layers):
+            raise TypeError(
+                f"{self.name}: {len(cache.layers) - fork.num_reads} of its layers do not use the attention "
+                "that was set; load it with attn_implementation: eager"
+            )
 
     def is_finite(self, output: Tensor, is_real: Tensor | None = None) -> Tensor:
         """Reduce (R, n, ·) outputs to (R,) by a quantity that is NaN or infinite where a number is.

@@ -125,18 +125,17 @@ class Lockstep:
             repeats: how many rows each kept one becomes.
             newcomers: prompts that start.
         """
+        goes_on = not newcomers and all(n == 1 for n in repeats)
         if keep:
-            if list(keep) != list(range(self.num_rows)):
-                self._select(torch.tensor(keep, device=self.base.device))
+            self._keep(torch.tensor(keep, device=self.base.device), goes_on=goes_on)
             self._feed_pending()
         else:
             self.clear()
-        repeated = [row for row, n in enumerate(repeats) for _ in range(n)]
-        kept = torch.tensor(repeated, dtype=torch.long, device=self.base.device)
         if newcomers:
-            self._join(kept, newcomers)
-        elif any(n > 1 for n in repeats):
-            self._select(kept)
+            self._join(newcomers)
+        if not goes_on:
+            counts = [*repeats, *(newcomer.num_rows for newcomer in newcomers)]
+            self._spread([row for row, n in enumerate(counts) for _ in range(n)])
 
     def _next(self, states: Sequence[RowState], uniforms: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         """Choose each row's next token from the models' last outputs.
@@ -190,30 +189,59 @@ class Lockstep:
         finite = torch.stack([self._row_is_finite(i).to(ids.device) for i in range(len(self.lanes))])
         return Chunk(ids, values, finite, log_ratios)
 
-    def _join(self, kept: Tensor, newcomers: Sequence[Newcomer]) -> None:
-        """Prefill each newcomer once per model and stack its rows below the kept ones."""
-        counts = torch.tensor([n.num_rows for n in newcomers], device=kept.device)
-        repeated = torch.arange(len(newcomers), device=kept.device).repeat_interleave(counts)
+    def _keep(self, rows: Tensor, *, goes_on: bool) -> None:
+        """Keep some rows, in this order.
+
+        Args:
+            rows: (R',).
+            goes_on: the chunk is not whole yet, so that forked rows may stay so.
+        """
+        is_all = len(rows) == self.num_rows and bool((rows.diff() == 1).all())
+        for i, (lane, state) in enumerate(zip(self.lanes, self._states, strict=True)):
+            if state.cache.is_forked and not goes_on:
+                lane.merge(state, rows)
+            elif not is_all:
+                self._copy(i, rows)
+        if not is_all:
+            self._totals = [total[rows] for total in self._totals]
+            self._pending, self._num_tokens = self._pending[rows], self._num_tokens[rows]
+
+    def _join(self, newcomers: Sequence[Newcomer]) -> None:
+        """Prefill each newcomer once per model and put its row below the others."""
+        fresh = torch.arange(len(newcomers), device=self.base.device)
+        kept = torch.arange(self.num_rows, device=self.base.device)
         states = []
         for i, lane in enumerate(self.lanes):
-            fresh = Part(lane.prefill([n.lane_ids[i] for n in newcomers]), repeated)
-            states.append(lane.rebuild([Part(self._states[i], kept), fresh] if len(kept) else [fresh]))
+            part = Part(lane.prefill([n.lane_ids[i] for n in newcomers]), fresh)
+            states.append(lane.rebuild([Part(self._states[i], kept), part] if len(kept) else [part]))
         self._states = states
-        empty = as_float(states[0].last).new_zeros(len(repeated))
+        empty = as_float(states[0].last).new_zeros(len(fresh))
         totals = self._totals or [empty[:0]] * len(self.guides)
-        self._totals = [torch.cat([total[kept], empty]) for total in totals]
-        self._pending = torch.cat([self._pending[kept], repeated])  # newcomers have nothing pending
-        self._num_tokens = torch.cat([self._num_tokens[kept], torch.zeros_like(repeated)])
+        self._totals = [torch.cat([total, empty]) for total in totals]
+        self._pending = torch.cat([self._pending, fresh])  # newcomers have nothing pending
+        self._num_tokens = torch.cat([self._num_tokens, torch.zeros_like(fresh)])
 
-    def _select(self, rows: Tensor) -> None:
+    def _spread(self, parents: Sequence[int]) -> None:
+        """Let rows continue those that stand now: by forking where the model can, else as copies."""
+        if list(parents) == list(range(self.num_rows)):
+            return
+        rows = torch.tensor(parents, device=self.base.device)
         for i, (lane, state) in enumerate(zip(self.lanes, self._states, strict=True)):
-            padding = state.mask.shape[1] - int(state.lengths[lane.branch_rows(rows)].max())
-            if padding * _TRIM_SHARE > state.mask.shape[1]:
-                self._states[i] = lane.rebuild([Part(state, rows)])
+            if lane.can_fork and self._static is None:
+                lane.fork(state, rows)
             else:
-                lane.select(state, rows)
+                self._copy(i, rows)
         self._totals = [total[rows] for total in self._totals]
         self._pending, self._num_tokens = self._pending[rows], self._num_tokens[rows]
+
+    def _copy(self, lane_index: int, rows: Tensor) -> None:
+        """Reorder, repeat or drop a lane's rows (R',); once padding takes much room, without it."""
+        lane, state = self.lanes[lane_index], self._states[lane_index]
+        padding = state.mask.shape[1] - int(state.lengths[lane.branch_rows(rows)].max())
+        if padding * _TRIM_SHARE > state.mask.shape[1] and not state.cache.is_forked:
+            self._states[lane_index] = lane.rebuild([Part(state, rows)])
+        else:
+            lane.select(state, rows)
 
     @property
     def _stepping(self) -> list[int]:

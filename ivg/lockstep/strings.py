@@ -34,6 +34,7 @@ class StringsLane(Lane):
             max_length=lane.max_length,
             branches=lane.branches,
         )
+        self.can_fork = False  # its rows grow by different numbers of tokens
         width = readings.max_pieces
         padded = [[*p, *[0] * (width - len(p))] for p in readings.pieces]
         self._pieces = torch.tensor(padded, device=self.device)  # (V of the base, n)

@@ -26,7 +26,10 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ivg.lockstep.forks import IMPLEMENTATION, Fork
 from ivg.lockstep.lane import Lane, Part
 from ivg.lockstep.ragged import drop_last, feed_ragged
 from tests.tiny import scale_up
@@ -92,6 +95,14 @@ class Batch:
         fresh = Part(self.lane.prefill(prompts), torch.tensor(repeats))
         self.state = self.lane.rebuild([Part(self.state, torch.tensor(kept)), fresh])
         self.histories = [list(self.histories[r]) for r in kept] + [list(prompts[r]) for r in repeats]
+
+    def fork(self, *parents: int) -> None:
+        self.lane.fork(self.state, torch.tensor(parents))
+        self.histories = [list(self.histories[row]) for row in parents]
+
+    def merge(self, *rows: int) -> None:
+        self.lane.merge(self.state, torch.tensor(rows))
+        self.histories = [list(self.histories[row]) for row in rows]
 
     def trim(self, *rows: int) -> None:
         self.state = self.lane.rebuild([Part(self.state, torch.tensor(rows))])
@@ -168,6 +179,69 @@ def test_ragged_rows_equal_recomputation(batch: Batch) -> None:
     assert batch.error() < EXACT
 
 
+@pytest.mark.parametrize("parents", [[0, 0, 1, 1, 2, 2], [2, 0, 0, 1, 0]], ids=["equal groups", "uneven"])
+def test_rows_that_share_a_prefix_equal_recomputation(batch: Batch, parents: list[int]) -> None:
+    assert batch.lane.can_fork
+    batch.fork(*parents)
+    assert batch.state.cache.is_forked
+    assert batch.error() < EXACT
+    batch.feed(*[[i] for i in range(len(parents))])
+    assert batch.error() < EXACT
+    fed = batch.feed(*[[i, i + 3, 4] for i in range(len(parents))])  # several tokens at once
+    for row, history in enumerate(batch.histories):
+        alone = batch.plain(input_ids=torch.tensor([history])).logits[0, -3:]
+        assert torch.allclose(fed[row], alone, rtol=0, atol=EXACT)
+    batch.select(0, 3, 4)  # a prefix with one row left, perhaps one with none
+    batch.feed(*[[i + 9] for i in range(3)])
+    assert batch.error() < EXACT
+    for token in range(20):  # past the rows' own spare columns
+        batch.feed([token], [token + 1], [token + 3])
+    assert batch.error() < EXACT
+    batch.merge(2, 0)
+    assert not batch.state.cache.is_forked
+    assert batch.state.cache.width == int(batch.state.lengths.max())
+    batch.feed([1], [2])
+    assert batch.error() < EXACT
+    batch.fork(1, 1, 0, 1)  # again, in memory that was put by
+    batch.feed([1], [2], [3], [4])
+    batch.merge(3, 2)
+    batch.join([1, 0], [[3, 3, 4]], [0])
+    batch.feed([5], [6], [7])
+    assert batch.error() < EXACT
+
+
+def test_a_prefix_is_held_once() -> None:
+    model = build("llama")
+    batch = Batch(model, PROMPTS, plain=model)
+    before = [layer.keys.data_ptr() for layer in batch.state.cache.layers]
+    batch.fork(*[0] * 50)
+    layers = batch.state.cache.layers
+    assert [layer.prefix.keys.data_ptr() for layer in layers] == before
+    assert {layer.keys.shape[2] for layer in layers} == {16}  # room for the rows' own columns only
+
+
+def test_a_model_with_attention_of_its_own_cannot_share_prefixes_unnoticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its layers would see the rows' own columns alone."""
+    batch = Batch(build("llama"), PROMPTS[1:2], plain=build("llama"))
+    batch.fork(0, 0)
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, IMPLEMENTATION, sdpa_attention_forward)
+    with pytest.raises(TypeError, match="2 of its layers do not use the attention that was set"):
+        batch.feed([1], [2])
+    eager = build("llama")
+    eager.set_attn_implementation("eager")
+    assert not Lane(eager, name="model", has_logits=True, num_ids=V, max_length=64).can_fork
+
+
+def _wrong_parent(batch: Batch) -> None:
+    batch.fork(0, 0, 1, 1)
+    mixed_up = Fork(torch.tensor([0, 1, 1, 0]), 3)
+    for layer in batch.state.cache.layers:
+        layer.prefix = layer.prefix._replace(fork=mixed_up)
+    batch.feed([1], [2], [3], [4])
+
+
 def _wrong_row(batch: Batch) -> None:
     batch.state.cache.select(torch.tensor([0, 2, 1]))
     batch.feed([1], [2], [3])
@@ -192,13 +266,21 @@ def _position_off_by_one(batch: Batch) -> None:
 def _joined_without_alignment(batch: Batch) -> None:
     """Columns shifted by one against their mask."""
     batch.join([0, 1], [PROMPTS[2]], [0])
+    width = batch.state.cache.width
     for layer in batch.state.cache.layers:
-        layer.keys = layer.keys.roll(1, dims=2)
-        layer.values = layer.values.roll(1, dims=2)
+        for used in (layer.keys[:, :, :width], layer.values[:, :, :width]):
+            used.copy_(used.roll(1, dims=2))
     batch.feed([1], [2], [3])
 
 
-PLANTED = [_wrong_row, _stale_token, _padding_attended, _position_off_by_one, _joined_without_alignment]
+PLANTED = [
+    _wrong_parent,
+    _wrong_row,
+    _stale_token,
+    _padding_attended,
+    _position_off_by_one,
+    _joined_without_alignment,
+]
 
 
 @pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__.strip("_"))

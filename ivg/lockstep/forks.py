@@ -1,0 +1,122 @@
+"""Attention of rows that share a prefix: its keys and values are kept and read once for all of them.
+
+On a CPU, decoding single tokens spends much of its time reading caches. The K successors of a beam continue
+the same prefix, so their queries are put together and meet its keys in one matrix product.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+IMPLEMENTATION = "ivg_forked"  # registered with transformers below
+
+
+class Fork:
+    """Which prefix each row continues.
+
+    Args:
+        parents: (R,) row of the prefix.
+        num_prefixes: P.
+    """
+
+    def __init__(self, parents: Tensor, num_prefixes: int) -> None:
+        self.parents = parents
+        self.num_prefixes = num_prefixes
+        self.num_reads = 0  # by attention layers, since it was last set to 0
+        sizes = parents.bincount(minlength=num_prefixes)
+        self._size = int(sizes.max())  # G, rows of the largest group
+        order = parents.argsort(stable=True)
+        starts = sizes.cumsum(0) - sizes
+        rank = torch.empty_like(parents)
+        rank[order] = torch.arange(len(parents), device=parents.device) - starts[parents[order]]
+        self._places = parents * self._size + rank  # (R,) in (P x G)
+        self._slots = parents.new_zeros(num_prefixes * self._size)  # (P x G,) rows; row 0 where there is none
+        self._slots[self._places] = torch.arange(len(parents), device=parents.device)
+        self._is_regular = torch.equal(
+            self._places, torch.arange(num_prefixes * self._size, device=parents.device)
+        )
+
+    def to_groups(self, rows: Tensor) -> Tensor:
+        """Turn (R, heads, n, size) into (P, heads, G * n, size)."""
+        grouped = rows if self._is_regular else rows[self._slots]
+        _, heads, new, size = rows.shape
+        grouped = grouped.reshape(self.num_prefixes, self._size, heads, new, size)
+        return grouped.transpose(1, 2).reshape(self.num_prefixes, heads, self._size * new, size)
+
+    def to_rows(self, groups: Tensor) -> Tensor:
+        """Turn (P, heads, G * n, size) back into (R, heads, n, size)."""
+        _, heads, _, size = groups.shape
+        rows = groups.reshape(self.num_prefixes, heads, self._size, -1, size).transpose(1, 2)
+        rows = rows.reshape(self.num_prefixes * self._size, heads, -1, size)
+        return rows if self._is_regular else rows[self._places]
+
+
+class Prefix(NamedTuple):
+    """Keys and values (P, heads, columns, head size) before the rows' own, and who continues them."""
+
+    keys: Tensor
+    values: Tensor
+    fork: Fork
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attend to the columns of a shared prefix, then to the rows' own; the softmax is over both.
+
+    Args:
+        module: the attention layer.
+        query: (R, heads, n, head size).
+        key: (R, key heads, own columns, head size), with the `Prefix` as its attribute `prefix`.
+        value: like `key`.
+        attention_mask: (R, 1, n, columns of prefix and own) of bool or to be added; None: everything is seen.
+        scaling: of the scores; default 1 / sqrt(head size).
+
+    Returns:
+        (R, n, heads, head size), and no weights.
+    """
+    prefix: Prefix | None = getattr(key, "prefix", None)
+    if prefix is None:
+        forward: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
+        return forward
+    for unknown in ("softcap", "position_bias", "s_aux"):
+        if kwargs.get(unknown) is not None:
+            raise TypeError(f"attention with {unknown} cannot share prefixes")
+    num_rows, num_heads, num_new, size = query.shape
+    key_heads, width = key.shape[1], prefix.keys.shape[2]
+    queries = (query * (size**-0.5 if scaling is None else scaling)).reshape(num_rows, key_heads, -1, size)
+    fork = prefix.fork
+    fork.num_reads += 1
+    before = fork.to_rows(fork.to_groups(queries) @ prefix.keys.transpose(2, 3))
+    scores = torch.cat([before, queries @ key.transpose(2, 3)], dim=-1)  # (R, key heads, group * n, columns)
+    if attention_mask is not None:
+        # One mask for all query heads that share a key head.
+        by_head = scores.view(num_rows, key_heads, num_heads // key_heads, num_new, -1)
+        mask = attention_mask.unsqueeze(2)
+        lowest = torch.finfo(scores.dtype).min
+        by_head = by_head.masked_fill(~mask, lowest) if mask.dtype == torch.bool else by_head + mask
+        scores = by_head.view(scores.shape)
+    elif num_new > 1:
+        raise TypeError("attention over a shared prefix needs a mask for several new tokens")
+    exact = torch.float64 if scores.dtype == torch.float64 else torch.float32
+    weights = scores.softmax(dim=-1, dtype=exact).to(value.dtype)
+    output = fork.to_rows(fork.to_groups(weights[..., :width]) @ prefix.values) + weights[..., width:] @ value
+    return output.view(num_rows, num_heads, num_new, size).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(IMPLEMENTATION, attend)
+AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
