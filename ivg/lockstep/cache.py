@@ -140,6 +140,11 @@ class RowCache(Cache):
         """Whether the rows continue shared prefixes."""
         return bool(self.layers) and self.layers[0].prefix is not None
 
+    def pays_to_stay_forked(self, rows: Tensor) -> bool:
+        """Tell whether `rows` (R',) of these forked rows would still share enough."""
+        fork = self.layers[0].prefix.fork
+        return Fork.pays(fork.parents[rows], fork.num_prefixes)
+
     def select(self, rows: Tensor) -> None:
         """Replace the rows by `rows` (R',) of them, repeats allowed; prefixes stay where they are."""
         fork = self.layers[0].prefix.fork if self.is_forked else None

@@ -15,6 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 IMPLEMENTATION = "ivg_forked"  # registered with transformers below
+MAX_PADDING = 2  # padded queries to a real one, above which sharing costs more than it saves
 
 
 class Fork:
@@ -41,6 +42,12 @@ class Fork:
         self._is_regular = torch.equal(
             self._places, torch.arange(num_prefixes * self._size, device=parents.device)
         )
+
+    @staticmethod
+    def pays(parents: Tensor, num_prefixes: int) -> bool:
+        """Tell whether groups are even enough: each is padded to the size of the largest."""
+        size = int(parents.bincount(minlength=num_prefixes).max())
+        return size > 1 and num_prefixes * size <= MAX_PADDING * len(parents)
 
     def to_groups(self, rows: Tensor) -> Tensor:
         """Turn (R, heads, n, size) into (P, heads, G * n, size)."""

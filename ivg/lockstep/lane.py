@@ -144,7 +144,10 @@ class Lane:
         return output
 
     def select(self, state: RowState, rows: Tensor) -> None:
-        """Reorder, repeat or drop rows (R',) in place."""
+        """Reorder, repeat or drop rows (R',) in place; forked ones stay so while that pays."""
+        if state.cache.is_forked and not state.cache.pays_to_stay_forked(self.branch_rows(rows)):
+            self.merge(state, rows)
+            return
         rows = self.branch_rows(rows)
         state.cache.select(rows)
         self._take(state, rows)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ivg.config import SamplingConfig
 from ivg.guidance.implicit import chosen
 from ivg.guidance.logps import as_float
+from ivg.lockstep.forks import Fork
 from ivg.lockstep.guides import Guide
 from ivg.lockstep.lane import Lane, Part, RowState
 from ivg.lockstep.static import StaticRunner
@@ -222,12 +223,13 @@ class Lockstep:
         self._num_tokens = torch.cat([self._num_tokens, torch.zeros_like(fresh)])
 
     def _spread(self, parents: Sequence[int]) -> None:
-        """Let rows continue those that stand now: by forking where the model can, else as copies."""
+        """Let rows continue those that stand now: by forking where that can be and pays, else as copies."""
         if list(parents) == list(range(self.num_rows)):
             return
         rows = torch.tensor(parents, device=self.base.device)
+        pays = self._static is None and Fork.pays(rows, self.num_rows)
         for i, (lane, state) in enumerate(zip(self.lanes, self._states, strict=True)):
-            if lane.can_fork and self._static is None:
+            if lane.can_fork and pays:
                 lane.fork(state, rows)
             else:
                 self._copy(i, rows)

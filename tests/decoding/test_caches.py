@@ -179,8 +179,14 @@ def test_ragged_rows_equal_recomputation(batch: Batch) -> None:
     assert batch.error() < EXACT
 
 
-@pytest.mark.parametrize("parents", [[0, 0, 1, 1, 2, 2], [2, 0, 0, 1, 0]], ids=["equal groups", "uneven"])
-def test_rows_that_share_a_prefix_equal_recomputation(batch: Batch, parents: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("parents", "kept"),
+    [([0, 0, 1, 1, 2, 2], (0, 1, 3)), ([2, 0, 0, 1, 0], (4, 1, 3))],
+    ids=["equal groups", "uneven"],
+)
+def test_rows_that_share_a_prefix_equal_recomputation(
+    batch: Batch, parents: list[int], kept: tuple[int, ...]
+) -> None:
     assert batch.lane.can_fork
     batch.fork(*parents)
     assert batch.state.cache.is_forked
@@ -191,7 +197,8 @@ def test_rows_that_share_a_prefix_equal_recomputation(batch: Batch, parents: lis
     for row, history in enumerate(batch.histories):
         alone = batch.plain(input_ids=torch.tensor([history])).logits[0, -3:]
         assert torch.allclose(fed[row], alone, rtol=0, atol=EXACT)
-    batch.select(0, 3, 4)  # a prefix with one row left, perhaps one with none
+    batch.select(*kept)  # of the first prefix two rows are left, of another one, of the third none
+    assert batch.state.cache.is_forked
     batch.feed(*[[i + 9] for i in range(3)])
     assert batch.error() < EXACT
     for token in range(20):  # past the rows' own spare columns
@@ -207,6 +214,15 @@ def test_rows_that_share_a_prefix_equal_recomputation(batch: Batch, parents: lis
     batch.merge(3, 2)
     batch.join([1, 0], [[3, 3, 4]], [0])
     batch.feed([5], [6], [7])
+    assert batch.error() < EXACT
+
+
+def test_rows_that_hardly_share_any_more_become_whole(batch: Batch) -> None:
+    batch.fork(0, 0, 0, 1, 1, 1, 2, 2, 2)
+    batch.feed(*[[i] for i in range(9)])
+    batch.select(1, 2, 0, 8)  # one group of three, padded to it another of one, and an empty one: 9 for 4
+    assert not batch.state.cache.is_forked
+    batch.feed([1], [2], [3], [4])
     assert batch.error() < EXACT
 
 
