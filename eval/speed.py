@@ -22,9 +22,8 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-import ivg
 from ivg.errors import UserError, exit_on_user_error
-from ivg.evaluation.cells import CellRun, grid_prompts, run_cell
+from ivg.evaluation.cells import CellRun, grid_prompts, load_and_run, load_grid, run_at_length
 from ivg.evaluation.decoded import row_ids
 from ivg.evaluation.figures import save_png
 from ivg.evaluation.grid import Cell, GridConfig, read_grid
@@ -34,7 +33,6 @@ from ivg.evaluation.options import config_and_overrides
 from ivg.evaluation.speed import findings
 from ivg.evaluation.statistics import estimate, mean_by_prompt
 from ivg.evaluation.tables import speed_table
-from ivg.loading import Models
 from ivg.prompts import Row
 from ivg.rewards import load_reward, score
 
@@ -47,32 +45,16 @@ class Timed:
     peak: float | None = None
 
 
-def run(grid: GridConfig, models: Models, cell: Cell, length: int, rows: Sequence[Row]) -> CellRun:
-    """Run a cell once with responses of up to `length` tokens."""
-    sampling = dataclasses.replace(grid.decode.sampling, max_new_tokens=length)
-    return run_cell(models, cell, sampling, rows, max_batch_rows=grid.decode.max_batch_rows)
-
-
-def load(grid: GridConfig) -> Models:
-    """Load the grid's models."""
-    return ivg.load_models(grid.decode.base, pairs=grid.decode.pairs, values=grid.decode.values)
-
-
-def load_and_run(grid: GridConfig, cell: Cell, length: int, rows: Sequence[Row]) -> None:
-    """Do all that a run needs memory for."""
-    run(grid, load(grid), cell, length, rows)
-
-
 def measure_all(grid: GridConfig, rows: Sequence[Row]) -> dict[tuple[int, Cell], Timed]:
     """Run every cell at every length, `repeats` times in turn; a run of one prompt each warms up."""
-    models = load(grid)
+    models = load_grid(grid)
     timed = {(length, cell): Timed() for length in grid.lengths for cell in grid.cells}
     for cell in grid.cells:
-        run(grid, models, cell, min(grid.lengths), rows[:1])
+        run_at_length(grid, models, cell, min(grid.lengths), rows[:1])
     for _ in track(range(grid.repeats), "rounds"):
         for (length, cell), found in timed.items():
             reset_peak()
-            found.runs.append(run(grid, models, cell, length, rows))
+            found.runs.append(run_at_length(grid, models, cell, length, rows))
             if torch.cuda.is_available():
                 found.peak = max(found.peak or 0, peak_mib() or 0)
     if not torch.cuda.is_available():

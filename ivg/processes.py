@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 
 import torch
 from accelerate import PartialState
@@ -35,3 +37,16 @@ def leave_processes() -> None:
     PartialState().wait_for_everyone()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def end_processes() -> None:
+    """Leave the process group at a script's very end; one process of several then ends at once.
+
+    Threads of the collectives on a CPU can otherwise abort an interpreter that shuts down with all work done.
+    """
+    leave_processes()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)

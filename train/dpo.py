@@ -13,7 +13,7 @@ import sys
 from trl import DPOConfig, DPOTrainer, get_peft_config, get_quantization_config
 
 from ivg.errors import exit_on_user_error
-from ivg.processes import leave_processes
+from ivg.processes import end_processes
 from ivg.training import arguments, checks, running
 from ivg.training.cards import CardMixin
 
@@ -39,7 +39,7 @@ def main() -> None:
         peft_config=get_peft_config(model_args),
     )
     running.train(trainer, "dpo", data_args, model_args, beta=training.beta)
-    leave_processes()
+    end_processes()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import sys
 from trl import RewardConfig, RewardTrainer, get_peft_config, get_quantization_config
 
 from ivg.errors import exit_on_user_error
-from ivg.processes import leave_processes
+from ivg.processes import end_processes
 from ivg.training import arguments, checks, running
 from ivg.training.cards import CardMixin
 
@@ -39,7 +39,7 @@ def main() -> None:
         peft_config=get_peft_config(model_args),
     )
     running.train(trainer, "reward", data_args, model_args, **{"reward unit": "preference logit"})
-    leave_processes()
+    end_processes()
 
 
 if __name__ == "__main__":

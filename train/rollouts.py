@@ -16,7 +16,7 @@ from rich.table import Table
 
 from ivg import load_models
 from ivg.errors import exit_on_user_error
-from ivg.processes import join_processes, leave_processes
+from ivg.processes import end_processes, join_processes
 from ivg.rewards import load_reward
 from ivg.training import arguments, labelling, rollouts
 from ivg.training.data import read_jsonl
@@ -41,7 +41,7 @@ def main() -> None:
     rollouts.sample_blocks(prompts, load_models(policy), reward, args, samples_dir)
     if state.is_main_process:
         label(args, samples_dir)
-    leave_processes()
+    end_processes()
 
 
 def label(args: RolloutArguments, samples_dir: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from trl import get_peft_config, get_quantization_config
 
 from ivg.errors import exit_on_user_error
-from ivg.processes import leave_processes
+from ivg.processes import end_processes
 from ivg.training import arguments, running, value_stage
 from ivg.training.resume import write_json
 from ivg.training.value_arguments import ValueTrainingArguments
@@ -54,7 +54,7 @@ def main() -> None:
         write_json(output / "value_evaluation.json", trainer.table)
         if training.objective != "prefix-bt":
             plot_evaluation(trainer.table, output / "value_evaluation.png", training.unit)
-    leave_processes()
+    end_processes()
 
 
 if __name__ == "__main__":

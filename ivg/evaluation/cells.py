@@ -15,7 +15,7 @@ from ivg.config import SamplingConfig
 from ivg.engine import Engine, make_tasks
 from ivg.errors import UserError
 from ivg.evaluation.grid import Cell, GridConfig
-from ivg.loading import Models
+from ivg.loading import Models, load_models
 from ivg.prompts import Row
 from ivg.sources import read_input, refuse_bad_rows
 
@@ -73,6 +73,24 @@ def run_cell(
         fed[lane.name] += lane.tokens_fed
         flops += 2.0 * num_matrix_weights(lane.module) * lane.tokens_fed
     return CellRun(out, seconds, fed, [lane.tokens_fed for lane in engine.lockstep.lanes], flops)
+
+
+def load_grid(grid: GridConfig) -> Models:
+    """Load a grid's models."""
+    return load_models(grid.decode.base, pairs=grid.decode.pairs, values=grid.decode.values)
+
+
+def run_at_length(
+    grid: GridConfig, models: Models, cell: Cell, max_new_tokens: int, rows: Sequence[Row]
+) -> CellRun:
+    """Run a cell with responses of another length than the grid's."""
+    sampling = dataclasses.replace(grid.decode.sampling, max_new_tokens=max_new_tokens)
+    return run_cell(models, cell, sampling, rows, max_batch_rows=grid.decode.max_batch_rows)
+
+
+def load_and_run(grid: GridConfig, cell: Cell, max_new_tokens: int, rows: Sequence[Row]) -> None:
+    """Do all that running a cell needs memory for, in a process that has done nothing else."""
+    run_at_length(grid, load_grid(grid), cell, max_new_tokens, rows)
 
 
 def grid_prompts(grid: GridConfig, path: str) -> list[Row]:
