@@ -102,6 +102,24 @@ def _value(data: object) -> object:
     return _section(ValueConfig, "values")(data)
 
 
+def build(cls: type, data: Mapping[str, Any], where: str) -> Any:
+    """Build a dataclass from a YAML mapping.
+
+    Args:
+        cls: the dataclass.
+        data: its keys.
+        where: what to call the mapping in an error message.
+
+    Raises:
+        UserError: unknown key (naming the nearest valid one), wrong type, or a value out of range.
+    """
+    _check_keys(data, cls, f"{where}: ")
+    try:
+        return dacite.from_dict(cls, dict(data), dacite.Config(type_hooks=NUMBERS))
+    except dacite.DaciteError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
 def config_from_dict(data: Mapping[str, Any]) -> DecodeConfig:
     """Build a checked `DecodeConfig` from plain nested data.
 

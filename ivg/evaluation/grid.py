@@ -8,10 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import dacite
-
 from ivg.config import DecodeConfig, Guidance, SearchConfig, check_guidance
-from ivg.config_file import NUMBERS, config_from_dict, nearest, read_yaml
+from ivg.config_file import build, config_from_dict, read_yaml
 from ivg.errors import UserError
 from ivg.rewards import RewardConfig
 
@@ -113,7 +111,7 @@ def read_grid(path: str, overrides: Sequence[str] = ()) -> GridConfig:
     return GridConfig(
         decode=decode,
         cells=cells,
-        reward=_build(RewardConfig, own["reward"], f"{path}: reward"),
+        reward=build(RewardConfig, own["reward"], f"{path}: reward"),
         output=Path(own["output"]),
         lengths=tuple(own.get("lengths", (decode.sampling.max_new_tokens,))),
         repeats=int(own.get("repeats", 3)),
@@ -126,16 +124,5 @@ def expand(entries: Sequence[Mapping[str, Any]], where: str) -> list[Cell]:
     for entry in entries:
         lists = [value if isinstance(value, list) else [value] for value in entry.values()]
         for values in itertools.product(*lists):
-            cells.append(_build(Cell, dict(zip(entry, values, strict=True)), f"{where}: grid"))
+            cells.append(build(Cell, dict(zip(entry, values, strict=True)), f"{where}: grid"))
     return cells
-
-
-def _build(cls: type, data: Mapping[str, Any], where: str) -> Any:
-    valid = {field.name for field in dataclasses.fields(cls)}
-    for key in data:
-        if key not in valid:
-            raise UserError(f"{where}: unknown key {key!r}; {nearest(str(key), valid)}")
-    try:
-        return dacite.from_dict(cls, dict(data), dacite.Config(type_hooks=NUMBERS))
-    except dacite.DaciteError as error:
-        raise UserError(f"{where}: {error}") from error

@@ -128,7 +128,7 @@ class Lockstep:
         """
         goes_on = not newcomers and all(n == 1 for n in repeats)
         if keep:
-            self._keep(torch.tensor(keep, device=self.base.device), goes_on=goes_on)
+            self._keep(keep, goes_on=goes_on)
             self._feed_pending()
         else:
             self.clear()
@@ -190,14 +190,15 @@ class Lockstep:
         finite = torch.stack([self._row_is_finite(i).to(ids.device) for i in range(len(self.lanes))])
         return Chunk(ids, values, finite, log_ratios)
 
-    def _keep(self, rows: Tensor, *, goes_on: bool) -> None:
+    def _keep(self, keep: Sequence[int], *, goes_on: bool) -> None:
         """Keep some rows, in this order.
 
         Args:
-            rows: (R',).
+            keep: row numbers.
             goes_on: the chunk is not whole yet, so that forked rows may stay so.
         """
-        is_all = len(rows) == self.num_rows and bool((rows.diff() == 1).all())
+        is_all = list(keep) == list(range(self.num_rows))
+        rows = torch.tensor(keep, device=self.base.device)
         for i, (lane, state) in enumerate(zip(self.lanes, self._states, strict=True)):
             if state.cache.is_forked and not goes_on:
                 lane.merge(state, rows)
@@ -227,7 +228,8 @@ class Lockstep:
         if list(parents) == list(range(self.num_rows)):
             return
         rows = torch.tensor(parents, device=self.base.device)
-        pays = self._static is None and Fork.pays(rows, self.num_rows)
+        may_fork = self._static is None and any(lane.can_fork for lane in self.lanes)
+        pays = may_fork and Fork.pays(rows, self.num_rows)
         for i, (lane, state) in enumerate(zip(self.lanes, self._states, strict=True)):
             if lane.can_fork and pays:
                 lane.fork(state, rows)

@@ -13,9 +13,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-import dacite
-
-from ivg.config_file import nearest, read_yaml
+from ivg.config_file import build, read_yaml
 from ivg.errors import UserError, exit_on_user_error
 from ivg.training.rollouts import write_rows
 from ivg.training.tokenizer import train_tokenizer
@@ -35,19 +33,6 @@ class PrepareConfig:
     prompt_words: int
     negatives_per_positive: int
     vocab_size: int
-
-
-def read_config(path: str, overrides: Sequence[str]) -> PrepareConfig:
-    """Read the YAML strictly."""
-    data = read_yaml(path, overrides)
-    valid = [field.name for field in dataclasses.fields(PrepareConfig)]
-    for key in data:
-        if key not in valid:
-            raise UserError(f"{path}: unknown key {key!r}; {nearest(key, valid)}")
-    try:
-        return dacite.from_dict(PrepareConfig, data)
-    except dacite.DaciteError as error:
-        raise UserError(f"{path}: {error}") from error
 
 
 def read_sentences(path: Path, min_words: int) -> list[str]:
@@ -79,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", required=True, help="YAML file")
     parser.add_argument("overrides", nargs="*", help="key=value, such as data_dir=FOLDER")
     options = parser.parse_args(argv)
-    config = read_config(options.config, options.overrides)
+    config = build(PrepareConfig, read_yaml(options.config, options.overrides), options.config)
     rng = random.Random(config.seed)
     kinds = {
         kind: split(

@@ -13,11 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import corpus
-import dacite
 from rich.progress import track
 
-from ivg.config_file import nearest, read_yaml
-from ivg.errors import UserError, exit_on_user_error
+from ivg.config_file import build, read_yaml
+from ivg.errors import exit_on_user_error
 from ivg.training.tokenizer import train_tokenizer
 
 
@@ -35,15 +34,8 @@ class PrepareConfig:
 
 def read_config(path: str) -> PrepareConfig:
     """Read the YAML strictly."""
-    data = read_yaml(path)
-    valid = [field.name for field in dataclasses.fields(PrepareConfig)]
-    for key in data:
-        if key not in valid:
-            raise UserError(f"{path}: unknown key {key!r}; {nearest(key, valid)}")
-    try:
-        return dacite.from_dict(PrepareConfig, data)
-    except dacite.DaciteError as error:
-        raise UserError(f"{path}: {error}") from error
+    config: PrepareConfig = build(PrepareConfig, read_yaml(path), path)
+    return config
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
