@@ -25,6 +25,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from ivg import ModelConfig, PairConfig, SamplingConfig, SearchConfig, generate
 from ivg.inspection import ModelInfo
 from ivg.loading import LoadedModel, LoadedPair, Models
+from ivg.packing import pack
 from ivg.plan import ModelInfos, PairInfo
 
 VOCABULARY = 8192
@@ -49,7 +50,9 @@ def model(name: str, seed: int, layers: int, width: int, logit_std: float, dtype
         name=name, source=source, config=module.config, tokenizer=words, template="{prompt}", kind="causal"
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return LoadedModel(info, module.to(device, getattr(torch, dtype)).requires_grad_(False))
+    module = module.to(device, getattr(torch, dtype)).requires_grad_(False)
+    pack(module)
+    return LoadedModel(info, module)
 
 
 def build(dtype: str, logit_std: float) -> Models:

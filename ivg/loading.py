@@ -21,11 +21,11 @@ from ivg.config import ModelConfig, PairConfig, ValueConfig
 from ivg.errors import UserError
 from ivg.inspection import ModelInfo
 from ivg.lockstep.lane import Lane
+from ivg.packing import HEAD_NAMES, pack
 from ivg.plan import ModelInfos, PairInfo, ValueInfo, inspect_models
 
-_HEAD_NAMES = ("score", "classifier")
 # Heads are gathered row by row, so they stay as they are.
-UNQUANTIZED = ("lm_head", *_HEAD_NAMES)
+UNQUANTIZED = ("lm_head", *HEAD_NAMES)
 _TUNED, _UNTUNED = "tuned", "__base__"  # PEFT's name for a row without adapter
 
 
@@ -52,11 +52,11 @@ class LoadedModel:
     def head(self) -> nn.Linear:
         """The value head: the linear layer that stands beside the backbone."""
         children = dict(self.module.named_children())
-        for name in _HEAD_NAMES:
+        for name in HEAD_NAMES:
             head = children.get(name)
             if isinstance(head, nn.Linear):
                 return head
-        raise UserError(f"{self.info.name}: no linear head named {' or '.join(_HEAD_NAMES)}")
+        raise UserError(f"{self.info.name}: no linear head named {' or '.join(HEAD_NAMES)}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -128,6 +128,7 @@ def load_inspected(infos: ModelInfos, base: LoadedModel | None = None) -> Models
         key = dataclasses.replace(info.source, template=None)
         if key not in loaded:
             loaded[key] = _load_module(info)
+            _pack(loaded[key], info)
         return LoadedModel(info, loaded[key])
 
     base = base or load(infos.base)
@@ -149,6 +150,7 @@ def _load_shared_pair(pair: PairInfo) -> LoadedPair:
             f"{pair.tuned.name}: rows with and without this adapter cannot share a batch (plain LoRA could); "
             "merge the adapter into its base and give that folder"
         )
+    _pack(module, pair.untuned)
     return LoadedPair(pair, LoadedModel(pair.tuned, module), LoadedModel(pair.untuned, module))
 
 
@@ -182,6 +184,12 @@ def _load_module(info: ModelInfo) -> PreTrainedModel:
     if source.device_map is None and source.quantization is None:
         module = module.to(source.device or default_device())
     return module.eval().requires_grad_(False)
+
+
+def _pack(module: PreTrainedModel, info: ModelInfo) -> None:
+    """Make a model that we own faster; under a device map, layers carry hooks that must stay."""
+    if info.source.device_map is None:
+        pack(module)
 
 
 def default_device() -> str:

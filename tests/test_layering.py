@@ -13,7 +13,7 @@ LAYERS = (
     ("errors",),
     ("architectures", "config", "config_file", "prompts", "vocab", "shared_strings"),
     ("hypotheses", "sampling", "search"),
-    ("guidance",),
+    ("guidance", "packing"),
     ("inspection", "fit", "plan", "lockstep"),
     ("prompt_search", "decoding", "loading"),
     ("response_text", "text_guides", "binding", "streaming"),

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from ivg.benchmark import naive
-from ivg.benchmark.workloads import BenchmarkModels, Workload, build_models, build_rows, flops_per_token
+from ivg.benchmark.workloads import BenchmarkModels, Workload, build_models, build_rows
 from ivg.decoding import Decoder
 from ivg.hypotheses import Endings
+from ivg.packing import num_matrix_weights
 
 RUNGS = ("naive", "kept caches", "batched prompts", "continuous batching", "static steps")
 FEW_PROMPTS = 4  # the rungs that take one prompt at a time cost the same for every prompt; a few tell
@@ -91,7 +92,7 @@ def _run_engine(
         list(decoder.run(tasks[first : first + together], max_batch_rows))
     seconds = time.perf_counter() - start
     fed = [lane.tokens_fed - already for lane, already in zip(rows.lanes, before, strict=True)]
-    costs = [flops_per_token(m) for m in (models.base, models.tuned, models.untuned, models.value)]
+    costs = [2.0 * num_matrix_weights(lane.module) for lane in rows.lanes]
     flops = sum(tokens * cost for tokens, cost in zip(fed, costs, strict=True))
     return Work(seconds, len(tasks), sum(fed[1:]), flops)
 

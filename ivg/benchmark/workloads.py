@@ -20,6 +20,7 @@ from ivg.hypotheses import Task
 from ivg.lockstep.guides import PairGuide, SharedIds, VocabularyValueGuide, Weights
 from ivg.lockstep.lane import Lane
 from ivg.lockstep.rows import Lockstep
+from ivg.packing import pack
 
 NUM_LANES = 4  # base, tuned, untuned, value
 
@@ -156,9 +157,11 @@ def build_models(workload: Workload, dtype: torch.dtype, device: str) -> Benchma
 
 
 def build_rows(models: BenchmarkModels, workload: Workload, *, static_steps: bool = False) -> Lockstep:
-    """Put the models side by side as `ivg-decode` does for IVG."""
+    """Put the models side by side as `ivg-decode` does for IVG; on a CPU their layers are replaced."""
     vocab_size = workload.vocab_size
     value = models.value
+    for model in (models.base, models.tuned, models.untuned, value):
+        pack(model)
     shared = SharedIds(vocab_size, vocab_size)
     head = value.get_submodule("classifier" if workload.architecture == "gpt2" else "score")
     backbone = value.get_submodule(value.base_model_prefix)
@@ -175,14 +178,6 @@ def build_rows(models: BenchmarkModels, workload: Workload, *, static_steps: boo
         Weights(chunk=1.0),
     )
     return Lockstep(_lane(models.base, "base"), [pair, ranker], workload.sampling, static_steps=static_steps)
-
-
-def flops_per_token(model: PreTrainedModel) -> int:
-    """Return multiply-adds x 2 of one token's matrix products (attention over the cache not included)."""
-    embedding = model.get_input_embeddings()
-    looked_up = 0 if model.config.tie_word_embeddings else embedding.weight.numel()
-    multiplied = (p.numel() for name, p in model.named_parameters() if not name.endswith("wpe.weight"))
-    return int(2 * (sum(multiplied) - looked_up))
 
 
 def _lane(model: PreTrainedModel, name: str) -> Lane:

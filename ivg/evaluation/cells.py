@@ -7,15 +7,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
-from transformers.pytorch_utils import Conv1D
-
 from ivg.api import response
 from ivg.config import SamplingConfig
 from ivg.engine import Engine, make_tasks
 from ivg.errors import UserError
 from ivg.evaluation.grid import Cell, GridConfig
 from ivg.loading import Models, load_models
+from ivg.packing import num_matrix_weights
 from ivg.prompts import Row
 from ivg.sources import read_input, refuse_bad_rows
 
@@ -124,8 +122,3 @@ def with_beta(models: Models, beta: float) -> Models:
         pairs=tuple(dataclasses.replace(p, info=i) for p, i in zip(models.pairs, pairs, strict=True)),
         values=tuple(dataclasses.replace(v, info=i) for v, i in zip(models.values, values, strict=True)),
     )
-
-
-def num_matrix_weights(module: nn.Module) -> int:
-    """Count the weights that every fed token is multiplied by: linear layers, tied heads included."""
-    return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear | Conv1D))

@@ -14,6 +14,7 @@ from ivg.config import ModelConfig, PairConfig, SamplingConfig, SearchConfig
 from ivg.engine import Engine, make_tasks
 from ivg.errors import UserError
 from ivg.loading import Models, load_models
+from ivg.packing import PackedLinear
 from ivg.prompts import as_rows
 from tests import tiny
 from tests.guides import tiny as guides
@@ -103,6 +104,22 @@ def test_log_ratios_equal_the_merged_models(folders: tuple[str, str, str, str], 
             assert one.log_ratios == pytest.approx(other.log_ratios, abs=1e-9)
             largest = max(largest, *map(abs, (*one.log_ratios, one.value)))
     assert largest > 0.1  # the adapter does something
+
+
+def test_packed_layers_serve_both_branches(tmp_path: Path) -> None:
+    base = tiny.save(tmp_path / "base", tiny.causal(1, dtype=torch.float32))
+    untuned = tiny.save(tmp_path / "untuned", tiny.causal(2, dtype=torch.float32))
+    adapter = _adapter(tmp_path / "adapter", untuned)
+    merged = _merged(tmp_path / "merged", untuned, adapter)
+    pair = _models(base, adapter, untuned).pairs[0]
+    assert any(isinstance(module, PackedLinear) for module in pair.tuned.module.modules())
+    (lane,) = pair.lanes()
+    logits = lane.prefill([[1, 2, 3], [4]]).last
+    for branch, path in enumerate((merged, untuned)):
+        plain = AutoModelForCausalLM.from_pretrained(path).double()
+        expected = torch.stack([plain(torch.tensor([ids])).logits[0, -1] for ids in ([1, 2, 3], [4])])
+        torch.testing.assert_close(logits[branch::2].double(), expected, atol=1e-4, rtol=1e-4)
+    assert (logits[0] - logits[1]).abs().max() > 1e-2
 
 
 def test_a_shared_pair_reads_text_too(tmp_path: Path) -> None:

@@ -1,0 +1,90 @@
+"""Layers of a frozen model replaced by faster ones that compute the same.
+
+On a CPU a matrix product first brings its weights into the order in which the processor reads them, which
+takes a good part of its time for the few rows of a decoding step. Frozen weights are brought there once.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import NewGELUActivation
+from transformers.pytorch_utils import Conv1D
+
+HEAD_NAMES = ("score", "classifier")  # of value models
+# Heads are read row by row, and adapters are small and asked for their weights.
+_LEFT_AS_THEY_ARE = frozenset({*HEAD_NAMES, "lora_A", "lora_B"})
+_NUM_ROWS = 64  # for which the order is chosen; it suits other numbers as well
+
+
+class PackedLinear(nn.Module):
+    """A linear layer whose weights lie in oneDNN's order; they are not in the original's order any more.
+
+    Args:
+        weight: (out, in).
+        bias: (out,), or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.bias = bias
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _NUM_ROWS)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights (out, in), copied back into the usual order."""
+        dense: Tensor = self._packed.to_dense()
+        return dense
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Multiply (..., in) states: (..., out)."""
+        output: Tensor = torch.ops.mkldnn._linear_pointwise(states, self._packed, self.bias, "none", [], "")
+        return output
+
+
+def pack(module: nn.Module) -> None:
+    """Replace a frozen module's layers in place by faster ones: linear layers, and GELUs in several steps.
+
+    Linear layers are replaced on a CPU, in the dtypes for which oneDNN has kernels there. The weights keep
+    their size, except that an output layer tied to the embedding becomes a copy of its own.
+    """
+    for name, child in list(module.named_children()):
+        if name in _LEFT_AS_THEY_ARE:
+            continue
+        faster = _faster(child)
+        if faster is None:
+            pack(child)
+        else:
+            setattr(module, name, faster)
+
+
+def num_matrix_weights(module: nn.Module) -> int:
+    """Count the weights that every fed token is multiplied by: linear layers, tied heads included."""
+    return sum(
+        m.in_features * m.out_features if isinstance(m, PackedLinear) else m.weight.numel()
+        for m in module.modules()
+        if isinstance(m, nn.Linear | Conv1D | PackedLinear)
+    )
+
+
+def _faster(layer: nn.Module) -> nn.Module | None:
+    if type(layer) is NewGELUActivation:  # eight operations, each with a pass over memory
+        return nn.GELU(approximate="tanh")
+    if type(layer) is nn.Linear:
+        weight, bias = layer.weight, layer.bias
+    elif type(layer) is Conv1D:
+        weight, bias = layer.get_parameter("weight").t(), layer.get_parameter("bias")
+    else:
+        return None
+    return PackedLinear(weight, bias) if _has_kernel(weight) else None
+
+
+def _has_kernel(weight: Tensor) -> bool:
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if weight.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if weight.dtype == torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return weight.dtype == torch.float32

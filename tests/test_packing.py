@@ -1,0 +1,66 @@
+"""Packed layers compute what the layers they replace compute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers.activations import NewGELUActivation
+from transformers.pytorch_utils import Conv1D
+
+from ivg.config import ModelConfig, ValueConfig
+from ivg.loading import load_models
+from ivg.packing import PackedLinear, num_matrix_weights, pack
+from tests import tiny
+from tests.decoding.test_caches import BUILDERS, build
+
+VOCAB = len(tiny.LETTERS) + 2
+IDS = torch.tensor([[1, 2, 3, 9, 8, 7, 3, 2, 4, 11], [5, 30, 17, 21, 0, 4, 4, 9, 1, 2]])
+
+
+def _types(module: nn.Module) -> set[type]:
+    return {type(child) for child in module.modules()}
+
+
+@pytest.mark.parametrize("rows", [1, 3, 64, 200])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_multiplies_by_its_weights(rows: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    linear, states = nn.Linear(37, 53, bias=bias).requires_grad_(False), torch.randn(rows, 2, 37)
+    packed = PackedLinear(linear.weight, linear.bias)
+    product = torch.einsum("rni,oi->rno", states.double(), linear.weight.double())
+    expected = product + (linear.bias.double() if bias else 0)
+    torch.testing.assert_close(packed(states).double(), expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(packed.weight, linear.weight)
+
+
+@pytest.mark.parametrize("name", sorted(BUILDERS))
+@torch.inference_mode()
+def test_a_packed_model_computes_the_same(name: str) -> None:
+    model = build(name)
+    expected = model(IDS).logits
+    num_weights = num_matrix_weights(model)
+    pack(model)
+    assert PackedLinear in _types(model)
+    assert not {nn.Linear, Conv1D, NewGELUActivation} & _types(model)
+    assert num_matrix_weights(model) == num_weights
+    torch.testing.assert_close(model(IDS).logits, expected, atol=1e-4, rtol=1e-4)
+    assert expected.std() > 1
+
+
+def test_float64_has_no_faster_layers() -> None:
+    model = build("llama").double()
+    before = _types(model)
+    pack(model)
+    assert _types(model) == before
+
+
+def test_loaded_models_are_packed_and_value_heads_are_not(tmp_path: Path) -> None:
+    base = tiny.save(tmp_path / "base", tiny.causal(1, dtype=torch.float32))
+    value = tiny.save(tmp_path / "value", tiny.value(2, num_labels=VOCAB, dtype=torch.float32))
+    models = load_models(base, values=[ValueConfig(model=ModelConfig(path=value))])
+    assert {nn.Linear, Conv1D} & _types(models.base.module) == set()
+    assert type(models.values[0].model.head) is nn.Linear
+    assert PackedLinear in _types(models.values[0].model.module)
