@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ivg.errors import UserError
@@ -42,7 +43,7 @@ def check_row(row: object, where: str) -> dict[str, Any]:
             raise UserError(f"{where}: messages must be a list of objects with 'role' and 'content' strings")
     elif not isinstance(content, str) or not content.strip():
         raise UserError(f"{where}: {names[0]} must be a non-empty string, got {content!r:.60}")
-    if not isinstance(row.get("id", ""), str | int):
+    if not isinstance(row.get("id"), str | int | None) or isinstance(row.get("id"), bool):
         raise UserError(f"{where}: id must be a string or an integer, got {row['id']!r:.60}")
     return dict(row)
 
@@ -113,7 +114,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, row: Row, template: str | 
         template: `chat`, a format string with `{prompt}`, or None for the tokenizer's default.
 
     Raises:
-        UserError: a conversation of several turns meets a format string.
+        UserError: a conversation that the template cannot write, such as several turns in a format string.
     """
     template = resolve_template(tokenizer, template)
     text = render_prompt(tokenizer, row, template)
@@ -126,7 +127,13 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, row: Row, template: str) -
     """Return the text of a prompt in a resolved template (see `encode_prompt`)."""
     if template == "chat":
         messages = row.get("messages") or [{"role": "user", "content": prompt_text(row)}]
-        return str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
+        try:
+            text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        except TemplateError as error:
+            raise UserError(
+                f"the chat template of {tokenizer.name_or_path} refuses the messages: {error}"
+            ) from error
+        return str(text)
     plain = prompt_text(row)
     if plain is None:
         raise UserError(

@@ -131,7 +131,7 @@ def test_contradictory_search_and_sampling() -> None:
         ({"base": "a", "values": {"path": "v"}}, "values is {'path': 'v'}; give a list"),
         ({"base": "a", "pairs": "t"}, "pairs is 't'; give a list"),
         ({"base": "a", "sampling": {"stop": 3}}, "sampling: stop is 3; give a list"),
-        ({"base": "a", "search": {"num_beams": "2"}}, 'type for field "search.num_beams"'),
+        ({"base": "a", "search": {"num_beams": "2"}}, "search.num_beams is '2'; give an integer"),
         ({"base": "a", "sampling": {"temperature": -1}}, "temperature is -1.0; give a finite number >= 0"),
         ({}, "base is missing; give it"),
     ],
