@@ -109,7 +109,8 @@ class BlockDecoder:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._progress.stop()
+        if self._engine is not None:  # stopping what was never started prints an empty line
+            self._progress.stop()
 
     def skip(self, block: range) -> None:
         """Count a block that is complete already."""

@@ -6,7 +6,7 @@ import argparse
 from importlib.metadata import version
 from typing import NoReturn, get_args
 
-from ivg.config import Dtype, Guidance, VocabMapping
+from ivg.config import Dtype, Guidance, OnOverflow, Quantization, VocabMapping
 from ivg.errors import UserError
 
 _EXAMPLES = """\
@@ -83,7 +83,7 @@ def _add_loading(group: argparse._ArgumentGroup) -> None:
     add("--dtype", choices=get_args(Dtype), help="weights' type (the checkpoint's)")
     add("--device", metavar="NAME", help="cpu, cuda:0, ... (CUDA if there is one)")
     add("--device_map", metavar="NAME", help="auto, ...: spread layers over devices")
-    add("--quantization", choices=("4bit", "8bit"), help="through bitsandbytes")
+    add("--quantization", choices=get_args(Quantization), help="through bitsandbytes")
     add("--attn_implementation", metavar="NAME", help="eager, sdpa, flash_attention_2, ...")
     add("--trust_remote_code", action="store_true", help="run code shipped with checkpoints")
 
@@ -124,7 +124,7 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
     add("--dataset_split", metavar="NAME", help="which of its splits (test)")
     add("--limit", type=int, metavar="N", help="decode only the first rows")
     add("--skip_bad_rows", action="store_true", help="record bad rows in the output and go on")
-    add("--on_overflow", choices=("error", "stop"), help="prompt beyond a model's context (error)")
+    add("--on_overflow", choices=get_args(OnOverflow), help="prompt beyond a model's context (error)")
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:

@@ -43,6 +43,12 @@ def check_row(row: object, where: str) -> dict[str, Any]:
             raise UserError(f"{where}: messages must be a list of objects with 'role' and 'content' strings")
     elif not isinstance(content, str) or not content.strip():
         raise UserError(f"{where}: {names[0]} must be a non-empty string, got {content!r:.60}")
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where}: field {names[0]!r} holds half a surrogate pair, which is no character"
+        ) from error
     if not isinstance(row.get("id"), str | int | None) or isinstance(row.get("id"), bool):
         raise UserError(f"{where}: id must be a string or an integer, got {row['id']!r:.60}")
     return dict(row)
@@ -159,6 +165,12 @@ def has_double_bos(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> bo
 
 
 def as_rows(prompts: Iterable[str | Row]) -> list[dict[str, Any]]:
-    """Turn plain strings and mappings into checked prompt rows."""
+    """Turn plain strings and mappings into checked prompt rows.
+
+    Raises:
+        UserError: one prompt where several belong, or a bad one.
+    """
+    if isinstance(prompts, str | Mapping) or not isinstance(prompts, Iterable):
+        raise UserError(f"prompts is {prompts!r:.60}; give a list of texts or rows")
     rows: list[object] = [{"prompt": p} if isinstance(p, str) else p for p in prompts]
     return [check_row(row, f"prompt {i + 1}") for i, row in enumerate(rows)]

@@ -3,8 +3,8 @@
 Nothing here touches a disk, a network or a device; `config_file.py` reads YAML into these.
 """
 
-from ivg.config.models import Dtype, ModelConfig, PairConfig, ValueConfig, VocabMapping
-from ivg.config.run import DatasetConfig, DecodeConfig, check_guidance
+from ivg.config.models import Dtype, ModelConfig, PairConfig, Quantization, ValueConfig, VocabMapping
+from ivg.config.run import DatasetConfig, DecodeConfig, OnOverflow, check_guidance, check_rows
 from ivg.config.search import Guidance, SamplingConfig, SearchConfig
 
 __all__ = [
@@ -13,10 +13,13 @@ __all__ = [
     "Dtype",
     "Guidance",
     "ModelConfig",
+    "OnOverflow",
     "PairConfig",
+    "Quantization",
     "SamplingConfig",
     "SearchConfig",
     "ValueConfig",
     "VocabMapping",
     "check_guidance",
+    "check_rows",
 ]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
-from ivg.config.checks import require, require_beta, require_finite
+from ivg.config.checks import require, require_choice, require_finite, require_not_negative
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+Quantization = Literal["4bit", "8bit"]
 VocabMapping = Literal["refuse", "shared-strings"]
 
 
@@ -33,13 +34,17 @@ class ModelConfig:
     dtype: Dtype = "auto"
     device: str | None = None
     device_map: str | None = None
-    quantization: Literal["4bit", "8bit"] | None = None
+    quantization: Quantization | None = None
     attn_implementation: str | None = None
     trust_remote_code: bool = False
     template: str | None = None
 
     def __post_init__(self) -> None:
+        require(isinstance(self.path, str), f"model path is {self.path!r}; give text")
         require(bool(self.path), "model path is empty: give a folder or a Hub name")
+        require_choice(f"{self.path}: dtype", self.dtype, get_args(Dtype))
+        if self.quantization is not None:
+            require_choice(f"{self.path}: quantization", self.quantization, get_args(Quantization))
         require(
             self.device is None or self.device_map is None,
             f"{self.path}: device and device_map exclude each other; give one",
@@ -70,8 +75,10 @@ class PairConfig:
     vocab_mapping: VocabMapping = "refuse"
 
     def __post_init__(self) -> None:
-        require_beta(self.beta)
+        _require_models(tuned=self.tuned, untuned=self.untuned)
+        require_not_negative("beta", self.beta)
         require_finite("chunk_weight", self.chunk_weight)
+        require_choice("vocab_mapping", self.vocab_mapping, get_args(VocabMapping))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,5 +96,11 @@ class ValueConfig:
     beta: float = 1.0
 
     def __post_init__(self) -> None:
-        require_beta(self.beta)
+        _require_models(model=self.model)
+        require_not_negative("beta", self.beta)
         require_finite("weight", self.weight)
+
+
+def _require_models(**models: object) -> None:
+    for name, model in models.items():
+        require(isinstance(model, ModelConfig), f"{name} is {model!r:.60}; give a ModelConfig(path=...)")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
-from ivg.config.checks import require
+from ivg.config.checks import require, require_choice, require_integer
 from ivg.config.models import ModelConfig, PairConfig, ValueConfig
 from ivg.config.search import SamplingConfig, SearchConfig
+
+OnOverflow = Literal["error", "stop"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +50,7 @@ class DecodeConfig:
     output: str | None = None
     max_batch_rows: int = 64
     block_size: int = 128
-    on_overflow: Literal["error", "stop"] = "error"
+    on_overflow: OnOverflow = "error"
     skip_bad_rows: bool = False
     return_beams: bool = False
     return_token_ids: bool = False
@@ -58,15 +60,23 @@ class DecodeConfig:
 
     def __post_init__(self) -> None:
         check_guidance(self.search, self.sampling, self.pairs, self.values)
-        rows = self.search.rows_per_prompt
-        require(
-            self.max_batch_rows >= rows,
-            f"max_batch_rows is {self.max_batch_rows}, but one prompt needs "
-            f"num_beams x num_successors = {rows} rows; raise it",
-        )
-        require(self.block_size >= 1, f"block_size is {self.block_size}; give an integer >= 1")
-        require(self.limit is None or self.limit >= 1, f"limit is {self.limit}; give an integer >= 1")
+        check_rows(self.search, self.max_batch_rows)
+        require_integer("block_size", self.block_size, at_least=1)
+        if self.limit is not None:
+            require_integer("limit", self.limit, at_least=1)
+        require_choice("on_overflow", self.on_overflow, get_args(OnOverflow))
         require(self.input is None or self.dataset is None, "input and dataset exclude each other; give one")
+
+
+def check_rows(search: SearchConfig, max_batch_rows: int) -> None:
+    """Refuse a batch that has no room for one prompt."""
+    require_integer("max_batch_rows", max_batch_rows)
+    rows = search.rows_per_prompt
+    require(
+        max_batch_rows >= rows,
+        f"max_batch_rows is {max_batch_rows}, but one prompt needs num_beams x num_successors = {rows} rows; "
+        "raise it",
+    )
 
 
 def check_guidance(

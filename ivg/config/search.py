@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Literal
+from typing import Literal, get_args
 
-from ivg.config.checks import require
+from ivg.config.checks import is_finite, require, require_choice, require_integer, require_not_negative
 
 Guidance = Literal["none", "implicit", "explicit"]
 
@@ -33,8 +32,10 @@ class SearchConfig:
     early_stopping: bool = True
 
     def __post_init__(self) -> None:
+        for name in ("token_guidance", "chunk_guidance"):
+            require_choice(name, getattr(self, name), get_args(Guidance))
         for name in ("num_beams", "num_successors", "chunk_length"):
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; give an integer >= 1")
+            require_integer(name, getattr(self, name), at_least=1)
         require(
             self.chunk_guidance != "none" or self.rows_per_prompt == 1,
             f"chunk_guidance none ranks nothing, but num_beams x num_successors is {self.rows_per_prompt}; "
@@ -70,16 +71,17 @@ class SamplingConfig:
     num_samples: int = 1
 
     def __post_init__(self) -> None:
-        require(self.max_new_tokens >= 1, f"max_new_tokens is {self.max_new_tokens}; give an integer >= 1")
-        require(
-            math.isfinite(self.temperature) and self.temperature >= 0,
-            f"temperature is {self.temperature}; give a finite number >= 0 (0 is greedy)",
-        )
-        require(self.top_k >= 0, f"top_k is {self.top_k}; give an integer >= 0 (0 keeps all tokens)")
-        require(0 < self.top_p <= 1, f"top_p is {self.top_p}; give a number above 0, at most 1")
+        require_integer("max_new_tokens", self.max_new_tokens, at_least=1)
+        require_not_negative("temperature", self.temperature, " (0 is greedy)")
+        require_integer("top_k", self.top_k, at_least=0, note=" (0 keeps all tokens)")
+        is_share = is_finite(self.top_p) and 0 < self.top_p <= 1
+        require(is_share, f"top_p is {self.top_p!r}; give a number above 0, at most 1")
         require(not isinstance(self.stop, str), f"stop is one string, {self.stop!r}; give a tuple of strings")
+        is_text = all(isinstance(text, str) for text in self.stop)
+        require(is_text, f"stop is {self.stop!r:.60}; give a tuple of strings")
         require(all(self.stop), "stop holds an empty string, which would end every response at once")
-        require(self.num_samples >= 1, f"num_samples is {self.num_samples}; give an integer >= 1")
+        require_integer("seed", self.seed)
+        require_integer("num_samples", self.num_samples, at_least=1)
         require(
             self.temperature > 0 or self.num_samples == 1,
             f"temperature 0 is greedy: num_samples {self.num_samples} would repeat one response",
