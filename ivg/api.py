@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ivg.config import SamplingConfig, SearchConfig, check_guidance
+from ivg.config import SamplingConfig, SearchConfig, check_guidance, check_rows
 from ivg.engine import Engine, make_tasks
 from ivg.errors import UserError
 from ivg.hypotheses import Endings, Finished, FinishReason, Hypothesis
@@ -85,13 +85,7 @@ def generate(
         UserError: a bad prompt, or guidance that the models cannot give.
     """
     search, sampling = search or SearchConfig(), sampling or SamplingConfig()
-    check_guidance(
-        search, sampling, [p.config for p in models.infos.pairs], [v.config for v in models.infos.values]
-    )
-    if max_batch_rows < search.rows_per_prompt:
-        raise UserError(
-            f"max_batch_rows is {max_batch_rows}, but one prompt needs {search.rows_per_prompt}; raise it"
-        )
+    _check_arguments(models, search, sampling, max_batch_rows, block_size)
     rows = as_rows(prompts)
     engine = Engine(models, search, sampling, on_text=on_text)
     tasks, bad = make_tasks(rows, engine.infos, sampling)
@@ -99,6 +93,23 @@ def generate(
         raise UserError(f"prompt {bad[0].index + 1} of {len(rows)}: {bad[0].reason}")
     finished = engine.run(tasks, max_batch_rows=max_batch_rows, block_size=block_size * sampling.num_samples)
     return [response(f, rows[f.task.index // sampling.num_samples], engine.endings, search) for f in finished]
+
+
+def _check_arguments(
+    models: Models, search: SearchConfig, sampling: SamplingConfig, max_batch_rows: int, block_size: int
+) -> None:
+    for name, value, wanted in (
+        ("models", models, Models),
+        ("search", search, SearchConfig),
+        ("sampling", sampling, SamplingConfig),
+    ):
+        if not isinstance(value, wanted):
+            raise UserError(f"{name} is {value!r:.60}; give ivg's {wanted.__name__}")
+    infos = models.infos
+    check_guidance(search, sampling, [p.config for p in infos.pairs], [v.config for v in infos.values])
+    check_rows(search, max_batch_rows)
+    if block_size < 1:
+        raise UserError(f"block_size is {block_size}; give an integer >= 1")
 
 
 def response(finished: Finished, row: dict[str, Any], endings: Endings, search: SearchConfig) -> Response:

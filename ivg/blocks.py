@@ -17,13 +17,14 @@ from ivg.engine import Engine
 from ivg.errors import is_main_process
 from ivg.hypotheses import Task
 from ivg.loading import load_inspected
-from ivg.plan import ModelInfos
+from ivg.plan import GuidePlan, ModelInfos
 from ivg.records import RowFile
 from ivg.sources import SourceRow
 from ivg.streaming import NewText
 from ivg.trace import trace_row
 
 OutputRow = dict[str, Any]
+_OURS = ("response", "value", "num_tokens", "finish_reason", "sample", "token_ids", "beams", "error")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Job:
     Attributes:
         config: what was asked for.
         infos: the models, not loaded.
+        plans: who guides, and how.
         rows: the input.
         tasks: per input row, its tasks (none for a bad row).
         bad: per bad row's index, the reason.
@@ -40,6 +42,7 @@ class Job:
 
     config: DecodeConfig
     infos: ModelInfos
+    plans: list[GuidePlan]
     rows: list[SourceRow]
     tasks: list[list[Task]]
     bad: dict[int, str]
@@ -103,11 +106,11 @@ class BlockDecoder:
         self._bar = self._progress.add_task("", total=num_rows or len(job.rows), speed=0.0)
 
     def __enter__(self) -> Self:
-        self._progress.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._progress.stop()
+        if self._engine is not None:  # stopping what was never started prints an empty line
+            self._progress.stop()
 
     def skip(self, block: range) -> None:
         """Count a block that is complete already."""
@@ -144,10 +147,12 @@ class BlockDecoder:
                 load_inspected(self.job.infos),
                 config.search,
                 config.sampling,
+                plans=self.job.plans,
                 keep_trace=config.trace is not None,
                 on_text=self._on_text,
                 static_steps=config.static_steps,
             )
+            self._progress.start()  # not before: what loading has to say stands alone
         return self._engine
 
     def _count(self, found: Response, seconds: float) -> None:
@@ -158,7 +163,7 @@ class BlockDecoder:
     def _row(self, found: Response, sample: int) -> OutputRow:
         config = self.job.config
         row = {
-            **found.prompt,
+            **{name: value for name, value in found.prompt.items() if name not in _OURS},
             "response": found.text,
             "value": found.value,
             "num_tokens": found.num_tokens,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
+from ivg.command_line import CommandLine, parse
 from ivg.config import DecodeConfig
 from ivg.decoding import NumericalError
 from ivg.doctor import diagnose
@@ -21,9 +23,8 @@ from ivg.errors import (
     exit_on_user_error,
     is_main_process,
 )
-from ivg.flags import CommandLine, parse
 from ivg.runner import prepare, run
-from ivg.sources import read_input, refuse_bad_rows
+from ivg.sources import read_input, refuse_bad_rows, source_name
 from ivg.streaming import NewText
 
 EXIT_FAILURE = 1
@@ -39,13 +40,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(line)
     except KeyboardInterrupt:
-        return _end(f"interrupted; the same command goes on from {line.config.output}", EXIT_INTERRUPTED)
+        saved = not line.dry_run and line.config.output != "-"
+        goes_on = f"; the same command goes on from {line.config.output}" if saved else ""
+        return _end(f"interrupted{goes_on}", EXIT_INTERRUPTED)
     except NumericalError as error:
         return _end(f"error: {error}", EXIT_FAILURE)
     except OSError as error:
         if isinstance(error, UserError):
             raise
-        return _end(f"error: {error.filename or line.config.output}: {error.strerror}", EXIT_FAILURE)
+        return _end(f"error: {error.filename or _unnamed_output(line)}: {error.strerror}", EXIT_FAILURE)
+
+
+def _unnamed_output(line: CommandLine) -> str:
+    """Name the output of an error that does not: files name themselves, standard output does not."""
+    if line.config.output != "-" and not line.stream:
+        return str(line.config.output)
+    # What is still buffered would fail once more when the interpreter ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return "standard output"
 
 
 def _run(line: CommandLine) -> int:
@@ -63,7 +75,7 @@ def _diagnose(config: DecodeConfig) -> int:
     diagnosis = diagnose(config, usable or [{"prompt": "?"}])
     Console().print(render(diagnosis))
     if not config.skip_bad_rows:
-        refuse_bad_rows(rows, config.input or str(config.dataset and config.dataset.name))
+        refuse_bad_rows(rows, source_name(config.input, config.dataset))
     return EXIT_USER_ERROR if diagnosis.problems else 0
 
 

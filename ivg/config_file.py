@@ -6,7 +6,8 @@ import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import dacite
 import yaml
@@ -23,6 +24,8 @@ from ivg.config import (
     ValueConfig,
 )
 from ivg.errors import UserError
+
+_WORDS = {str: "text", int: "an integer", float: "a number", bool: "true or false", NoneType: "null"}
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
@@ -143,8 +146,25 @@ def config_from_dict(data: Mapping[str, Any]) -> DecodeConfig:
         )
     except dacite.MissingValueError as error:
         raise UserError(f"config: {error.field_path} is missing; give it") from error
+    except dacite.WrongTypeError as error:
+        raise UserError(
+            f"config: {error.field_path} is {error.value!r:.60}; give {_described(error.field_type)}"
+        ) from error
     except dacite.DaciteError as error:
         raise UserError(f"config: {error}") from error
+
+
+def _described(wanted: Any) -> str:
+    """Say in a user's words what values a field's type takes."""
+    if get_origin(wanted) is Literal:
+        return f"one of {', '.join(get_args(wanted))}"
+    if isinstance(wanted, UnionType) or get_origin(wanted) is Union:
+        return " or ".join(_described(one) for one in get_args(wanted))
+    if dataclasses.is_dataclass(wanted):
+        return f"keys, such as {dataclasses.fields(wanted)[0].name}"
+    if get_origin(wanted) is tuple:
+        return f"a list, each of its entries {_described(get_args(wanted)[0])}"
+    return _WORDS.get(wanted, str(wanted))
 
 
 def read_yaml(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -161,10 +181,10 @@ def read_yaml(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
             key, _, text = override.partition("=")
             # Not merged as a whole: a dotted list would replace lists such as `pairs`.
             OmegaConf.update(loaded, key, OmegaConf.from_dotlist([f"value={text}"])["value"])
+        data = OmegaConf.to_container(loaded, resolve=True)
     except OSError as error:
         raise UserError(f"config {path}: {error.strerror}; give a readable YAML file") from error
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, TypeError) as error:
         raise UserError(f"config {path}: not valid YAML: {error}") from error
-    data = OmegaConf.to_container(loaded, resolve=True)
     assert isinstance(data, dict)
     return {str(key): value for key, value in data.items()}

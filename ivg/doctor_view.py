@@ -1,4 +1,4 @@
-"""The doctor's report as tables for the terminal."""
+"""The doctor's report for the terminal: a block for each model, a table of guidance, memory, the verdict."""
 
 from __future__ import annotations
 
@@ -7,22 +7,30 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ivg.doctor import Diagnosis, ModelReport
+from ivg.diagnosis import Diagnosis, ModelReport
 
 _MAX_EXAMPLE = 300  # characters
+_KINDS = {
+    "causal": "causal language model",
+    "scalar": "value model, scalar head",
+    "vocabulary": "value model, vocabulary head",
+    "classifier": "reward model that reads text",
+}
 
 
 def render(diagnosis: Diagnosis) -> RenderableType:
-    """Return what a console prints: models, guidance, memory, problems."""
-    parts: list[RenderableType] = [_models(diagnosis.models), _guidance(diagnosis)]
+    """Return what a console prints; it fits 80 columns."""
+    parts: list[RenderableType] = []
+    for model in diagnosis.models:
+        parts += [Text(model.name, style="bold"), _facts(model), Text()]
+    parts += [_guidance(diagnosis), Text()]
     total = diagnosis.weight_bytes + diagnosis.cache_bytes
     parts.append(
         Text(
-            f"memory, estimated: weights {size(diagnosis.weight_bytes)} + keys and values at most "
-            f"{size(diagnosis.cache_bytes)} = {size(total)}, activations not counted"
+            f"memory: {size(total)} = weights {size(diagnosis.weight_bytes)} + keys and values of "
+            f"{diagnosis.num_rows} rows, at most {size(diagnosis.cache_bytes)}; activations come on top"
         )
     )
-    parts += [_example(model) for model in diagnosis.models]
     parts += [Text(f"warning: {warning}", style="yellow") for warning in diagnosis.warnings]
     parts += [Text(f"problem: {problem}", style="red") for problem in diagnosis.problems]
     if not diagnosis.problems:
@@ -40,20 +48,25 @@ def size(num_bytes: int) -> str:
     return f"{value:,.1f} GiB"
 
 
-def _models(models: tuple[ModelReport, ...]) -> Table:
-    table = Table("model", "kind", "parameters", "weights", "vocabulary", "EOS", "longest prompt / context")
-    for model in models:
-        table.add_row(
-            escape(model.name),
-            f"{model.kind} ({escape(model.architecture)})",
-            f"{model.needs.num_parameters:,}",
-            f"{size(model.needs.weight_bytes)}{' (shared)' if model.shares_weights else ''}",
-            _vocabulary(model),
-            escape(
-                ", ".join(f"{i} {t}" for i, t in zip(model.eos_ids, model.eos_tokens, strict=True)) or "none"
-            ),
-            f"{model.longest_prompt:,} / {model.max_length or 'no limit'}",
-        )
+def _facts(model: ModelReport) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(min_width=12)
+    shared = ", shared with another model" if model.shares_weights else ""
+    eos = ", ".join(f"{i} {t}" for i, t in zip(model.eos_ids, model.eos_tokens, strict=True))
+    limit = "no limit" if model.max_length is None else f"{model.max_length:,} tokens"
+    facts = {
+        "what": f"{_KINDS[model.kind]} ({model.architecture})",
+        "weights": f"{size(model.needs.weight_bytes)}, {model.needs.num_parameters:,} parameters{shared}",
+        "vocabulary": _vocabulary(model),
+        "EOS": eos or "none",
+        "context": f"{limit}; the longest prompt has {model.longest_prompt:,}",
+        "template": repr(model.template),
+        "reads": _example(model),
+    }
+    if not model.is_used:
+        facts["use"] = "none in this run; it will not be loaded"
+    for name, fact in facts.items():
+        table.add_row(f"  {name}", escape(fact))
     return table
 
 
@@ -64,16 +77,19 @@ def _vocabulary(model: ModelReport) -> str:
     return f"{verdict}: {model.match.summary()}"
 
 
+def _example(model: ModelReport) -> str:
+    text = model.example
+    return repr(text if len(text) <= _MAX_EXAMPLE else text[:_MAX_EXAMPLE] + " ...")
+
+
 def _guidance(diagnosis: Diagnosis) -> Table:
-    table = Table("guidance", "possible", "how, or why not")
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("guidance (*: asked for)", no_wrap=True)
+    table.add_column("possible", no_wrap=True)
+    table.add_column("how, or why not", overflow="fold")
     for entry in diagnosis.possibilities:
-        chosen = " (asked for)" if entry.is_asked_for else ""
+        mark = "*" if entry.is_asked_for else " "
         table.add_row(
-            f"{entry.level} {entry.kind}{chosen}", "yes" if entry.is_possible else "no", escape(entry.remark)
+            f"{mark} {entry.level} {entry.kind}", "yes" if entry.is_possible else "no", escape(entry.remark)
         )
     return table
-
-
-def _example(model: ModelReport) -> Text:
-    text = model.example if len(model.example) <= _MAX_EXAMPLE else model.example[:_MAX_EXAMPLE] + " ..."
-    return Text(f"{model.name} reads, by its template {model.template!r}: {text!r}")

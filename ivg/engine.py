@@ -21,6 +21,7 @@ from ivg.plan import GuidePlan, PairInfo, plan_guides
 from ivg.prompts import Row, encode_prompt, prompt_ids
 from ivg.streaming import AgreedText, NewText
 from ivg.text_guides import text_infos
+from ivg.vocab import stop_token_ids
 
 logger = logging.getLogger(__name__)
 
@@ -60,15 +61,16 @@ def make_tasks(
         on_overflow: `error`, or `stop` to end a response where a context ends.
 
     Returns:
-        Tasks (`num_samples` for each prompt), and the rows that fit no context.
+        Tasks (`num_samples` for each prompt), and the rows that fit no context or template.
     """
     tasks: list[Task] = []
     bad: list[BadRow] = []
     for index, (row, name) in enumerate(zip(rows, prompt_ids(rows), strict=True)):
-        lane_ids = tuple(tuple(encode_prompt(info.tokenizer, row, info.template)) for info in infos)
-        room, reason = _room(infos, lane_ids, sampling.max_new_tokens, on_overflow)
-        if reason is not None:
-            bad.append(BadRow(index, reason))
+        try:
+            lane_ids = tuple(tuple(encode_prompt(info.tokenizer, row, info.template)) for info in infos)
+            room = _room(infos, lane_ids, sampling.max_new_tokens, on_overflow)
+        except UserError as error:
+            bad.append(BadRow(index, str(error)))
             continue
         for sample in range(sampling.num_samples):
             tasks.append(
@@ -87,22 +89,22 @@ def make_tasks(
 
 def _room(
     infos: Sequence[ModelInfo], lane_ids: Sequence[Sequence[int]], max_new_tokens: int, on_overflow: str
-) -> tuple[int, str | None]:
-    """Return the response tokens that fit every context, and what is wrong with the prompt, if anything."""
+) -> int:
+    """Return the response tokens that fit every context, or refuse the prompt."""
     room = max_new_tokens
     for info, ids in zip(infos, lane_ids, strict=True):
         if not ids:
-            return 0, f"{info.name}: the prompt has no tokens in its template {info.template!r}"
+            raise UserError(f"{info.name}: the prompt has no tokens in its template {info.template!r}")
         if info.max_length is None:
             continue
         left = info.max_length - len(ids)
         if left < 1 or (left < max_new_tokens and on_overflow == "error"):
-            return 0, (
+            raise UserError(
                 f"{info.name}: prompt of {len(ids)} tokens + max_new_tokens {max_new_tokens} exceeds its "
                 f"context of {info.max_length}; shorten it, lower max_new_tokens, or set on_overflow: stop"
             )
         room = min(room, left)
-    return room, None
+    return room
 
 
 class Engine:
@@ -113,6 +115,7 @@ class Engine:
         search: guidance and beam search.
         sampling: lengths, temperature, seed.
         keep_trace: record log-ratios and boundaries.
+        plans: who guides and how, where `plan_guides` has said so already.
         static_steps: take the steps inside a chunk in fixed buffers, on a GPU as one captured graph.
         on_text: gets each response's text as it becomes certain (`ivg.streaming`).
 
@@ -126,17 +129,20 @@ class Engine:
         search: SearchConfig,
         sampling: SamplingConfig,
         *,
+        plans: Sequence[GuidePlan] | None = None,
         keep_trace: bool = False,
         static_steps: bool = False,
         on_text: Callable[[NewText], None] | None = None,
     ) -> None:
         self.models = models
-        self.plans = plan_guides(models.infos, search)
+        self.plans = plan_guides(models.infos, search) if plans is None else plans
         self.infos = lane_infos(models.infos.base, self.plans)
         self.lockstep = Lockstep(
             models.base.lane(), bind_guides(models, self.plans), sampling, static_steps=static_steps
         )
-        self.endings = Endings(models.infos.base.eos_ids, sampling.stop, self.decode_text)
+        base = models.infos.base
+        stop_ids = stop_token_ids(base.tokenizer, sampling.stop)
+        self.endings = Endings(base.eos_ids, sampling.stop, self.decode_text, stop_ids=stop_ids)
         self._rows_per_prompt = search.rows_per_prompt
         self._affordable_rows = sys.maxsize  # until memory has run out
         self._decoder = Decoder(

@@ -76,18 +76,25 @@ class Ending(NamedTuple):
 
 
 class Endings:
-    """Finds where rows end: an EOS id, a stop string, or the length limit, whichever comes first.
+    """Finds where rows end: an EOS id, a stop string or token, or the length limit, whichever comes first.
 
     Args:
         eos_ids: every id that ends a response.
         stop: strings that do; they may cross token borders.
         decode: turns ids into text; needed for stop strings.
+        stop_ids: special tokens that end a response as a stop string does; they are not part of its text.
     """
 
     def __init__(
-        self, eos_ids: Sequence[int], stop: Sequence[str], decode: Callable[[Sequence[int]], str]
+        self,
+        eos_ids: Sequence[int],
+        stop: Sequence[str],
+        decode: Callable[[Sequence[int]], str],
+        *,
+        stop_ids: Sequence[int] = (),
     ) -> None:
-        self._eos_ids = np.array(sorted(set(eos_ids)), dtype=np.int64)
+        self._last_ids = np.array(sorted({*eos_ids, *stop_ids}), dtype=np.int64)
+        self._eos_ids = frozenset(eos_ids)
         self._stop = tuple(stop)
         self._decode = decode
 
@@ -101,9 +108,10 @@ class Endings:
         """
         room = task.max_tokens - len(prefix)
         ending = Ending(room, task.limited_by) if room <= len(chunk) else Ending(len(chunk), None)
-        is_eos = np.isin(chunk[: ending.num_tokens], self._eos_ids)
-        if is_eos.any():
-            ending = Ending(int(is_eos.argmax()) + 1, "eos")
+        is_last = np.isin(chunk[: ending.num_tokens], self._last_ids)
+        if is_last.any():
+            at = int(is_last.argmax())
+            ending = Ending(at + 1, "eos" if int(chunk[at]) in self._eos_ids else "stop")
         if self._stop:
             ending = self._find_stop([*prefix, *chunk[: ending.num_tokens].tolist()], len(prefix), ending)
         return ending

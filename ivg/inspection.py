@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -87,10 +88,24 @@ class ModelInfo:
 def context_length(config: PretrainedConfig) -> int | None:
     """Return an architecture's context length in tokens, or None where it sets none."""
     text = config.get_text_config()
+    fields = text.to_dict()
     # Older architectures keep it under another name (GPT-2: n_positions).
     name = text.attribute_map.get("max_position_embeddings", "max_position_embeddings")
-    length = text.to_dict().get(name)
-    return int(length) if length else None
+    lengths = [fields.get(name), longrope_length(config)]
+    return min((int(length) for length in lengths if length), default=None)
+
+
+def longrope_length(config: PretrainedConfig) -> int | None:
+    """Return up to which length a model with longrope positions can be used, or None for any other model.
+
+    Once the longest row of a batch passes the original context, transformers turns the positions of all its
+    rows another way, and keys that are cached already stay as they were. Up to there a row is exact.
+    """
+    parameters = config.get_text_config().to_dict().get("rope_parameters") or {}
+    # One set of parameters, or one for each type of layer.
+    sets = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
+    lengths = [p.get("original_max_position_embeddings") for p in sets if p.get("rope_type") == "longrope"]
+    return min((int(length) for length in lengths if length), default=None)
 
 
 def inspect_model(source: ModelConfig, role: Role, *, number: int | None = None) -> ModelInfo:
@@ -111,6 +126,7 @@ def inspect_model(source: ModelConfig, role: Role, *, number: int | None = None)
     if adapter_over is not None:
         kwargs.pop("revision")
     _require_folder(path, name)
+    _require_device(source.device, name)
     try:
         config = AutoConfig.from_pretrained(path, **kwargs)
     except (OSError, ValueError, KeyError) as error:
@@ -162,6 +178,20 @@ def _require_folder(path: str, name: str) -> None:
         raise UserError(f"{name}: the folder has no config.json; give a folder written by save_pretrained")
     if folder.is_file() or (looks_local and not folder.exists()):
         raise UserError(f"{name}: no such folder; give a folder written by save_pretrained or a Hub name")
+
+
+def _require_device(device: str | None, name: str) -> None:
+    """A device must be one that this machine has; only the CPU and GPUs of CUDA have been tried."""
+    if device is None:
+        return
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"{name}: device {device!r} is none; give cpu, cuda or cuda:N") from error
+    if found.type == "meta":
+        raise UserError(f"{name}: device meta holds no numbers; give cpu, cuda or cuda:N")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"{name}: device {device} asked for, but {torch.cuda.device_count()} GPUs are seen")
 
 
 def _adapter_base(source: ModelConfig, name: str) -> str | None:

@@ -145,9 +145,9 @@ def plan_guides(infos: ModelInfos, search: SearchConfig) -> list[GuidePlan]:
     return plans
 
 
-def used_models(infos: ModelInfos, search: SearchConfig) -> ModelInfos:
+def used_models(infos: ModelInfos, plans: Sequence[GuidePlan]) -> ModelInfos:
     """Leave out the guides that have nothing to do, so that they are not loaded."""
-    used = {id(plan.info) for plan in plan_guides(infos, search)}
+    used = {id(plan.info) for plan in plans}
     return ModelInfos(
         infos.base,
         tuple(pair for pair in infos.pairs if id(pair) in used),

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ivg.errors import UserError
@@ -42,7 +43,13 @@ def check_row(row: object, where: str) -> dict[str, Any]:
             raise UserError(f"{where}: messages must be a list of objects with 'role' and 'content' strings")
     elif not isinstance(content, str) or not content.strip():
         raise UserError(f"{where}: {names[0]} must be a non-empty string, got {content!r:.60}")
-    if not isinstance(row.get("id", ""), str | int):
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where}: field {names[0]!r} holds half a surrogate pair, which is no character"
+        ) from error
+    if not isinstance(row.get("id"), str | int | None) or isinstance(row.get("id"), bool):
         raise UserError(f"{where}: id must be a string or an integer, got {row['id']!r:.60}")
     return dict(row)
 
@@ -113,7 +120,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, row: Row, template: str | 
         template: `chat`, a format string with `{prompt}`, or None for the tokenizer's default.
 
     Raises:
-        UserError: a conversation of several turns meets a format string.
+        UserError: a conversation that the template cannot write, such as several turns in a format string.
     """
     template = resolve_template(tokenizer, template)
     text = render_prompt(tokenizer, row, template)
@@ -126,7 +133,13 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, row: Row, template: str) -
     """Return the text of a prompt in a resolved template (see `encode_prompt`)."""
     if template == "chat":
         messages = row.get("messages") or [{"role": "user", "content": prompt_text(row)}]
-        return str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
+        try:
+            text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        except TemplateError as error:
+            raise UserError(
+                f"the chat template of {tokenizer.name_or_path} refuses the messages: {error}"
+            ) from error
+        return str(text)
     plain = prompt_text(row)
     if plain is None:
         raise UserError(
@@ -152,6 +165,12 @@ def has_double_bos(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> bo
 
 
 def as_rows(prompts: Iterable[str | Row]) -> list[dict[str, Any]]:
-    """Turn plain strings and mappings into checked prompt rows."""
+    """Turn plain strings and mappings into checked prompt rows.
+
+    Raises:
+        UserError: one prompt where several belong, or a bad one.
+    """
+    if isinstance(prompts, str | Mapping) or not isinstance(prompts, Iterable):
+        raise UserError(f"prompts is {prompts!r:.60}; give a list of texts or rows")
     rows: list[object] = [{"prompt": p} if isinstance(p, str) else p for p in prompts]
     return [check_row(row, f"prompt {i + 1}") for i, row in enumerate(rows)]

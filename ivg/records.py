@@ -32,9 +32,10 @@ class RowFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        refuse_other(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab+")
+            self._file = path.open("ab+", buffering=0)
         except OSError as error:
             raise UserError(f"output {path}: {error.strerror}; give a path that can be written") from error
         self._file.seek(0)
@@ -45,8 +46,12 @@ class RowFile:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one row so that a kill loses nothing before it."""
-        self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
+        data = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        try:
+            while data:  # unbuffered: what a full disk refuses is not tried again when the file is closed
+                data = data[self._file.write(data) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         self.num_rows += 1
 
     def __enter__(self) -> Self:
@@ -56,6 +61,22 @@ class RowFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+
+def refuse_other(path: Path) -> None:
+    """Refuse a path that exists and is no regular file, where rows could not be read again.
+
+    Raises:
+        UserError: a folder, a pipe, or a device such as `/dev/null`.
+    """
+    try:
+        is_other = path.exists() and not path.is_file()
+    except OSError as error:
+        raise UserError(f"output {path}: {error.strerror}; give a path that can be written") from error
+    except ValueError as error:  # a path that holds a null character
+        raise UserError(f"output {path}: {error}; give a path that can be written") from error
+    if is_other:
+        raise UserError(f"output {path}: is no regular file; give a path where one can be written")
 
 
 def write_atomically(path: Path, data: Mapping[str, Any]) -> None:
@@ -84,6 +105,8 @@ def open_run(
     Raises:
         UserError: the settings differ, naming the first difference, or the folder cannot be written.
     """
+    for path in (output, *beside):
+        refuse_other(path)
     manifest = manifest_path(output)
     settings = json.loads(json.dumps(settings))
     try:
@@ -92,7 +115,7 @@ def open_run(
             for path in (output, manifest, *part_folder(output).glob("*")):
                 path.unlink(missing_ok=True)
         if manifest.exists():
-            _check_settings(output, json.loads(manifest.read_text(encoding="utf-8"))["settings"], settings)
+            _check_settings(output, _read_manifest(output)["settings"], settings)
         elif output.exists() and output.stat().st_size > 0:
             raise UserError(f"output {output}: exists without a manifest; give another path or overwrite")
         else:
@@ -104,24 +127,29 @@ def open_run(
         output.touch()
     except OSError as error:
         raise UserError(f"output {output}: {error.strerror}; give a path that can be written") from error
-    except (ValueError, KeyError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"output {output}: its manifest is not readable; overwrite, or remove it") from error
+
+
+def _read_manifest(output: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(manifest_path(output).read_text(encoding="utf-8"))
+    except ValueError:
+        data = None
+    if not isinstance(data, dict) or not isinstance(data.get("settings"), dict) or "status" not in data:
+        raise UserError(f"output {output}: its manifest is not readable; overwrite, or remove it")
+    return data
 
 
 def close_run(output: Path, summary: Mapping[str, Any]) -> None:
     """Mark a run as complete in its manifest; one that was complete keeps its summary."""
-    manifest = manifest_path(output)
-    data = json.loads(manifest.read_text(encoding="utf-8"))
+    data = _read_manifest(output)
     if data["status"] == "complete":
         return
-    write_atomically(manifest, {**data, "status": "complete", "summary": dict(summary)})
+    write_atomically(manifest_path(output), {**data, "status": "complete", "summary": dict(summary)})
 
 
 def manifest_is_complete(output: Path) -> bool:
     """Tell whether an output's run has ended."""
-    return bool(json.loads(manifest_path(output).read_text(encoding="utf-8"))["status"] == "complete")
+    return bool(_read_manifest(output)["status"] == "complete")
 
 
 def part_folder(output: Path) -> Path:

@@ -28,8 +28,9 @@ from ivg.records import (
     open_run,
     part_folder,
 )
-from ivg.sources import read_input, refuse_bad_rows
+from ivg.sources import read_input, refuse_bad_rows, source_name
 from ivg.streaming import NewText
+from ivg.vocab import stop_token_ids
 
 OnText = Callable[[NewText], None] | None
 _NOT_SETTINGS = ("input", "output", "trace")
@@ -41,13 +42,12 @@ def prepare(config: DecodeConfig) -> Job:
     Raises:
         UserError: whatever the user can mend, all bad rows at once.
     """
-    if config.output is None:
-        raise UserError("no output: give a file, or '-' for standard output")
-    if config.output == "-" and config.trace is not None:
-        raise UserError("trace stands beside an output file; give output a path instead of '-'")
-    infos = used_models(inspect_models(config.base, config.pairs, config.values), config.search)
+    _check_paths(config)
+    infos = inspect_models(config.base, config.pairs, config.values)
+    plans = plan_guides(infos, config.search)
+    stop_token_ids(infos.base.tokenizer, config.sampling.stop)
     rows = read_input(config.input, config.dataset, config.limit)
-    lanes = lane_infos(infos.base, plan_guides(infos, config.search))
+    lanes = lane_infos(infos.base, plans)
     usable = [(i, source) for i, source in enumerate(rows) if source.error is None]
     tasks, too_long = make_tasks(
         [source.row for _, source in usable], lanes, config.sampling, on_overflow=config.on_overflow
@@ -57,14 +57,28 @@ def prepare(config: DecodeConfig) -> Job:
         i = places[entry.index]
         rows[i] = rows[i]._replace(error=f"{rows[i].where}: {entry.reason}")
     if not config.skip_bad_rows:
-        refuse_bad_rows(rows, config.input or str(config.dataset and config.dataset.name))
+        refuse_bad_rows(rows, source_name(config.input, config.dataset))
     num_samples = config.sampling.num_samples
     per_row: list[list[Task]] = [[] for _ in rows]
     for task in tasks:
         i = places[task.index // num_samples]
         per_row[i].append(dataclasses.replace(task, index=i * num_samples + task.sample))
     bad = {i: source.error for i, source in enumerate(rows) if source.error is not None}
-    return Job(config, infos, rows, per_row, bad)
+    return Job(config, used_models(infos, plans), plans, rows, per_row, bad)
+
+
+def _check_paths(config: DecodeConfig) -> None:
+    """Refuse files that would be written over each other."""
+    if config.output is None:
+        raise UserError("no output: give a file, or '-' for standard output")
+    if config.trace is not None and "-" in (config.output, config.trace):
+        raise UserError("trace and output are two files; give both a path instead of '-'")
+    named = [("input", config.input), ("output", config.output), ("trace", config.trace)]
+    files = [(name, path, os.path.realpath(path)) for name, path in named if path not in (None, "-")]
+    for i, (name, path, real) in enumerate(files):
+        for other, _, other_real in files[:i]:
+            if real == other_real:
+                raise UserError(f"{other} and {name} are the same file, {path}; give each its own")
 
 
 def settings(job: Job, *, several_processes: bool) -> dict[str, Any]:
@@ -72,7 +86,7 @@ def settings(job: Job, *, several_processes: bool) -> dict[str, Any]:
     config = dataclasses.asdict(job.config)
     for name in _NOT_SETTINGS:
         config.pop(name)
-    models = lane_infos(job.infos.base, plan_guides(job.infos, job.config.search))
+    models = lane_infos(job.infos.base, job.plans)
     return {
         **config,
         "input_hash": content_hash([source.row for source in job.rows]),
@@ -122,6 +136,13 @@ def _run_alone(job: Job, output: Path, *, overwrite: bool, on_text: OnText) -> N
     start = 0
     with BlockDecoder(job, on_text) as decoder, ExitStack() as stack:
         files = [stack.enter_context(RowFile(path)) for path in (output, *traces)]
+        total = sum(output_rows(job, i) for i in range(len(job.rows)))
+        for file in files:
+            if file.num_rows > total:
+                raise UserError(
+                    f"output {file.path}: holds {file.num_rows} rows, but this run makes {total}; "
+                    "something else wrote there; give another output, or overwrite"
+                )
         for block in job.blocks:
             fill(files, start, decoder, block)
             start += sum(output_rows(job, i) for i in block)

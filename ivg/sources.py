@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
+import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,22 +45,29 @@ def read_input(path: str | None, dataset: DatasetConfig | None, limit: int | Non
     """
     if path is None and dataset is None:
         raise UserError("no input: give a file of prompts, '-' for standard input, or a dataset")
-    name = path if path is not None else str(dataset.name if dataset else "")
-    entries = _read_file(path) if path is not None else _read_dataset(dataset)
-    rows = [_checked(where, entry) for where, entry in entries][:limit]
+    name = source_name(path, dataset)
+    entries = _read_file(path, name) if path is not None else _read_dataset(dataset)
+    rows = _without_twins([_checked(where, entry) for where, entry in islice(entries, limit)])
     if not rows:
         raise UserError(f"{name}: holds no prompts; give at least one")
     return rows
 
 
+def source_name(path: str | None, dataset: DatasetConfig | None) -> str:
+    """Say where prompts come from, for messages."""
+    if path is None:
+        return f"dataset {dataset.name if dataset else ''}"
+    return "standard input" if path == "-" else f"input {path}"
+
+
 def refuse_bad_rows(rows: Sequence[SourceRow], name: str) -> None:
-    """Raise one `UserError` that names the bad rows of the input `name`, as far as fits a line."""
+    """Raise one `UserError` that names the bad rows of what `source_name` calls it, as far as fits a line."""
     bad = [row for row in rows if row.error is not None]
     if bad:
         shown = "; ".join(str(row.error) for row in bad[:_MAX_REPORTED])
         more = f"; and {len(bad) - _MAX_REPORTED} more" if len(bad) > _MAX_REPORTED else ""
         raise UserError(
-            f"input {name}: {len(bad)} of {len(rows)} rows cannot be used: {shown}{more} "
+            f"{name}: {len(bad)} of {len(rows)} rows cannot be used: {shown}{more} "
             "(skip_bad_rows passes over them)"
         )
 
@@ -66,19 +76,51 @@ def _checked(where: str, entry: object) -> SourceRow:
     if isinstance(entry, UserError):
         return SourceRow(where, {}, str(entry))
     try:
-        return SourceRow(where, check_row(entry, where))
+        row = check_row(entry, where)
     except UserError as error:
-        return SourceRow(where, dict(entry) if isinstance(entry, dict) else {}, str(error))
+        # What cannot be written again would spoil the output even as part of a bad row.
+        is_sound = isinstance(entry, dict) and _flaw(entry) is None
+        return SourceRow(where, dict(entry) if is_sound and isinstance(entry, dict) else {}, str(error))
+    flaw = _flaw(row)
+    return SourceRow(where, row) if flaw is None else SourceRow(where, {}, f"{where}: {flaw}")
 
 
-def _read_file(path: str) -> Iterator[tuple[str, object]]:
-    name = "standard input" if path == "-" else path
+def _flaw(row: dict[str, Any]) -> str | None:
+    """Say which field could not be written to the output as JSON, if one could not."""
+    for key, value in row.items():
+        try:
+            json.dumps({key: value}, ensure_ascii=False, allow_nan=False).encode()
+        except UnicodeEncodeError:
+            return f"field {key!r} holds half a surrogate pair, which is no character"
+        except (TypeError, ValueError, RecursionError) as error:
+            return f"field {key!r} cannot be written as JSON: {error}"
+    return None
+
+
+def _without_twins(rows: list[SourceRow]) -> list[SourceRow]:
+    """Mark rows whose explicit `id` stood in an earlier row."""
+    first: dict[str, str] = {}
+    for i, row in enumerate(rows):
+        if row.error is None and row.row.get("id") is not None:
+            name = str(row.row["id"])
+            if name in first:
+                error = f"{row.where}: id {name!r} stands on {first[name]} already; ids must be unique"
+                rows[i] = row._replace(error=error)
+            first.setdefault(name, row.where)
+    return rows
+
+
+def _read_file(path: str, name: str) -> Iterator[tuple[str, object]]:
     try:
-        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"input {name}: {error.strerror}; give a readable file of prompts") from error
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        # Editors on Windows open files with a byte order mark.
+        text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read()
     except UnicodeDecodeError as error:
-        raise UserError(f"input {name}: not UTF-8 text (byte {error.start}); give JSONL or .txt") from error
+        raise UserError(f"{name}: not UTF-8 text (byte {error.start}); give JSONL or .txt") from error
+    except OSError as error:
+        raise UserError(f"{name}: {error.strerror}; give a readable file of prompts") from error
+    except ValueError as error:  # a path that holds a null character
+        raise UserError(f"{name}: {error}; give a readable file of prompts") from error
     if path.endswith(".json"):
         yield from _read_list(name, text)
         return
@@ -91,10 +133,10 @@ def _read_file(path: str) -> Iterator[tuple[str, object]]:
 def _read_list(name: str, text: str) -> Iterator[tuple[str, object]]:
     try:
         entries = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"input {name}: not valid JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name}: not valid JSON: {error}") from error
     if not isinstance(entries, list):
-        raise UserError(f"input {name}: expected a JSON list of rows, got a {type(entries).__name__}")
+        raise UserError(f"{name}: expected a JSON list of rows, got a {type(entries).__name__}")
     for number, entry in enumerate(entries, 1):
         yield f"row {number}", entry
 
@@ -102,19 +144,34 @@ def _read_list(name: str, text: str) -> Iterator[tuple[str, object]]:
 def _parsed(where: str, line: str) -> object:
     try:
         return json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return UserError(f"{where}: not valid JSON: {error}")
 
 
 def _read_dataset(dataset: DatasetConfig | None) -> Iterator[tuple[str, object]]:
     # datasets takes seconds to import, and few runs need it.
-    from datasets import load_dataset
+    from datasets import DatasetDict, load_dataset, load_from_disk
 
     assert dataset is not None
+    folder = Path(dataset.name)
     try:
-        table = load_dataset(dataset.name, dataset.config, split=dataset.split, revision=dataset.revision)
+        if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):  # `save_to_disk`
+            table = load_from_disk(dataset.name)
+        else:
+            table = load_dataset(dataset.name, dataset.config, split=dataset.split, revision=dataset.revision)
     except (OSError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"dataset {dataset.name}: cannot be loaded: {first}") from error
+    if isinstance(table, DatasetDict):
+        if dataset.split not in table:
+            raise UserError(
+                f"dataset {dataset.name}: has no split {dataset.split!r}; it has {', '.join(table)}"
+            )
+        table = table[dataset.split]
     for number, row in enumerate(table):
-        yield f"row {number}", row
+        yield f"row {number}", {key: _as_json(value) for key, value in row.items()}
+
+
+def _as_json(value: object) -> object:
+    """Write a dataset's dates and times as text; whatever else JSON cannot hold is refused later."""
+    return value.isoformat() if isinstance(value, datetime.date | datetime.time) else value

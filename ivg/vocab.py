@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Set
+from collections.abc import Sequence, Set
 
 from transformers import PreTrainedTokenizerBase
+
+from ivg.errors import UserError
 
 _MAX_EXAMPLES = 3
 
@@ -64,3 +66,20 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> Set[str]:
     """Return every token that the tokenizer never makes from plain text."""
     added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     return added | set(tokenizer.all_special_tokens)
+
+
+def stop_token_ids(tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> tuple[int, ...]:
+    """Return the ids of stop strings that are special tokens: a response's text leaves those out.
+
+    Raises:
+        UserError: a stop string that holds a special token beside other text, which could never match.
+    """
+    special = special_tokens(tokenizer) - {""}
+    for text in stop:
+        held = sorted(token for token in special if token in text and token != text)
+        if held and text not in special:
+            raise UserError(
+                f"stop {text!r} holds the special token {held[0]!r}, which a response's text leaves out; "
+                f"give {held[0]!r} alone"
+            )
+    return tuple(sorted(tokenizer.convert_tokens_to_ids(text) for text in stop if text in special))

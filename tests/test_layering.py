@@ -19,9 +19,9 @@ LAYERS = (
     ("response_text", "text_guides", "binding", "streaming"),
     ("engine", "api", "hf"),
     ("rewards", "records", "sources", "trace", "processes"),
-    ("blocks", "runner", "memory", "doctor", "doctor_view"),
+    ("blocks", "runner", "memory", "diagnosis", "doctor", "doctor_view"),
     ("training", "evaluation", "benchmark"),
-    ("convert", "flags"),
+    ("convert", "flags", "command_line"),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -11,6 +11,10 @@ from transformers import (
     GPT2Config,
     GPT2ForTokenClassification,
     GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -36,18 +40,41 @@ def tokenizer(letters: str = LETTERS, *, chat: bool = False) -> PreTrainedTokeni
     return fast
 
 
-def gpt2_config(vocab_size: int, *, n_positions: int = 64, **kwargs: int) -> GPT2Config:
-    return GPT2Config(
-        vocab_size=vocab_size,
-        n_positions=n_positions,
-        n_embd=16,
-        n_layer=2,
-        n_head=2,
-        bos_token_id=None,
-        eos_token_id=len(LETTERS),
-        pad_token_id=len(LETTERS) + 1,
-        **kwargs,
-    )
+def gpt2_config(vocab_size: int, **kwargs: object) -> GPT2Config:
+    defaults = {
+        "n_positions": 64,
+        "n_embd": 16,
+        "n_layer": 2,
+        "n_head": 2,
+        "bos_token_id": None,
+        "eos_token_id": len(LETTERS),
+        "pad_token_id": len(LETTERS) + 1,
+    }
+    return GPT2Config(vocab_size=vocab_size, **{**defaults, **kwargs})
+
+
+def llama(seed: int, vocab_size: int = len(LETTERS) + 2, **kwargs: object) -> LlamaForCausalLM:
+    return _grouped(LlamaForCausalLM, LlamaConfig, seed, vocab_size, **kwargs)
+
+
+def mistral(
+    seed: int, vocab_size: int = len(LETTERS) + 2, *, window: int = 5, **kwargs: object
+) -> MistralForCausalLM:
+    return _grouped(MistralForCausalLM, MistralConfig, seed, vocab_size, sliding_window=window, **kwargs)
+
+
+def _grouped(model: type, config: type, seed: int, vocab_size: int, **kwargs: object) -> PreTrainedModel:
+    """Build a model with rotary positions whose heads share one head of keys."""
+    defaults = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 64,
+    }
+    built = model(config(vocab_size=vocab_size, **{**defaults, **kwargs}))
+    return scale_up(built, factor=12.0, seed=seed).double().requires_grad_(False)
 
 
 def scale_up(model: PreTrainedModel, *, factor: float = 8.0, seed: int = 0) -> PreTrainedModel:

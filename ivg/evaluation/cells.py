@@ -15,7 +15,7 @@ from ivg.evaluation.grid import Cell, GridConfig
 from ivg.loading import Models, load_models
 from ivg.packing import num_matrix_weights
 from ivg.prompts import Row
-from ivg.sources import read_input, refuse_bad_rows
+from ivg.sources import read_input, refuse_bad_rows, source_name
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def grid_prompts(grid: GridConfig, path: str) -> list[Row]:
     if grid.decode.sampling.num_samples != 1:
         raise UserError(f"{path}: a grid takes one response per prompt; remove num_samples")
     sources = read_input(grid.decode.input, grid.decode.dataset, grid.decode.limit)
-    refuse_bad_rows(sources, str(grid.decode.input or path))
+    refuse_bad_rows(sources, source_name(grid.decode.input, grid.decode.dataset))
     return [source.row for source in sources]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from ivg.config import SamplingConfig, check_guidance
 from ivg.engine import Engine
 from ivg.errors import UserError
 from ivg.hf.guidance import Guidance
-from ivg.hypotheses import Task
+from ivg.hypotheses import Finished, Task
 from ivg.prompts import Row, as_rows
 
 _OURS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MaxLengthCriteria, EosTokenCriteria)
@@ -67,15 +67,7 @@ def custom_generate(
         )
     _refuse_others(generation_config, logits_processor, stopping_criteria)
     room = int(generation_config.max_length) - input_ids.shape[1]
-    is_sampled = bool(generation_config.do_sample)
-    sampling = SamplingConfig(
-        max_new_tokens=room,
-        temperature=_given(generation_config.temperature, 1.0) if is_sampled else 0.0,
-        top_k=int(_given(generation_config.top_k, 0)) if is_sampled else 0,
-        top_p=_given(generation_config.top_p, 1.0) if is_sampled else 1.0,
-        stop=guidance.stop,
-        seed=guidance.seed,
-    )
+    sampling = _sampling(generation_config, guidance, room)
     check_guidance(guidance.search, sampling, *guidance.configs)
     models = guidance.with_generation(generation_config)
     engine = Engine(models, guidance.search, sampling, on_text=guidance.on_text)
@@ -87,13 +79,29 @@ def custom_generate(
         for i, (name, ids, row) in enumerate(zip(_names(lane_ids), lane_ids, rows, strict=True))
     ]
     found = engine.run(tasks, max_batch_rows=guidance.max_batch_rows, block_size=len(tasks))
-    responses = [torch.tensor(finished.beams[0].ids, device=input_ids.device) for finished in found]
-    pad = generation_config.pad_token_id
-    new = pad_sequence(responses, batch_first=True, padding_value=_given(pad, 0))  # (P, longest)
-    sequences = torch.cat([input_ids, new.to(input_ids.dtype)], dim=1)
+    sequences = _appended(input_ids, found, padding=_given(generation_config.pad_token_id, 0))
     if generation_config.return_dict_in_generate:
         return GenerateDecoderOnlyOutput(sequences=sequences)
     return sequences
+
+
+def _sampling(config: GenerationConfig, guidance: Guidance, room: int) -> SamplingConfig:
+    is_sampled = bool(config.do_sample)
+    return SamplingConfig(
+        max_new_tokens=room,
+        temperature=_given(config.temperature, 1.0) if is_sampled else 0.0,
+        top_k=int(_given(config.top_k, 0)) if is_sampled else 0,
+        top_p=_given(config.top_p, 1.0) if is_sampled else 1.0,
+        stop=guidance.stop,
+        seed=guidance.seed,
+    )
+
+
+def _appended(input_ids: Tensor, found: Iterable[Finished], *, padding: int) -> Tensor:
+    """Put the best responses behind their prompts (P, T), padded on the right: (P, T + longest)."""
+    responses = [torch.tensor(finished.beams[0].ids, device=input_ids.device) for finished in found]
+    new = pad_sequence(responses, batch_first=True, padding_value=padding)  # (P, longest)
+    return torch.cat([input_ids, new.to(input_ids.dtype)], dim=1)
 
 
 def _refuse_others(

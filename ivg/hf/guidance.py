@@ -10,7 +10,15 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ivg.architectures import check_rows_can_move
-from ivg.config import ModelConfig, PairConfig, SamplingConfig, SearchConfig, ValueConfig, check_guidance
+from ivg.config import (
+    ModelConfig,
+    PairConfig,
+    SamplingConfig,
+    SearchConfig,
+    ValueConfig,
+    check_guidance,
+    check_rows,
+)
 from ivg.engine import lane_infos
 from ivg.errors import UserError
 from ivg.inspection import ModelInfo
@@ -18,6 +26,7 @@ from ivg.loading import LoadedModel, Models, load_inspected
 from ivg.plan import inspect_guides, plan_guides
 from ivg.prompts import Row, as_rows, encode_prompt
 from ivg.streaming import NewText
+from ivg.vocab import stop_token_ids
 
 
 class Guidance:
@@ -29,7 +38,7 @@ class Guidance:
         pairs: implicit value functions, loaded here.
         values: explicit value functions, loaded here.
         search: guidance and beam search.
-        stop: strings that end a response.
+        stop: string or strings that end a response.
         seed: with the prompt's ids, the row and the position, decides every draw.
         max_batch_rows: rows (prompts x W x K) decoded side by side.
         on_text: gets each response's text as it becomes certain.
@@ -46,22 +55,19 @@ class Guidance:
         pairs: Sequence[PairConfig] = (),
         values: Sequence[ValueConfig] = (),
         search: SearchConfig | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         seed: int = 0,
         max_batch_rows: int = 64,
         on_text: Callable[[NewText], None] | None = None,
     ) -> None:
         self.search = search or SearchConfig()
-        self.stop = tuple(stop)
+        self.stop = (stop,) if isinstance(stop, str) else tuple(stop)
         self.seed = seed
         self.max_batch_rows = max_batch_rows
         self.on_text = on_text
-        if max_batch_rows < self.search.rows_per_prompt:
-            raise UserError(
-                f"max_batch_rows is {max_batch_rows}, but one prompt needs "
-                f"{self.search.rows_per_prompt}; raise it"
-            )
-        check_guidance(self.search, SamplingConfig(), pairs, values)
+        check_rows(self.search, max_batch_rows)
+        check_guidance(self.search, SamplingConfig(stop=self.stop), pairs, values)
+        stop_token_ids(tokenizer, self.stop)
         check_rows_can_move(model.config, "base", is_causal=True)
         base = ModelInfo(
             name="base",

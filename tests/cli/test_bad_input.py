@@ -98,7 +98,8 @@ def test_duplicate_ids(capsys, folders: Folders, tmp_path: Path) -> None:
     line = refusal(
         capsys, "--base", folders.base, "--input", path, "--output", tmp_path / "o", "--max_new_tokens", 5
     )
-    assert "id '1' occurs more than once" in line
+    assert "1 of 2 rows" in line
+    assert "line 2: id '1' stands on line 1 already; ids must be unique" in line
 
 
 @pytest.mark.parametrize(
@@ -123,6 +124,15 @@ def test_duplicate_ids(capsys, folders: Folders, tmp_path: Path) -> None:
         (["--num_beam", "2"], "unknown argument '--num_beam'; did you mean '--num_beams'?"),
         (["--prompt_template", "no place"], "has no '{prompt}'"),
         (["stray"], "unexpected argument 'stray'"),
+        (["=3"], "unexpected argument '=3'"),
+        (["--device", "gpu"], "device 'gpu' is none; give cpu, cuda or cuda:N"),
+        (["--device", "meta"], "device meta holds no numbers"),
+        (["--device", "cuda:99"], "device cuda:99 asked for, but "),
+        (["--stop", "bye<eos>"], "stop 'bye<eos>' holds the special token '<eos>'"),
+        (
+            ["--dataset_split", "train"],
+            "--dataset_config and --dataset_split belong to a dataset; give --dataset",
+        ),
     ],
 )
 def test_flag_out_of_range(
@@ -148,6 +158,7 @@ def test_flag_out_of_range(
         (["--base", "{base}", "--chunk_guidance", "explicit"], "chunk_guidance explicit needs a value model"),
         (["--base", "{base}", "--num_beams", "2"], "chunk_guidance none ranks nothing"),
         (["--base", "{base}", "search.num_beams=2"], "needs --config"),
+        (["--base", "{base}", "--vocab_mapping", "refuse"], "--vocab_mapping belongs to a pair"),
     ],
 )
 def test_incomplete_command_line(capsys, folders: Folders, flags: list[str], expected: str) -> None:
@@ -170,7 +181,15 @@ def test_incomplete_command_line(capsys, folders: Folders, flags: list[str], exp
         ),
         ("base: x\npairs: [{tuned: a}]\n", "untuned is missing"),
         ("base: x\nvalues: [{path: a, wieght: 1}]\n", "unknown key 'wieght'"),
-        ("base: x\nsearch: {num_beams: two}\n", "wrong value type"),
+        ("base: x\nsearch: {num_beams: two}\n", "search.num_beams is 'two'; give an integer"),
+        ("base: x\nsearch: 3\n", "search is 3; give keys, such as token_guidance"),
+        ("base: x\npairs: [3]\n", "pairs is (3,); give a list, each of its entries keys, such as tuned"),
+        ("base: x\non_overflow: end\n", "on_overflow is 'end'; give one of error, stop"),
+        (
+            "base: {path: x, quantization: 3bit}\n",
+            "base.quantization is '3bit'; give one of 4bit, 8bit or null",
+        ),
+        ("base: x\nmax_batch_rows: ${nope}\n", "Interpolation key 'nope' not found"),
         ("base: [x\n", "not valid YAML"),
         ("- base\n", "config"),
     ],

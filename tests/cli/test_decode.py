@@ -188,7 +188,7 @@ def test_overflow_can_stop_the_row(models: list[str], tmp_path: Path) -> None:
 def test_standard_input_to_standard_output(
     models: list[str], prompts: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO(prompts.read_text()))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(prompts.read_bytes())))
     assert decode(*models, "--input", "-", "--output", "-") == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["topic"] for row in rows] == [0, 1, 2, 3, 4]

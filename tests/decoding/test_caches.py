@@ -69,7 +69,7 @@ PROMPTS = [[1, 2, 3, 9, 8, 7, 3, 2, 4, 11], [5], [13, 2, 2, 30, 17, 21]]
 
 def build(name: str, **options: int) -> PreTrainedModel:
     torch.manual_seed(0)
-    return scale_up(BUILDERS[name](**options), factor=20.0).float()
+    return scale_up(BUILDERS[name](**options), factor=16.0).float()
 
 
 class Batch:

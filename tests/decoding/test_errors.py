@@ -131,7 +131,7 @@ def test_contradictory_search_and_sampling() -> None:
         ({"base": "a", "values": {"path": "v"}}, "values is {'path': 'v'}; give a list"),
         ({"base": "a", "pairs": "t"}, "pairs is 't'; give a list"),
         ({"base": "a", "sampling": {"stop": 3}}, "sampling: stop is 3; give a list"),
-        ({"base": "a", "search": {"num_beams": "2"}}, 'type for field "search.num_beams"'),
+        ({"base": "a", "search": {"num_beams": "2"}}, "search.num_beams is '2'; give an integer"),
         ({"base": "a", "sampling": {"temperature": -1}}, "temperature is -1.0; give a finite number >= 0"),
         ({}, "base is missing; give it"),
     ],
@@ -298,7 +298,7 @@ def test_rows_that_do_not_fit_the_batch() -> None:
     models = tiny.together(BASE, values=(tiny.scorer(tiny.loaded(tiny.value(5, 1), "value", "v")),))
     refused(
         lambda: generate(["a"], models, search=search, max_batch_rows=8),
-        "max_batch_rows is 8, but one prompt needs 9; raise it",
+        "max_batch_rows is 8, but one prompt needs num_beams x num_successors = 9 rows; raise it",
     )
 
 

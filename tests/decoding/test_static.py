@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from ivg.config import SamplingConfig, SearchConfig
 from ivg.decoding import Decoder
@@ -19,19 +18,6 @@ from tests import tiny
 
 NUM_IDS = len(tiny.LETTERS) + 2
 MAX_TOKENS = 23
-
-
-def llama(seed: int) -> PreTrainedModel:
-    config = LlamaConfig(
-        vocab_size=NUM_IDS,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-    )
-    return tiny.scale_up(LlamaForCausalLM(config), seed=seed).double()
 
 
 def lane(module: torch.nn.Module, *, has_logits: bool = True) -> Lane:
@@ -57,7 +43,7 @@ def decode(build, search: SearchConfig, *, max_rows: int, static_steps: bool) ->
     ]
 
 
-@pytest.mark.parametrize("build", [tiny.causal, llama])
+@pytest.mark.parametrize("build", [tiny.causal, tiny.llama])
 @pytest.mark.parametrize(
     ("num_beams", "num_successors", "max_rows"), [(2, 2, 8), (1, 1, 3), (2, 3, 100), (3, 1, 9)]
 )
@@ -91,14 +77,5 @@ def test_a_step_of_one_row_touches_no_other_row() -> None:
 
 
 def test_sliding_windows_are_refused() -> None:
-    config = MistralConfig(
-        vocab_size=NUM_IDS,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        sliding_window=4,
-    )
     with pytest.raises(UserError, match="static_steps needs full attention in every layer"):
-        Lockstep(lane(MistralForCausalLM(config)), [], SamplingConfig(), static_steps=True)
+        Lockstep(lane(tiny.mistral(0)), [], SamplingConfig(), static_steps=True)

@@ -33,15 +33,7 @@ def tokenizer(*, chat: bool = False) -> PreTrainedTokenizerBase:
 
 
 def config(**kwargs: object) -> GPT2Config:
-    defaults = {
-        "vocab_size": V,
-        "n_positions": 64,
-        "n_embd": 16,
-        "n_layer": 2,
-        "n_head": 2,
-        "bos_token_id": None,
-    }
-    return GPT2Config(**{**defaults, "eos_token_id": EOS, "pad_token_id": PAD, **kwargs})
+    return tiny.gpt2_config(**{"vocab_size": V, "eos_token_id": EOS, "pad_token_id": PAD, **kwargs})
 
 
 def causal(seed: int, *, factor: float = 20.0, **kwargs: object) -> GPT2LMHeadModel:

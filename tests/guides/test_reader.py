@@ -11,6 +11,7 @@ from transformers import GPT2ForTokenClassification, GPT2LMHeadModel, PreTrained
 from ivg.lockstep.lane import Lane
 from ivg.lockstep.reader import LogpReader, Reading, ValueReader
 from tests.guides import tiny
+from tests.tiny import llama, mistral
 
 VOCAB = 12
 
@@ -18,7 +19,7 @@ VOCAB = 12
 def _causal(kind: str) -> PreTrainedModel:
     if kind == "gpt2":
         return tiny.scaled(GPT2LMHeadModel(tiny.gpt2_config(VOCAB)), 1)
-    return tiny.mistral(VOCAB, 1) if kind == "mistral" else tiny.llama(VOCAB, 1)
+    return mistral(1, VOCAB) if kind == "mistral" else llama(1, VOCAB)
 
 
 def _lane(module: torch.nn.Module, *, has_logits: bool = True) -> Lane:

@@ -28,7 +28,7 @@ from ivg.sampling import Draws
 from ivg.shared_strings import read_tokens
 from ivg.vocab import compare
 from tests.guides import tiny
-from tests.tiny import save
+from tests.tiny import llama, mistral, save
 
 DATA = Path(os.environ.get("IVG_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data")) / "tokenizers"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real tokenizers at {DATA}")
@@ -95,7 +95,10 @@ def test_real_tokens_read_back_as_their_text() -> None:
 
 
 def _real_model(folder: Path, name: str, seed: int, window: int | None) -> tuple[str, PreTrainedModel]:
-    model = tiny.llama(32_000, seed) if window is None else tiny.mistral(32_000, seed, window)
+    if window is None:
+        model: PreTrainedModel = llama(seed, 32_000, max_position_embeddings=256)
+    else:
+        model = mistral(seed, 32_000, window=window)
     model.config.update({"bos_token_id": 1, "eos_token_id": 2})
     model.generation_config.eos_token_id = 2
     return save(folder, model, _real(name)), model

@@ -17,10 +17,6 @@ from transformers import (
     GPT2ForSequenceClassification,
     GPT2ForTokenClassification,
     GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -67,14 +63,7 @@ def encoder_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def gpt2_config(vocab_size: int, **kwargs: object) -> GPT2Config:
-    return GPT2Config(
-        vocab_size=vocab_size,
-        n_positions=64,
-        n_embd=16,
-        n_layer=2,
-        n_head=2,
-        **{"bos_token_id": None, "eos_token_id": None, **kwargs},
-    )
+    return tiny.gpt2_config(vocab_size, **{"eos_token_id": None, "pad_token_id": None, **kwargs})
 
 
 def base(folder: Path, seed: int = 0, *, emits_pad: bool = True) -> str:
@@ -123,24 +112,6 @@ def encoder_classifier(folder: Path, seed: int, kind: str) -> str:
             )
         )
     return tiny.save(folder, scaled(model, seed), tok)
-
-
-def mistral(vocab_size: int, seed: int, window: int = 5) -> MistralForCausalLM:
-    config = MistralConfig(
-        vocab_size=vocab_size,
-        num_key_value_heads=1,
-        sliding_window=window,
-        max_position_embeddings=64,
-        **SIZES,
-    )
-    return scaled(MistralForCausalLM(config), seed)
-
-
-def llama(vocab_size: int, seed: int, **kwargs: object) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=vocab_size, num_key_value_heads=2, max_position_embeddings=256, **SIZES, **kwargs
-    )
-    return scaled(LlamaForCausalLM(config), seed)
 
 
 def scaled(model: PreTrainedModel, seed: int, factor: float = 12.0) -> PreTrainedModel:

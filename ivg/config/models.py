@@ -1,0 +1,106 @@
+"""The models of a run: the base, and guides with their weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, get_args
+
+from ivg.config.checks import require, require_choice, require_finite, require_not_negative
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+Quantization = Literal["4bit", "8bit"]
+VocabMapping = Literal["refuse", "shared-strings"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """One Hugging Face model and how to load it.
+
+    Attributes:
+        path: folder or Hub name; for `tuned`, also a PEFT adapter over `untuned`.
+        revision: Hub revision.
+        dtype: weights' type; `auto` keeps the checkpoint's.
+        device: where it runs (`cpu`, `cuda:0`); default: CUDA if there is one, else CPU.
+        device_map: passed to transformers (`auto` spreads layers over devices); excludes `device`.
+        quantization: `4bit` or `8bit` through bitsandbytes.
+        attn_implementation: passed to transformers (`eager`, `sdpa`, `flash_attention_2`).
+        trust_remote_code: run code shipped with the checkpoint.
+        template: how a prompt becomes this model's text: `chat` (its own chat template), a format string
+            with `{prompt}`, or unset: the chat template where the tokenizer has one, else the bare prompt.
+    """
+
+    path: str
+    revision: str | None = None
+    dtype: Dtype = "auto"
+    device: str | None = None
+    device_map: str | None = None
+    quantization: Quantization | None = None
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+    template: str | None = None
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.path, str), f"model path is {self.path!r}; give text")
+        require(bool(self.path), "model path is empty: give a folder or a Hub name")
+        require_choice(f"{self.path}: dtype", self.dtype, get_args(Dtype))
+        if self.quantization is not None:
+            require_choice(f"{self.path}: quantization", self.quantization, get_args(Quantization))
+        require(
+            self.device is None or self.device_map is None,
+            f"{self.path}: device and device_map exclude each other; give one",
+        )
+        require(
+            self.template is None or self.template == "chat" or "{prompt}" in self.template,
+            f"{self.path}: template {self.template!r} has no '{{prompt}}'; "
+            "give 'chat' or a format string that holds it",
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PairConfig:
+    """An implicit value function: log-ratio of `tuned` to `untuned`.
+
+    Attributes:
+        beta: weight of the log-ratio in token guidance, >= 0; larger follows the pair more.
+        chunk_weight: weight in the chunk score; unset: 1 where chunk guidance is implicit, else 0.
+        average: divide the chunk score by the number of tokens.
+        vocab_mapping: what to do where the pair's token-to-id map differs from the base's.
+    """
+
+    tuned: ModelConfig
+    untuned: ModelConfig
+    beta: float = 1.0
+    chunk_weight: float | None = None
+    average: bool = False
+    vocab_mapping: VocabMapping = "refuse"
+
+    def __post_init__(self) -> None:
+        _require_models(tuned=self.tuned, untuned=self.untuned)
+        require_not_negative("beta", self.beta)
+        require_finite("chunk_weight", self.chunk_weight)
+        require_choice("vocab_mapping", self.vocab_mapping, get_args(VocabMapping))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ValueConfig:
+    """An explicit value function: a scalar head, a vocabulary head, or a sequence classifier.
+
+    Attributes:
+        model: the value model.
+        weight: weight in the chunk score; unset: 1 where chunk guidance is explicit, else 0.
+        beta: weight in explicit token guidance (vocabulary heads only), >= 0.
+    """
+
+    model: ModelConfig
+    weight: float | None = None
+    beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_models(model=self.model)
+        require_not_negative("beta", self.beta)
+        require_finite("weight", self.weight)
+
+
+def _require_models(**models: object) -> None:
+    for name, model in models.items():
+        require(isinstance(model, ModelConfig), f"{name} is {model!r:.60}; give a ModelConfig(path=...)")

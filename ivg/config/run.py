@@ -1,0 +1,106 @@
+"""A whole run, and what must hold between its parts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from ivg.config.checks import require, require_choice, require_integer
+from ivg.config.models import ModelConfig, PairConfig, ValueConfig
+from ivg.config.search import SamplingConfig, SearchConfig
+
+OnOverflow = Literal["error", "stop"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetConfig:
+    """A Hugging Face dataset as the source of prompts."""
+
+    name: str
+    config: str | None = None
+    split: str = "test"
+    revision: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeConfig:
+    """A whole `ivg-decode` run.
+
+    Attributes:
+        max_batch_rows: rows (prompts x W x K) decoded side by side.
+        block_size: prompts per block; an interrupted block is decoded again whole.
+        on_overflow: what a prompt + max_new_tokens beyond a model's context does: `error` before the run,
+            or `stop` the row at the context's end.
+        skip_bad_rows: record a bad input row in the output and go on, instead of refusing the file.
+        return_beams: write all W kept beams of a prompt.
+        return_token_ids: write the response's token ids.
+        trace: JSONL file for log-ratios and chunk candidates.
+        static_steps: take the steps inside a chunk in fixed buffers, on a GPU as one captured graph.
+        limit: decode only the first rows of the input.
+    """
+
+    base: ModelConfig
+    pairs: tuple[PairConfig, ...] = ()
+    values: tuple[ValueConfig, ...] = ()
+    search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
+    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+    input: str | None = None
+    dataset: DatasetConfig | None = None
+    output: str | None = None
+    max_batch_rows: int = 64
+    block_size: int = 128
+    on_overflow: OnOverflow = "error"
+    skip_bad_rows: bool = False
+    return_beams: bool = False
+    return_token_ids: bool = False
+    trace: str | None = None
+    static_steps: bool = False
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        check_guidance(self.search, self.sampling, self.pairs, self.values)
+        check_rows(self.search, self.max_batch_rows)
+        require_integer("block_size", self.block_size, at_least=1)
+        if self.limit is not None:
+            require_integer("limit", self.limit, at_least=1)
+        require_choice("on_overflow", self.on_overflow, get_args(OnOverflow))
+        require(self.input is None or self.dataset is None, "input and dataset exclude each other; give one")
+
+
+def check_rows(search: SearchConfig, max_batch_rows: int) -> None:
+    """Refuse a batch that has no room for one prompt."""
+    require_integer("max_batch_rows", max_batch_rows)
+    rows = search.rows_per_prompt
+    require(
+        max_batch_rows >= rows,
+        f"max_batch_rows is {max_batch_rows}, but one prompt needs num_beams x num_successors = {rows} rows; "
+        "raise it",
+    )
+
+
+def check_guidance(
+    search: SearchConfig,
+    sampling: SamplingConfig,
+    pairs: Sequence[PairConfig],
+    values: Sequence[ValueConfig],
+) -> None:
+    """Refuse guidance without the models it needs, and greedy search over several rows.
+
+    Raises:
+        UserError: naming the missing or contradictory option.
+    """
+    for level in ("token_guidance", "chunk_guidance"):
+        kind = getattr(search, level)
+        require(kind != "implicit" or bool(pairs), f"{level} implicit needs a pair: give tuned and untuned")
+        require(kind != "explicit" or bool(values), f"{level} explicit needs a value model: give value")
+    require(
+        sampling.temperature > 0 or search.rows_per_prompt == 1,
+        f"temperature 0 is greedy: num_beams x num_successors = {search.rows_per_prompt} would repeat one "
+        "hypothesis; set both to 1 or raise the temperature",
+    )
+    require(
+        sampling.num_samples == 1 or search.chunk_guidance == "none",
+        f"num_samples {sampling.num_samples} draws independent responses; "
+        "with chunk guidance use return_beams",
+    )
