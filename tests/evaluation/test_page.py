@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from ivg.evaluation import figures, frontiers
+from ivg.evaluation import figures, frontiers, labelled_points
 from ivg.evaluation.page import describe, html, markdown, typeset
 from ivg.evaluation.report import Section, verdict
 from ivg.evaluation.statistics import estimate
@@ -66,8 +66,10 @@ def test_a_figure_is_described_by_axes_methods_and_caption(section):
     assert image["alt"] == (
         "Chart: mean gold reward (logit). base. n = 3 prompts; bars are 95% intervals of the mean."
     )
-    points = [frontiers.FrontierPoint(method, "", x, REWARD) for method, x in (("base", 1.0), ("ivg", 2.0))]
-    said = describe(frontiers.frontier(points, unit="logit", xlabel="nats"))
+    points = [
+        labelled_points.FrontierPoint(method, "", x, REWARD) for method, x in (("base", 1.0), ("ivg", 2.0))
+    ]
+    said = describe(labelled_points.frontier(points, unit="logit", xlabel="nats"))
     assert said.startswith("Chart: mean gold reward (logit) against nats. base, IVG. n = 3 prompts")
 
 
