@@ -16,9 +16,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-import ivg
 from ivg.errors import exit_on_user_error
-from ivg.evaluation.cells import grid_prompts, run_cell
+from ivg.evaluation.cells import grid_prompts, load_grid, run_cell
 from ivg.evaluation.decoded import read_decoded
 from ivg.evaluation.distance import encode_response, response_nll
 from ivg.evaluation.figures import save_png
@@ -44,8 +43,7 @@ class Cells:
     def models(self) -> Models:
         """The models, loaded at their first use."""
         if self._models is None:
-            decode = self.grid.decode
-            self._models = ivg.load_models(decode.base, pairs=decode.pairs, values=decode.values)
+            self._models = load_grid(self.grid)
         return self._models
 
     def finish(self, cell: Cell) -> dict[str, Any]:
