@@ -26,6 +26,7 @@ TRANSIENT_STATUS = (408, 409, 429)  # and everything from 500 on
 SPAM_FILTER = "Please try again with a different prompt."
 MAX_WAIT = 60.0  # seconds between two attempts
 TIMEOUT = 120.0  # seconds for one attempt
+SHORTEST_KEY = 8  # characters
 
 
 class Answers(Protocol):
@@ -105,13 +106,17 @@ class Judge:
             except (openai.OpenAIError, EmptyAnswerError) as error:
                 if isinstance(error, openai.BadRequestError) and SPAM_FILTER in str(error):
                     raise
-                reason = explain(error, self.endpoint, str(request.get("model")))
-                self._reason = reason.replace(self.client.api_key, "<key>")  # a server may quote it
+                self._reason = self._without_key(explain(error, self.endpoint, str(request.get("model"))))
                 self.stop()
                 raise UserError(self._reason) from error
             self.cache.put(key, answer)
             self.num_asked += 1
             return answer
+
+    def _without_key(self, reason: str) -> str:
+        """Blot out the key, which a server may quote; what is shorter, as for a server at home, is none."""
+        key = self.client.api_key
+        return reason if len(key) < SHORTEST_KEY else reason.replace(key, "<key>")
 
     def _ask(self, kind: str, request: dict[str, Any]) -> dict[str, Any]:
         if self._stopped.is_set():

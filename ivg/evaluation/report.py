@@ -76,11 +76,17 @@ def collect(folder: Path, *, num_samples: int) -> list[Section]:
         "report.json": rewards, "gold_reward.json": rewards, "sweep.json": sweep, "speed.json": speed,
         "alpaca.json": alpaca,
     }  # fmt: skip
+    found = [
+        (path, make)
+        for name, make in makers.items()
+        for path in [folder / name, *sorted(folder.glob(f"*/{name}"))]
+        if path.is_file()
+    ]
     sections = []
-    for name, make in makers.items():
-        for path in [folder / name, *sorted(folder.glob(f"*/{name}"))]:
-            if path.is_file():
-                sections += _made(path, make)
+    for path, make in found:
+        is_alone = [other for _, other in found].count(make) == 1
+        made = _made(path, make)
+        sections += made if is_alone else [_named(section, path.relative_to(folder)) for section in made]
     decoded = folder / "decoded"
     samples = read_samples(decoded if decoded.is_dir() else folder, num_samples)
     if samples:
@@ -96,6 +102,13 @@ def _made(path: Path, make: Callable[[Data], list[Section]]) -> list[Section]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # wrong shape, whichever way
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{path}: not what an evaluation writes ({reason}); make it again") from error
+
+
+def _named(section: Section, path: Path) -> Section:
+    """Tell a section from others of its kind by the file that it shows."""
+    place = str(path.with_suffix(""))
+    drawn = {f"{place.replace('/', '-')}_{name}": figure for name, figure in section.figures.items()}
+    return dataclasses.replace(section, title=f"{section.title}: {place}", figures=drawn)
 
 
 def rewards(data: Data) -> list[Section]:

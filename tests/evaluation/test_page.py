@@ -1,5 +1,6 @@
 """The page: what it says, that it stands alone, and that people who cannot see it can read it."""
 
+import json
 import re
 from html.parser import HTMLParser
 
@@ -7,7 +8,7 @@ import pytest
 
 from ivg.evaluation import figures, frontiers, labelled_points
 from ivg.evaluation.page import describe, html, markdown, typeset
-from ivg.evaluation.report import Section, verdict
+from ivg.evaluation.report import Section, collect, verdict
 from ivg.evaluation.statistics import estimate
 from ivg.evaluation.tables import Table
 
@@ -120,3 +121,21 @@ def test_a_method_looks_the_same_in_every_figure():
     several = figures.styles(["base", "mine", "yours"])
     assert len(set(several.values())) == 3
     assert len(figures.styles(map(str, range(20)))) == 20
+
+
+def test_results_of_one_kind_keep_apart(tmp_path):
+    data = {**judged(base=0.4), "reward": "logit", "win_rates": {"base": {"mean": 1.0, "ci95": [1.0, 1.0]}}}
+    data["paired"]["base"] |= {"bootstrap95": [0.3, 0.5], "n": 3}
+    for name in data["methods"]:
+        data["methods"][name] |= {"distinct_1": None, "distinct_2": None}
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "gold_reward.json").write_text(json.dumps(data))
+    sections = collect(tmp_path, num_samples=0)
+    assert [section.title for section in sections] == [
+        "Gold reward: one/gold_reward", "Gold reward: two/gold_reward",
+    ]  # fmt: skip
+    markdown("t", sections, tmp_path)
+    assert len(list((tmp_path / "figures").iterdir())) == 2
+    (tmp_path / "two" / "gold_reward.json").unlink()
+    assert [section.title for section in collect(tmp_path, num_samples=0)] == ["Gold reward"]
