@@ -19,7 +19,7 @@ DPI = 200
 MINUS = "\N{MINUS SIGN}"
 GREY = "#5b6472"
 WIDTH = 4.6  # inches: small, so that its letters stay readable where a phone shrinks it
-ACROSS, UPWARDS = 58, 46  # characters of an axis label in one line
+LINE = 46  # characters of an axis label in one line
 
 LABELS = {
     "base": "base",
@@ -86,7 +86,7 @@ def reward_by_method(methods: Mapping[str, Mapping[str, Any]], *, unit: str) -> 
         )
     axes.set_yticks(range(len(methods)), [label(name) for name in methods])
     axes.set_ylim(len(methods) - 0.4, -0.6)
-    axes.set_xlabel(wrapped(f"mean gold reward ({unit})", ACROSS), loc="right")
+    axes.set_xlabel(wrapped(f"mean gold reward ({unit})", LINE + 12), loc="right")
     axes.margins(x=0.12)  # room for the numbers
     axes.grid(axis="x", alpha=0.3)
     add_caption(figure, f"{counted(methods.values())}; bars are 95% intervals of the mean.")
@@ -107,7 +107,7 @@ def data_uri(figure: Figure) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def wrapped(text: str, line: int) -> str:
+def wrapped(text: str, line: int = LINE) -> str:
     """Break an axis label where it would be longer than the axis."""
     return textwrap.fill(text, line)
 

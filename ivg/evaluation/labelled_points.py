@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from ivg.evaluation.figures import (
-    UPWARDS,
     add_caption,
     counted,
     error_bars,
@@ -78,7 +77,7 @@ def frontier(
     if log_x:
         axes.set_xscale("log")
     axes.set_xlabel(xlabel)
-    axes.set_ylabel(wrapped(f"mean gold reward ({unit})", UPWARDS))
+    axes.set_ylabel(wrapped(f"mean gold reward ({unit})"))
     axes.grid(alpha=0.3)
     axes.margins(x=0.2)  # room for the labels
     figure.legend(loc="outside upper left", ncols=2, frameon=False)  # never over the intervals

@@ -9,10 +9,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ivg.evaluation.figures import (
-    ACROSS,
     GREY,
     STYLES,
-    UPWARDS,
     add_caption,
     label,
     new_figure,
@@ -87,8 +85,8 @@ def value_calibration(table: Sequence[Mapping[str, Any]], *, unit: str) -> Figur
         )
     span = [part[key] for row in table for part in row["calibration"] for key in ("value", "reward")]
     axes.plot([min(span), max(span)], [min(span), max(span)], ":", color=GREY, label="calibrated")
-    axes.set_xlabel(wrapped(f"predicted value ({unit})", ACROSS))
-    axes.set_ylabel(wrapped(f"mean final reward ({unit})", UPWARDS))
+    axes.set_xlabel(wrapped(f"predicted value ({unit})"))
+    axes.set_ylabel(wrapped(f"mean final reward ({unit})"))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=9)
     add_caption(figure, f"n = {table[0]['num_responses']} held-out responses, in bins of equal size.")

@@ -94,16 +94,16 @@ def _name(run: Run) -> str:
 def _finding(name: str, pairs: Sequence[Comparison]) -> str:
     per_prompt, per_token = [p.seconds for p in pairs], [p.seconds_per_token for p in pairs]
     return (
-        f"Per prompt {name} {_verdict(per_prompt)} {_name(pairs[0].token)}: {_span(per_prompt)} times the "
-        f"seconds for {_span([p.tokens_fed for p in pairs])} times the tokens fed to the base. "
-        f"Per token fed to the base it {_verdict(per_token)} it: {_span(per_token)} times the seconds."
+        f"Per prompt, {name} costs {_verdict(per_prompt)} than {_name(pairs[0].token)}: {_span(per_prompt)} "
+        f"times the seconds, at {_span([p.tokens_fed for p in pairs])} times the tokens fed to the base. "
+        f"Per token fed to the base it costs {_verdict(per_token)}: {_span(per_token)} times the seconds."
     )
 
 
 def _verdict(ratios: Sequence[float]) -> str:
     if max(ratios) < 1:
-        return "costs less than"
-    return "costs more than" if min(ratios) > 1 else "costs, by length, less or more than"
+        return "less"
+    return "more" if min(ratios) > 1 else "less or more, by length,"
 
 
 def _span(ratios: Sequence[float]) -> str:

@@ -119,7 +119,7 @@ def test_a_speed_comparison_counts_what_each_method_feeds(config, capsys):
     printed = " ".join(capsys.readouterr().out.split())
     assert "Seconds and memory by response length" in printed
     assert "Cost of chunk guidance as a multiple of token guidance" in printed
-    assert "Per prompt best-of-N (N=4) costs" in printed
+    assert "Per prompt, best-of-N (N=4) costs" in printed
 
 
 @pytest.mark.slow

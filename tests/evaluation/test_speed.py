@@ -38,9 +38,9 @@ def test_costs_are_compared_length_by_length():
 
 def test_both_readings_of_the_claim_are_stated():
     assert findings(RUNS) == [
-        "Per prompt chunk guidance costs more than token guidance: 2.00 to 3.00 times the seconds for 8.00 "
-        "times the tokens fed to the base. Per token fed to the base it costs less than it: 0.25 to 0.38 "
-        "times the seconds."
+        "Per prompt, chunk guidance costs more than token guidance: 2.00 to 3.00 times the seconds, at 8.00 "
+        "times the tokens fed to the base. Per token fed to the base it costs less: 0.25 to 0.38 times the "
+        "seconds."
     ]
 
 
@@ -53,4 +53,4 @@ def test_without_either_kind_nothing_is_claimed(missing):
 
 def test_a_ratio_around_one_is_no_verdict():
     runs = [*RUNS[:3], RUNS[3], {**RUNS[4], "seconds_per_prompt": 1.0}]
-    assert "costs, by length, less or more than token guidance: 0.50 to 2.00 times" in findings(runs)[0]
+    assert "costs less or more, by length, than token guidance: 0.50 to 2.00 times" in findings(runs)[0]
