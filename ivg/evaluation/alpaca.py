@@ -31,7 +31,7 @@ def results(annotations: Annotations) -> dict[str, Any]:
 
     Returns:
         JSON data: `win_rate` and `standard_error` in percent over `n_total` preferences, `num_instructions`,
-        `num_null` answers without a preference by reason, `avg_length` in characters,
+        `num_null` answers that are missing or hold no preference, `avg_length` in characters,
         `length_controlled_winrate` and `lc_standard_error`, or null and `lc_missing`, the reason.
 
     Raises:
@@ -44,14 +44,12 @@ def results(annotations: Annotations) -> dict[str, Any]:
             f"none of the {len(nulls)} answers holds a preference; is this judge fit for the annotator?"
         )
     raw = metrics.get_winrate(annotations)
-    # What `alpaca_eval` got no answer to, it gives a completion without text, or none.
-    unanswered = sum(not (row.get("preference_raw_completion") or {}).get("text") for row in nulls)
     lengths = [len(row["output_2"]) for row in annotations]
     return {
         **{key: float(raw[key]) for key in ("win_rate", "standard_error", "discrete_win_rate")},
         "n_total": int(raw["n_total"]),
         "num_instructions": len(annotations),
-        "num_null": {"no answer": unanswered, "answer without a preference": len(nulls) - unanswered},
+        "num_null": len(nulls),
         "avg_length": int(sum(lengths) / len(lengths)),
         **length_controlled(annotations),
     }

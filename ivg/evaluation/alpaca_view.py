@@ -57,9 +57,11 @@ def notes(report: Report) -> list[str]:
             "baselines differ from one's own by about 2 points."
         )
     for name, arm in report["arms"].items():
-        for reason, count in arm["num_null"].items():
-            if count:
-                lines.append(f"{name}: {count} of {arm['num_instructions']} without a preference: {reason}.")
+        if arm["num_null"]:
+            share = f"{arm['num_null']} of {arm['num_instructions']}"
+            lines.append(
+                f"{name}: {share} without a preference (no answer, or none in it), left out of the rate."
+            )
     reasons: defaultdict[str, list[str]] = defaultdict(list)
     for name, arm in report["arms"].items():
         if arm["length_controlled_winrate"] is None:

@@ -60,7 +60,7 @@ def check_figure(folder, recordings):
     assert arm["win_rate"] == pytest.approx(report["leaderboard"]["alpaca-7b"]["win_rate"])
     assert arm["standard_error"] == pytest.approx(report["leaderboard"]["alpaca-7b"]["standard_error"])
     assert (arm["n_total"], arm["avg_length"]) == (805, 396)
-    assert set(arm["num_null"].values()) == {0}
+    assert arm["num_null"] == 0
     assert report["not_comparable"] is None
     rows = json.loads((folder / "alpaca-7b" / "annotations.json").read_text())
     assert [r["instruction"] for r in rows] == [r["instruction"] for r in recordings]
@@ -182,7 +182,7 @@ def test_nulls_of_the_judge_are_counted_and_shown(small, capsys):
     alpaca.main(arguments(small, "--yes"))
     arm = json.loads((small[0] / "out" / "alpaca.json").read_text())["arms"]["mine"]
     assert (arm["n_total"], arm["num_instructions"]) == (2, 3)
-    assert sum(arm["num_null"].values()) == 1
+    assert arm["num_null"] == 1
     assert "mine: 1 of 3 without a preference" in " ".join(capsys.readouterr().out.split())
 
 
@@ -206,8 +206,8 @@ def test_a_request_that_a_spam_filter_holds_back_is_counted(small, capsys):
     alpaca.main(arguments(small, "--yes"))
     arm = json.loads((small[0] / "out" / "alpaca.json").read_text())["arms"]["mine"]
     assert (arm["n_total"], arm["num_instructions"]) == (2, 3)
-    assert arm["num_null"] == {"no answer": 1, "answer without a preference": 0}
-    assert "mine: 1 of 3 without a preference: no answer." in " ".join(capsys.readouterr().out.split())
+    assert arm["num_null"] == 1
+    assert "mine: 1 of 3 without a preference" in " ".join(capsys.readouterr().out.split())
 
 
 def test_bad_input_is_one_line_and_exit_code_2(small, monkeypatch, capsys):

@@ -18,10 +18,9 @@ def outputs(names, generator="mine"):
     return [{"instruction": n, "output": f"answer to {n}", "generator": generator} for n in names]
 
 
-def annotation(instruction, preference, text="x"):
-    raw = None if text is None else {"text": text, "total_tokens": len(text)}
+def annotation(instruction, preference):
     return {
-        "instruction": instruction, "preference": preference, "preference_raw_completion": raw,
+        "instruction": instruction, "preference": preference,
         "output_1": "abcd", "output_2": "abcdef", "generator_1": "ref", "generator_2": "mine",
         "annotator": "a",
     }  # fmt: skip
@@ -44,19 +43,19 @@ def hub_cache(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_rates_by_hand_and_nulls_by_reason():
+def test_rates_by_hand_and_nulls_counted():
     rows = [
         annotation("a", 1.2),
         annotation("b", 1.9),
-        annotation("c", None, text=None),
-        annotation("d", None, text=""),
+        annotation("c", None),
+        annotation("d", None),
         annotation("e", math.nan),
     ]
     found = alpaca.results(rows)
     assert found["win_rate"] == pytest.approx(55)  # (20 + 90) / 2
     assert found["standard_error"] == pytest.approx(35)  # deviations of 35 both ways: 35 sqrt(2) / sqrt(2)
     assert (found["n_total"], found["num_instructions"]) == (2, 5)
-    assert found["num_null"] == {"no answer": 2, "answer without a preference": 1}
+    assert found["num_null"] == 3
     assert found["avg_length"] == 6
     assert found["length_controlled_winrate"] is None
     assert found["lc_missing"] == "needs AlpacaEval's 805 instructions in their own order"
@@ -80,7 +79,7 @@ def test_arms_are_compared_on_the_same_instructions():
     assert "Only one generator" not in said
     assert "judge its unguided base" in " ".join(notes({**report, "arms": {"mine": report["arms"]["mine"]}}))
     assert "Not comparable with the public leaderboard: judge other is not the leaderboard's" in said
-    assert "base: 1 of 3 without a preference: answer without a preference." in said
+    assert "base: 1 of 3 without a preference (no answer, or none in it)" in said
     assert "mine: no length-controlled win rate: needs AlpacaEval's 805" in said
 
 
