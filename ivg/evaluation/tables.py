@@ -113,14 +113,19 @@ def divergence_table(report: Mapping[str, Any]) -> Table | None:
 def paired_table(report: Mapping[str, Any]) -> Table:
     """Tabulate the reference method against each other one, on the same prompts."""
     reference = label(report["reference"])
-    header = [f"{reference} minus", "difference [95%]", "bootstrap [95%]", "win rate [95%]", "n"]
+    header = [f"{reference} minus", "difference [95%]", "bootstrap [95%]", "win rate [bootstrap 95%]", "n"]
     rows = []
     for other, difference in report["paired"].items():
         low, high = difference["bootstrap95"]
         bootstrap = NOTHING if low is None else f"[{low:+.3f}, {high:+.3f}]"
-        wins = interval(report["win_rates"][other])
+        wins = _win_rate(report["win_rates"][other])
         rows.append([label(other), interval(difference, signed=True), bootstrap, wins, str(difference["n"])])
     return Table(f"{reference} against the others, same prompts", header, rows)
+
+
+def _win_rate(estimate: Mapping[str, Any]) -> str:
+    low, high = estimate["bootstrap95"]  # Student's t would go beyond 1
+    return number(estimate) if low is None else f"{number(estimate)} [{low:.3f}, {high:.3f}]"
 
 
 def sweep_table(report: Mapping[str, Any]) -> Table:

@@ -124,7 +124,11 @@ def test_a_method_looks_the_same_in_every_figure():
 
 
 def test_results_of_one_kind_keep_apart(tmp_path):
-    data = {**judged(base=0.4), "reward": "logit", "win_rates": {"base": {"mean": 1.0, "ci95": [1.0, 1.0]}}}
+    data = {
+        **judged(base=0.4),
+        "reward": "logit",
+        "win_rates": {"base": {"mean": 1.0, "bootstrap95": [1.0, 1.0]}},
+    }
     data["paired"]["base"] |= {"bootstrap95": [0.3, 0.5], "n": 3}
     for name in data["methods"]:
         data["methods"][name] |= {"distinct_1": None, "distinct_2": None}

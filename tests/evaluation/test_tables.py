@@ -1,5 +1,6 @@
 from ivg.evaluation.decoded import Decoded
 from ivg.evaluation.measures import compare, measure
+from ivg.evaluation.statistics import estimate
 from ivg.evaluation.tables import Table, divergence_table, interval, methods_table, paired_table
 
 
@@ -26,6 +27,17 @@ def test_the_pairing_is_signed_and_has_its_n():
     assert row[0] == "base"
     assert row[1].startswith("+1.500 [")
     assert row[3:] == ["1.000 [1.000, 1.000]", "2"]
+
+
+def test_a_win_rate_keeps_within_its_bounds():
+    data = report()
+    wins = estimate([1.0, 1.0, 1.0, 0.0]).as_dict()
+    assert wins["ci95"][1] > 1
+    data["win_rates"]["base"] = wins
+    ((_, _, _, shown, _),) = paired_table(data).rows
+    low, high = wins["bootstrap95"]
+    assert shown == f"0.750 [{low:.3f}, {high:.3f}]"
+    assert 0 <= low < 0.75 < high <= 1
 
 
 def test_divergences_are_shown_where_they_are_known():
