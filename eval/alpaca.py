@@ -134,13 +134,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse_options(Options, argv, __doc__ or "")
     check(options)
     reference = alpaca_files.read_outputs(options.reference) if options.reference else alpaca.hub_reference()
-    rows = alpaca.leaderboard(options.leaderboard)
+    leaderboard = alpaca.leaderboard(options.leaderboard)
     if options.decode:
         arms = decode_arms(options.decode, options.name, reference, Path(options.output))
     else:
         files = [alpaca_files.read_outputs(path) for path in options.outputs]
-        named = zip(files, options.outputs, strict=True)
-        arms = {str(f[0]["generator"]): alpaca_files.align(f, reference, path) for f, path in named}
+        arms = {str(f[0]["generator"]): alpaca_files.align(f, reference, f[0]["generator"]) for f in files}
         if len(arms) < len(files):
             raise UserError(f"two of {', '.join(options.outputs)} name the same generator; rename one")
     if options.submission:
@@ -150,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         console.print("interrupted; every answer so far is kept, run again to go on")
         sys.exit(EXIT_INTERRUPTED)
-    report = {**alpaca.sum_up(annotations, annotator, reference), "leaderboard": rows}
+    report = {**alpaca.sum_up(annotations, annotator, reference), "leaderboard": leaderboard}
     (Path(options.output) / "alpaca.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     for table in (rates_table(report), paired_rates_table(report)):
         if table is not None:
