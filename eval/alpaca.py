@@ -4,7 +4,8 @@
     python eval/alpaca.py --outputs results/mine/model_outputs.json --output runs/alpaca
 
 Every answer of the judge is kept in OUTPUT/judge_answers.jsonl as it arrives: run the same command again
-after an interruption and only what is missing is asked (and paid) for.
+after an interruption and only what is missing is asked (and paid) for; only a call that was on its way when
+the process was killed may be made twice.
 """
 
 from __future__ import annotations
@@ -24,12 +25,11 @@ from rich.prompt import Confirm
 from ivg.errors import EXIT_INTERRUPTED, UserError, exit_on_user_error
 from ivg.evaluation import alpaca, alpaca_files
 from ivg.evaluation.alpaca_arms import decode_arms, how_decoded
-from ivg.evaluation.alpaca_notes import notes
-from ivg.evaluation.annotators import OFFICIAL_ANNOTATOR, Annotator, annotate, find_annotator
+from ivg.evaluation.alpaca_view import notes, paired_rates_table, rates_table
+from ivg.evaluation.annotators import OFFICIAL_ANNOTATOR, Annotations, Annotator, annotate, find_annotator
 from ivg.evaluation.answer_cache import AnswerCache
 from ivg.evaluation.judge import TIMEOUT, Judge, Plan
 from ivg.evaluation.options import option, parse_options
-from ivg.evaluation.tables import alpaca_table
 
 CHARACTERS_PER_TOKEN = 5  # of a judge prompt, as counted over the public recordings; for the estimate
 console = Console()
@@ -56,7 +56,8 @@ class Options:
     patience: float = option(600.0, "seconds after which a call that keeps failing ends the run")
     price: float | None = option(None, "dollars per million prompt tokens; default: the official judge's 10")
     leaderboard: list[str] = dataclasses.field(
-        default_factory=list, metadata={"help": "rows of the public leaderboard to show"}
+        default_factory=lambda: ["gpt4_1106_preview", "Meta-Llama-3-8B-Instruct", "alpaca-7b"],
+        metadata={"help": "rows of the public leaderboard to show"},
     )
     yes: bool = option(False, "spend without asking")
     submission: bool = option(False, "write the folder that a leaderboard pull request needs")
@@ -73,7 +74,9 @@ def check(options: Options) -> None:
     if options.num_workers < 1:
         raise UserError(f"num_workers is {options.num_workers}; give an integer >= 1")
     if options.submission and not (options.decode and options.link and options.pretty_name):
-        raise UserError("--submission needs --decode, --pretty_name and --link, all of which it records")
+        raise UserError("--submission needs --decode, --pretty_name and --link; it records all of them")
+    if options.submission and (options.annotator != OFFICIAL_ANNOTATOR or options.judge_model):
+        raise UserError("--submission needs the leaderboard's judge; leave out --annotator and --judge_model")
 
 
 def make_client(options: Options, *, needed: bool) -> openai.OpenAI:
@@ -86,8 +89,8 @@ def make_client(options: Options, *, needed: bool) -> openai.OpenAI:
 
 def confirm_cost(plan: Plan, annotator: Annotator, options: Options) -> None:
     """Say what the open calls will cost, and ask."""
-    tokens = plan.num_characters / CHARACTERS_PER_TOKEN
     price = options.price if options.price is not None else annotator.price
+    tokens = plan.num_characters / CHARACTERS_PER_TOKEN
     dollars = "price unknown: give --price" if price is None else f"about ${tokens * price / 1e6:.2f}"
     calls = f"{len(plan.open_requests)} judge calls to {annotator.model} at {plan.endpoint}"
     console.print(f"{calls}, about {tokens:,.0f} prompt tokens, {dollars}; {plan.num_kept} answers are kept")
@@ -101,12 +104,11 @@ def confirm_cost(plan: Plan, annotator: Annotator, options: Options) -> None:
 
 def judge_arms(
     arms: dict[str, list[alpaca_files.Output]], reference: list[alpaca_files.Output], options: Options
-) -> tuple[Annotator, dict[str, alpaca.Annotations]]:
+) -> tuple[Annotator, dict[str, Annotations]]:
     """Have every arm judged, after the cost of what is not answered yet was agreed to."""
     folder = Path(options.output)
     annotator = find_annotator(options.annotator, options.judge_model, folder / "annotator")
     work = {"num_workers": options.num_workers, "folder": folder / "annotator"}
-    annotations = {}
     with AnswerCache(folder / "judge_answers.jsonl") as cache:
         plan = Plan(str(make_client(options, needed=False).base_url), cache)
         for outputs in arms.values():
@@ -120,9 +122,9 @@ def judge_arms(
             raise KeyboardInterrupt
 
         signal.signal(signal.SIGINT, interrupt)
-        for name, outputs in arms.items():
-            annotations[name] = annotate(outputs, reference, annotator, judge, **work)
-            alpaca_files.write_json(folder / name / "annotations.json", annotations[name])
+        annotations = {name: annotate(arms[name], reference, annotator, judge, **work) for name in arms}
+    for name, rows in annotations.items():
+        alpaca_files.write_json(folder / name / "annotations.json", rows)
     return annotator, annotations
 
 
@@ -132,23 +134,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse_options(Options, argv, __doc__ or "")
     check(options)
     reference = alpaca_files.read_outputs(options.reference) if options.reference else alpaca.hub_reference()
-    rows = alpaca.leaderboard(options.leaderboard)
+    leaderboard = alpaca.leaderboard(options.leaderboard)
     if options.decode:
         arms = decode_arms(options.decode, options.name, reference, Path(options.output))
     else:
         files = [alpaca_files.read_outputs(path) for path in options.outputs]
-        aligned = [alpaca_files.align(f, reference, p) for f, p in zip(files, options.outputs, strict=True)]
-        arms = {str(outputs[0]["generator"]): outputs for outputs in aligned}
+        arms = {str(f[0]["generator"]): alpaca_files.align(f, reference, f[0]["generator"]) for f in files}
         if len(arms) < len(files):
             raise UserError(f"two of {', '.join(options.outputs)} name the same generator; rename one")
+    if options.submission:
+        alpaca_files.check_submission(list(arms.values())[-1], reference)  # before the judge is paid
     try:
         annotator, annotations = judge_arms(arms, reference, options)
     except KeyboardInterrupt:
         console.print("interrupted; every answer so far is kept, run again to go on")
         sys.exit(EXIT_INTERRUPTED)
-    report = {**alpaca.sum_up(annotations, annotator, reference), "leaderboard": rows}
+    report = {**alpaca.sum_up(annotations, annotator, reference), "leaderboard": leaderboard}
     (Path(options.output) / "alpaca.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    console.print(alpaca_table(report).console())
+    for table in (rates_table(report), paired_rates_table(report)):
+        if table is not None:
+            console.print(table.console())
     for note in notes(report):
         console.print(note)
     if options.submission:

@@ -20,13 +20,13 @@ from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ivg.errors import UserError, exit_on_user_error
-from ivg.evaluation.decoded import Decoded, check_same_prompts, read_decoded
+from ivg.evaluation.decoded import Decoded, read_named
 from ivg.evaluation.distance import EncodedResponse, encode_response, response_nll
-from ivg.evaluation.divergence import best_of_n_bound, token_guidance_kl
+from ivg.evaluation.divergence import best_of_bounds, token_guidance_kl
 from ivg.evaluation.measures import compare, measure, missing_reasons
 from ivg.evaluation.options import option, parse_options
 from ivg.evaluation.statistics import estimate, mean_by_prompt
-from ivg.evaluation.tables import methods_table, paired_table
+from ivg.evaluation.tables import divergence_table, methods_table, paired_table
 from ivg.rewards import RewardConfig, load_reward, score
 
 
@@ -48,6 +48,7 @@ class Options:
     kl_of: str | None = option(None, "file made by token guidance alone: report its KL to the base")
     tuned: str | None = option(None, "the pair's tuned half, for kl_of")
     untuned: str | None = option(None, "its untuned twin")
+    pair_template: str | None = option(None, "how the pair sees a prompt; unset: its default")
     beta: float = option(1.0, "weight of the pair, for kl_of")
     temperature: float = option(1.0, "sampling temperature, for kl_of (without top-k and top-p)")
     best_of: list[str] = dataclasses.field(
@@ -56,22 +57,6 @@ class Options:
     )
     reference: str | None = option(None, "file that the others are subtracted from; default: the last")
     output: str | None = option(None, "write the numbers there as JSON")
-
-
-def read_files(arguments: Sequence[str]) -> list[Decoded]:
-    """Read NAME=FILE arguments and make sure that they can be compared."""
-    if not arguments:
-        raise UserError("no files; give --files NAME=FILE.jsonl ...")
-    files = []
-    for argument in arguments:
-        name, equals, path = argument.partition("=")
-        if not (name and equals and path):
-            raise UserError(f"got {argument!r}; expected NAME=FILE.jsonl, such as ivg=runs/ivg.jsonl")
-        files.append(read_decoded(name, path))
-    if len({file.name for file in files}) < len(files):
-        raise UserError(f"two files have the same name in {' '.join(arguments)}; give each its own")
-    check_same_prompts(files)
-    return files
 
 
 def check(options: Options, files: Sequence[Decoded]) -> None:
@@ -88,6 +73,8 @@ def check(options: Options, files: Sequence[Decoded]) -> None:
         raise UserError(
             "kl_of names one of the files and needs base, tuned, untuned and a temperature above 0"
         )
+    if not best_of_bounds(options.best_of).keys() <= set(names):
+        raise UserError(f"best_of: {' '.join(options.best_of)} must be among the files {', '.join(names)}")
     if options.output is not None and not Path(options.output).parent.is_dir():
         raise UserError(f"output {options.output}: its folder does not exist; create it")
 
@@ -111,26 +98,44 @@ def base_nll(options: Options, encoded: Sequence[list[EncodedResponse]]) -> list
     return [response_nll(model, responses, max_tokens=options.max_tokens) for responses in encoded]
 
 
-def best_of_bounds(options: Options) -> dict[str, float]:
-    """Return the bound on the divergence of each best-of-N file from what it chose among."""
-    bounds = {}
-    for argument in options.best_of:
-        name, _, n = argument.partition("=")
-        if not n.isdigit() or int(n) < 1:
-            raise UserError(f"best_of: got {argument!r}; expected NAME=N, such as best_of_n=16")
-        bounds[name] = best_of_n_bound(int(n))
-    return bounds
+def add_divergences(report: dict[str, Any], files: Sequence[Decoded], options: Options) -> None:
+    """Write into a report what is known of its methods' divergence."""
+    for method, bound in best_of_bounds(options.best_of).items():
+        report["methods"][method]["kl_bound"] = bound
+    for file in files:
+        if file.name == options.kl_of:
+            kl = token_guidance_kl(
+                file.rows, str(options.base), (str(options.tuned), str(options.untuned)),
+                template=options.base_template, pair_template=options.pair_template,
+                beta=options.beta, temperature=options.temperature,
+            )  # fmt: skip
+            by_prompt = mean_by_prompt(file.ids, kl)
+            report["methods"][file.name]["kl_to_base"] = estimate(by_prompt.values()).as_dict()
+
+
+def show(report: dict[str, Any], files: Sequence[Decoded]) -> None:
+    """Print the tables, and which rewards are missing."""
+    console = Console()
+    tables = [
+        methods_table(report),
+        paired_table(report) if len(files) > 1 else None,
+        divergence_table(report),
+    ]
+    for table in tables:
+        if table is not None:
+            console.print(table.console())
+    for file in files:
+        for reason, count in report["methods"][file.name]["missing"].items():
+            console.print(f"{file.name}: {count} of {len(file.rows)} responses without a reward: {reason}")
 
 
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the evaluation."""
     options = parse_options(Options, argv, __doc__ or "")
-    files = read_files(options.files)
+    files = read_named(options.files)
     check(options, files)
-    bounds = best_of_bounds(options)
-    if not bounds.keys() <= {file.name for file in files}:
-        raise UserError(f"best_of: {', '.join(bounds)} must be among the files; name those")
+    encoded = None if options.base is None else encode_for_base(options, files)
     config = RewardConfig(
         function=options.function,
         model=options.model,
@@ -138,7 +143,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         template=options.template,
         batch_size=options.batch_size,
     )
-    encoded = None if options.base is None else encode_for_base(options, files)
     reward = load_reward(config)
     name = str(options.function or options.model)
     rewards = [score(reward, file.rows, file.responses, name) for file in files]
@@ -148,23 +152,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     report: dict[str, Any] = {"reward": name, **compare(measured, base=base, reference=options.reference)}
     for file, values in zip(files, rewards, strict=True):
         report["methods"][file.name]["missing"] = missing_reasons(file, values)
-    for method, bound in bounds.items():
-        report["methods"][method]["kl_bound"] = bound
-    if options.kl_of is not None:
-        file = next(file for file in files if file.name == options.kl_of)
-        pair = (str(options.tuned), str(options.untuned))
-        kl = token_guidance_kl(
-            file.rows, str(options.base), pair,
-            template=options.base_template, beta=options.beta, temperature=options.temperature,
-        )  # fmt: skip
-        report["methods"][file.name]["kl_to_base"] = estimate(mean_by_prompt(file.ids, kl).values()).as_dict()
-    console = Console()
-    console.print(methods_table(report).console())
-    if len(files) > 1:
-        console.print(paired_table(report).console())
-    for file in files:
-        for reason, count in report["methods"][file.name]["missing"].items():
-            console.print(f"{file.name}: {count} of {len(file.rows)} responses without a reward: {reason}")
+    add_divergences(report, files, options)
+    show(report, files)
     if options.output is not None:
         Path(options.output).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 

@@ -30,7 +30,7 @@ from ivg.evaluation.grid import Cell, GridConfig, read_grid
 from ivg.evaluation.memory import peak_in_fresh_process, peak_mib, reset_peak
 from ivg.evaluation.more_figures import by_length
 from ivg.evaluation.options import config_and_overrides
-from ivg.evaluation.speed import findings
+from ivg.evaluation.speed import costs_table, findings
 from ivg.evaluation.statistics import estimate, mean_by_prompt
 from ivg.evaluation.tables import speed_table
 from ivg.prompts import Row
@@ -115,7 +115,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     }.items():
         save_png(by_length(runs, key, label), grid.output / "figures" / f"speed_{key}.png")
     console = Console()
-    console.print(speed_table(report).console())
+    for table in (speed_table(report), costs_table(runs)):
+        if table is not None:
+            console.print(table.console())
     for line in report["findings"]:
         console.print(line)
 

@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 
-import ivg
 from ivg.errors import exit_on_user_error
-from ivg.evaluation.cells import grid_prompts, run_cell
+from ivg.evaluation.cells import grid_prompts, load_grid, run_cell
 from ivg.evaluation.decoded import read_decoded
 from ivg.evaluation.distance import encode_response, response_nll
-from ivg.evaluation.figures import FrontierPoint, frontier, save_png
+from ivg.evaluation.figures import save_png
+from ivg.evaluation.frontiers import sweep_frontiers
 from ivg.evaluation.grid import Cell, GridConfig, read_grid
 from ivg.evaluation.measures import compare, measure, missing_reasons
 from ivg.evaluation.options import config_and_overrides
@@ -31,11 +30,6 @@ from ivg.loading import Models
 from ivg.prompts import Row
 from ivg.records import content_hash, write_atomically
 from ivg.rewards import load_reward, score
-
-FIGURES = {
-    "distance": ("distance from the base (nats per response)", False),
-    "flops": ("model FLOPs per prompt", True),
-}
 
 
 class Cells:
@@ -49,8 +43,7 @@ class Cells:
     def models(self) -> Models:
         """The models, loaded at their first use."""
         if self._models is None:
-            decode = self.grid.decode
-            self._models = ivg.load_models(decode.base, pairs=decode.pairs, values=decode.values)
+            self._models = load_grid(self.grid)
         return self._models
 
     def finish(self, cell: Cell) -> dict[str, Any]:
@@ -96,20 +89,6 @@ def judge(grid: GridConfig, cells: Cells) -> dict[str, Any]:
     return {"reward": name, **report}
 
 
-def points(grid: GridConfig, report: Mapping[str, Any], x: str) -> list[FrontierPoint]:
-    """Place every cell on a figure."""
-    found = []
-    for cell in grid.cells:
-        measures = report["methods"][cell.name]
-        distance, flops = (
-            measures["distance_from_base"]["mean"],
-            report["cost"][cell.name]["flops_per_prompt"],
-        )
-        value = distance if x == "distance" else flops
-        found.append(FrontierPoint(cell.method, cell.setting, value, measures["gold_reward"]))
-    return found
-
-
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the grid."""
@@ -123,9 +102,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         {"name": c.name, "method": c.method, "setting": c.setting, **dataclasses.asdict(c)}
         for c in grid.cells
     ]
-    for x, (label, is_log) in FIGURES.items():
-        figure = frontier(points(grid, report, x), unit=report["reward"], xlabel=label, log_x=is_log)
-        save_png(figure, Path(grid.output) / "figures" / f"frontier_{x}.png")
+    for name, figure in sweep_frontiers(report).items():
+        save_png(figure, grid.output / "figures" / f"{name}.png")
     (grid.output / "sweep.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     Console().print(sweep_table(report).console())
 

@@ -9,6 +9,8 @@ from ivg.hypotheses import Boundary, Finished, Hypothesis
 
 Decode = Callable[[Sequence[int]], str]
 
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what bytes that are not yet a character decode to
+
 
 def trace_row(finished: Finished, num_successors: int, decode: Decode) -> dict[str, Any]:
     """Describe how a response came about.
@@ -33,7 +35,7 @@ def trace_row(finished: Finished, num_successors: int, decode: Decode) -> dict[s
     return {
         "id": finished.task.prompt_id,
         "sample": finished.task.sample,
-        "tokens": [decode([token]) for token in best.ids],
+        "tokens": [added_text(best.ids[: i + 1], i, decode) for i in range(len(best.ids))],
         "token_logratios": list(best.log_ratios),
         "chunks": chunks,
     }
@@ -45,15 +47,32 @@ def _candidates(
     rows = []
     for row, hypothesis in zip(boundary.rows, boundary.candidates, strict=True):
         parent = row // num_successors if beams else None
-        before = beams[parent].ids if parent is not None else ()
+        num_before = 0 if parent is None else len(beams[parent].ids)
         rows.append(
             {
                 "row": row,
                 "parent": parent,
-                "text": decode(hypothesis.ids)[len(decode(before)) :],
+                "text": added_text(hypothesis.ids, num_before, decode),
                 "value": hypothesis.value,
                 "kept": boundary.kept.index(row) if row in boundary.kept else None,
                 "finished": hypothesis.finish_reason is not None,
             }
         )
     return rows
+
+
+def added_text(ids: Sequence[int], num_before: int, decode: Decode) -> str:
+    """Return what the tokens from `num_before` on add to the text.
+
+    Both are decoded from the start, since a token's text depends on those before it: a blank in front of a
+    word, the bytes of one character. A character that several tokens share is added by the last of them.
+    """
+    return _whole_characters(ids, decode)[len(_whole_characters(ids[:num_before], decode)) :]
+
+
+def _whole_characters(ids: Sequence[int], decode: Decode) -> str:
+    for cut in range(4):  # a character has at most 4 bytes
+        text = decode(ids[: len(ids) - cut])
+        if not text.endswith(UNFINISHED):
+            return text
+    return decode(ids)  # not bytes that wait for more: it reads so

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import warnings
@@ -20,6 +21,8 @@ from ivg.evaluation.annotators import OFFICIAL_ANNOTATOR, Annotations, Annotator
 from ivg.evaluation.statistics import paired_difference
 
 OFFICIAL_REFERENCE = "gpt4_1106_preview"
+# SHA-256 of the leaderboard's instructions as a JSON array: length control knows them by their places alone.
+OFFICIAL_INSTRUCTIONS = "191661c5d4e0fa6350b3eec588862a9c9256d2c15fed13e2411f770cbedf47c4"
 HUB_DATASET = "the Hub dataset tatsu-lab/alpaca_eval"
 
 
@@ -28,7 +31,7 @@ def results(annotations: Annotations) -> dict[str, Any]:
 
     Returns:
         JSON data: `win_rate` and `standard_error` in percent over `n_total` preferences, `num_instructions`,
-        `num_null` answers without a preference by reason, `avg_length` in characters,
+        `num_null` answers that are missing or hold no preference, `avg_length` in characters,
         `length_controlled_winrate` and `lc_standard_error`, or null and `lc_missing`, the reason.
 
     Raises:
@@ -41,13 +44,12 @@ def results(annotations: Annotations) -> dict[str, Any]:
             f"none of the {len(nulls)} answers holds a preference; is this judge fit for the annotator?"
         )
     raw = metrics.get_winrate(annotations)
-    unanswered = sum(not row.get("preference_raw_completion") for row in nulls)
     lengths = [len(row["output_2"]) for row in annotations]
     return {
         **{key: float(raw[key]) for key in ("win_rate", "standard_error", "discrete_win_rate")},
         "n_total": int(raw["n_total"]),
         "num_instructions": len(annotations),
-        "num_null": {"no answer": unanswered, "answer without a preference": len(nulls) - unanswered},
+        "num_null": len(nulls),
         "avg_length": int(sum(lengths) / len(lengths)),
         **length_controlled(annotations),
     }
@@ -83,8 +85,9 @@ def _is_null(preference: object) -> bool:
 def length_controlled(annotations: Annotations) -> dict[str, Any]:
     """Return the length-controlled win rate, or null and the reason why there is none."""
     missing = {"length_controlled_winrate": None, "lc_standard_error": None}
-    if len(annotations) != NUM_INSTRUCTIONS:
-        return {**missing, "lc_missing": f"needs all {NUM_INSTRUCTIONS} instructions"}
+    if not are_official(annotations):
+        reason = f"needs AlpacaEval's {NUM_INSTRUCTIONS} instructions in their own order"
+        return {**missing, "lc_missing": reason}
     if hub_file("df_gamed.csv") is None:
         return {**missing, "lc_missing": f"needs df_gamed.csv of {HUB_DATASET}, which cannot be had here"}
     with quiet(), warnings.catch_warnings():
@@ -112,9 +115,15 @@ def why_not_comparable(annotator: Annotator, reference: Sequence[Mapping[str, An
     """Say why rates must not be compared with the public leaderboard; None where they may."""
     if not annotator.is_official:
         return f"judge {annotator.name} is not the leaderboard's {OFFICIAL_ANNOTATOR}"
-    if len(reference) != NUM_INSTRUCTIONS or reference[0]["generator"] != OFFICIAL_REFERENCE:
+    if not are_official(reference) or reference[0]["generator"] != OFFICIAL_REFERENCE:
         return f"the reference is not the leaderboard's {NUM_INSTRUCTIONS} answers of {OFFICIAL_REFERENCE}"
     return None
+
+
+def are_official(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Tell whether rows answer the leaderboard's instructions, in its order."""
+    instructions = json.dumps([row["instruction"].strip() for row in rows])
+    return hashlib.sha256(instructions.encode()).hexdigest() == OFFICIAL_INSTRUCTIONS
 
 
 def hub_reference() -> list[Output]:

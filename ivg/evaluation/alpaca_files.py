@@ -92,6 +92,23 @@ def write_json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def check_submission(outputs: Sequence[Output], reference: Sequence[Output]) -> list[Output]:
+    """Return outputs in the reference's order, if the leaderboard would take them.
+
+    Raises:
+        UserError: not 805 outputs, or an empty one.
+    """
+    ordered = align(outputs, reference, "submission")
+    if len(ordered) != NUM_INSTRUCTIONS:
+        raise UserError(f"submission: {len(ordered)} outputs, the leaderboard needs {NUM_INSTRUCTIONS}")
+    empty = [row["instruction"] for row in ordered if not row["output"].strip()]
+    if empty:
+        raise UserError(
+            f"submission: {len(empty)} outputs are empty, such as that for {empty[0]!r:.60}; decode again"
+        )
+    return ordered
+
+
 def write_submission(
     folder: Path,
     outputs: Sequence[Output],
@@ -121,17 +138,10 @@ def write_submission(
         The folder.
 
     Raises:
-        UserError: not 805 outputs, an empty output, or fewer annotations than outputs.
+        UserError: outputs that `check_submission` refuses, or fewer annotations than outputs.
     """
-    ordered = align(outputs, reference, "submission")
+    ordered = check_submission(outputs, reference)
     name = generator_name(ordered, "submission")
-    empty = [row["instruction"] for row in ordered if not row["output"].strip()]
-    if len(ordered) != NUM_INSTRUCTIONS:
-        raise UserError(f"submission: {len(ordered)} outputs, the leaderboard needs {NUM_INSTRUCTIONS}")
-    if empty:
-        raise UserError(
-            f"submission: {len(empty)} outputs are empty, such as that for {empty[0]!r:.60}; decode again"
-        )
     if len(annotations) != len(ordered):
         raise UserError(
             f"submission: {len(annotations)} annotations for {len(ordered)} outputs; judge them all"

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import openai
 import pandas as pd
 import yaml
 
@@ -123,17 +122,14 @@ def annotate(
     client_config.parent.mkdir(parents=True, exist_ok=True)
     client = {"client_class": "ivg.evaluation.judge.JudgeClient"}
     client_config.write_text(yaml.safe_dump({"default": [client]}), encoding="utf-8")
-    try:
-        with quiet(show_progress=show_progress):
-            return list(
-                PairwiseAnnotator(annotators_config=annotator.path, caching_path=None).annotate_head2head(
-                    outputs_1=pd.DataFrame(reference),
-                    outputs_2=pd.DataFrame(outputs),
-                    client_config_path=str(client_config),
-                    client_kwargs={"answers": answers},
-                    num_procs=num_workers,
-                    price_per_token=0.0,
-                )
+    with quiet(show_progress=show_progress):
+        return list(
+            PairwiseAnnotator(annotators_config=annotator.path, caching_path=None).annotate_head2head(
+                outputs_1=pd.DataFrame(reference),
+                outputs_2=pd.DataFrame(outputs),
+                client_config_path=str(client_config),
+                client_kwargs={"answers": answers},
+                num_procs=num_workers,
+                price_per_token=0.0,
             )
-    except openai.BadRequestError as error:
-        raise UserError(f"the judge refuses a request: {error.message}; choose another judge") from error
+        )

@@ -45,6 +45,26 @@ def read_decoded(name: str, path: str | Path) -> Decoded:
     return Decoded(name, rows, row_ids(rows))
 
 
+def read_named(arguments: Sequence[str]) -> list[Decoded]:
+    """Read NAME=FILE arguments, and make sure that the files can be compared.
+
+    Raises:
+        UserError: no or malformed arguments, a name given twice, a bad file, or different prompts.
+    """
+    if not arguments:
+        raise UserError("no files; give --files NAME=FILE.jsonl ...")
+    files = []
+    for argument in arguments:
+        name, equals, path = argument.partition("=")
+        if not (name and equals and path):
+            raise UserError(f"got {argument!r}; expected NAME=FILE.jsonl, such as ivg=runs/ivg.jsonl")
+        files.append(read_decoded(name, path))
+    if len({file.name for file in files}) < len(files):
+        raise UserError(f"two files have the same name in {' '.join(arguments)}; give each its own")
+    check_same_prompts(files)
+    return files
+
+
 def _json_lines(path: Path) -> list[tuple[str, Any]]:
     try:
         with path.open(encoding="utf-8") as file:

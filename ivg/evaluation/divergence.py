@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ivg.errors import UserError
 from ivg.evaluation.distance import EncodedResponse, encode_response, response_logits
 from ivg.guidance.logps import as_float, log_probs
 from ivg.prompts import Row, encode_prompt
@@ -25,6 +26,21 @@ def best_of_n_bound(n: int) -> float:
     if n < 1:
         raise ValueError(f"best-of-{n} is not defined; give an integer >= 1")
     return math.log(n) - (n - 1) / n
+
+
+def best_of_bounds(arguments: Sequence[str]) -> dict[str, float]:
+    """Return the bound of each file that NAME=N arguments say best-of-N made.
+
+    Raises:
+        UserError: an argument of another form.
+    """
+    bounds = {}
+    for argument in arguments:
+        name, _, n = argument.partition("=")
+        if not n.isdigit() or int(n) < 1:
+            raise UserError(f"best_of: got {argument!r}; expected NAME=N, such as best_of_n=16")
+        bounds[name] = best_of_n_bound(int(n))
+    return bounds
 
 
 @torch.inference_mode()
@@ -67,6 +83,7 @@ def token_guidance_kl(
     pair: tuple[str, str],
     *,
     template: str | None,
+    pair_template: str | None,
     beta: float,
     temperature: float,
 ) -> list[float]:
@@ -75,8 +92,9 @@ def token_guidance_kl(
     Args:
         rows: output rows of token guidance alone.
         base: folder or Hub name.
-        pair: tuned and untuned; each sees the prompt in its own default template.
+        pair: tuned and untuned.
         template: how the base sees a prompt.
+        pair_template: how the pair sees it; None for each one's default.
         beta: weight of the pair.
         temperature: sampling temperature.
     """
@@ -84,8 +102,12 @@ def token_guidance_kl(
     by_base = [encode_response(tokenizers[0], row, template=template) for row in rows]
     # The response is common: the guides see the base's ids after their own prompt.
     by_guides = [
-        [EncodedResponse(encode_prompt(t, r), e.response_ids) for r, e in zip(rows, by_base, strict=True)]
+        [
+            EncodedResponse(encode_prompt(t, r, pair_template), e.response_ids)
+            for r, e in zip(rows, by_base, strict=True)
+        ]
         for t in tokenizers[1:]
     ]
-    models = [AutoModelForCausalLM.from_pretrained(path).eval() for path in (base, *pair)]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    models = [AutoModelForCausalLM.from_pretrained(path).to(device).eval() for path in (base, *pair)]
     return sampled_kl(models, [by_base, *by_guides], beta=beta, temperature=temperature)

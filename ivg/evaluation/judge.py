@@ -21,8 +21,12 @@ from ivg.errors import UserError
 from ivg.evaluation.answer_cache import AnswerCache, request_key
 
 TRANSIENT_STATUS = (408, 409, 429)  # and everything from 500 on
+# The one refusal that `alpaca_eval` takes for an instruction without an answer, as it should; what says
+# "rate " or "Please reduce" it would ask ten times over, and then take for an empty answer too.
+SPAM_FILTER = "Please try again with a different prompt."
 MAX_WAIT = 60.0  # seconds between two attempts
 TIMEOUT = 120.0  # seconds for one attempt
+SHORTEST_KEY = 8  # characters
 
 
 class Answers(Protocol):
@@ -90,7 +94,7 @@ class Judge:
 
         Raises:
             UserError: the endpoint cannot be used; every later request is refused at once.
-            openai.BadRequestError: this request is refused; `alpaca_eval` knows two such cases.
+            openai.BadRequestError: a spam filter holds back this request alone.
         """
         key = request_key(self.endpoint, kind, request)
         with self._key_locks[key]:
@@ -99,15 +103,20 @@ class Judge:
                 return kept
             try:
                 answer = self._retrying.copy()(self._ask, kind, request)
-            except openai.BadRequestError:
-                raise
             except (openai.OpenAIError, EmptyAnswerError) as error:
-                self._reason = explain(error, self.endpoint, str(request.get("model")))
+                if isinstance(error, openai.BadRequestError) and SPAM_FILTER in str(error):
+                    raise
+                self._reason = self._without_key(explain(error, self.endpoint, str(request.get("model"))))
                 self.stop()
                 raise UserError(self._reason) from error
             self.cache.put(key, answer)
             self.num_asked += 1
             return answer
+
+    def _without_key(self, reason: str) -> str:
+        """Blot out the key, which a server may quote; what is shorter, as for a server at home, is none."""
+        key = self.client.api_key
+        return reason if len(key) < SHORTEST_KEY else reason.replace(key, "<key>")
 
     def _ask(self, kind: str, request: dict[str, Any]) -> dict[str, Any]:
         if self._stopped.is_set():
@@ -143,17 +152,21 @@ def _wait(state: tenacity.RetryCallState) -> float:
 
 
 def explain(error: Exception, endpoint: str, model: str) -> str:
-    """Say in one line why a judge cannot be used and which option helps; never quotes the key."""
-    if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-        return f"judge at {endpoint} refused the key ({error.status_code}); check the key and its rights"
-    if isinstance(error, openai.NotFoundError):
-        return (
-            f"judge at {endpoint} does not offer {model!r} (404); choose another with --judge_model or "
-            "--annotator (then not comparable with the leaderboard), or another --endpoint"
-        )
-    if isinstance(error, openai.APIStatusError) and error.code == "insufficient_quota":
-        return f"judge at {endpoint}: the account has no credit left; top it up and run again to go on"
-    status = f"status {error.status_code}" if isinstance(error, openai.APIStatusError) else str(error)
+    """Say in one line why a judge cannot be used, and which option helps."""
+    others = "choose another with --judge_model or --annotator (then not comparable with the leaderboard)"
+    if isinstance(error, openai.APIStatusError):
+        code, status = str(error.code), f"status {error.status_code}"
+        # OpenAI says 404, or 403 to those who never had it; others say 400. The code tells.
+        if error.status_code == 404 or "model" in code:
+            return f"judge at {endpoint} does not offer {model!r} ({status}); {others}, or another --endpoint"
+        if error.status_code in (401, 403):
+            return f"judge at {endpoint} refused the key ({status}); check the key and its rights"
+        if code == "insufficient_quota":
+            return f"judge at {endpoint}: the account has no credit left; top it up and run again to go on"
+        if not _is_transient(error):
+            return f"judge {model!r} at {endpoint} refuses a request ({status}: {error.message}); {others}"
+    else:
+        status = str(error)
     return f"judge at {endpoint} kept failing ({status}); answers so far are kept, run again to go on"
 
 

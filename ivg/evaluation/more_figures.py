@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from ivg.evaluation.figures import GREY, MARKERS, PALETTE, add_caption, label, new_figure
+from ivg.evaluation.figures import (
+    GREY,
+    STYLES,
+    add_caption,
+    label,
+    new_figure,
+    styles,
+    wrapped,
+)
 
 
 def by_length(runs: Sequence[Mapping[str, Any]], key: str, ylabel: str) -> Figure:
@@ -19,13 +28,13 @@ def by_length(runs: Sequence[Mapping[str, Any]], key: str, ylabel: str) -> Figur
         ylabel: its name with the unit.
     """
     figure, axes = new_figure(4.2)
-    for i, method in enumerate(dict.fromkeys(run["method"] for run in runs)):
+    for method, (color, marker) in styles(run["method"] for run in runs).items():
         own = [run for run in runs if run["method"] == method and run[key] is not None]
         axes.plot(
             [run["num_tokens"] for run in own],
             [run[key] for run in own],
-            f"{MARKERS[i % len(MARKERS)]}-",
-            color=PALETTE[i % len(PALETTE)],
+            f"{marker}-",
+            color=color,
             label=label(method),
         )
     axes.set_xlabel("mean response length (tokens)")
@@ -45,11 +54,11 @@ def value_quality(table: Sequence[Mapping[str, Any]]) -> Figure:
     """
     figure, axes = new_figure(3.8)
     percents = [row["percent"] for row in table]
-    for i, key in enumerate(("rank_correlation", "pairwise_accuracy")):
+    for key, (color, marker) in styles(("rank_correlation", "pairwise_accuracy")).items():
         drawn = [row[key] for row in table]
-        axes.plot(percents, drawn, f"{MARKERS[i]}-", color=PALETTE[i], label=key.replace("_", " "))
+        axes.plot(percents, drawn, f"{marker}-", color=color, label=key.replace("_", " "))
     axes.set_xlabel("share of the response read (%)")
-    axes.set_ylabel("agreement with the final reward")
+    axes.set_ylabel("agreement with the final reward (1: perfect)")
     axes.set_ylim(top=1.05)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="lower right")
@@ -65,19 +74,19 @@ def value_calibration(table: Sequence[Mapping[str, Any]], *, unit: str) -> Figur
         unit: what the reward is measured in.
     """
     figure, axes = new_figure(4.2)
-    for i, row in enumerate(table):
+    for row, (color, marker) in zip(table, itertools.cycle(STYLES)):
         bins = row["calibration"]
         axes.plot(
             [part["value"] for part in bins],
             [part["reward"] for part in bins],
-            f"{MARKERS[i % len(MARKERS)]}-",
-            color=PALETTE[i % len(PALETTE)],
+            f"{marker}-",
+            color=color,
             label=f"{row['percent']}% read",
         )
     span = [part[key] for row in table for part in row["calibration"] for key in ("value", "reward")]
     axes.plot([min(span), max(span)], [min(span), max(span)], ":", color=GREY, label="calibrated")
-    axes.set_xlabel(f"predicted value ({unit})")
-    axes.set_ylabel("mean final reward")
+    axes.set_xlabel(wrapped(f"predicted value ({unit})"))
+    axes.set_ylabel(wrapped(f"mean final reward ({unit})"))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=9)
     add_caption(figure, f"n = {table[0]['num_responses']} held-out responses, in bins of equal size.")

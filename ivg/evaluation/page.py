@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
+from matplotlib.figure import Figure
 
-from ivg.evaluation.figures import data_uri, label, save_png
+from ivg.evaluation.figures import MINUS, data_uri, label, save_png
 from ivg.evaluation.report import Section
-from ivg.evaluation.samples import Answer, Sample, is_kept
+from ivg.evaluation.samples import Answer, Sample
 
 BLUE, ORANGE = "0, 114, 178", "213, 94, 0"
+NUM_DROPPED = 3  # dropped candidates in sight; the others unfold
 
 
 def html(title: str, sections: Sequence[Section]) -> str:
@@ -22,8 +25,10 @@ def html(title: str, sections: Sequence[Section]) -> str:
         undefined=jinja2.StrictUndefined,
     )
     template = environment.get_template("report.html.jinja")
-    helpers = {"data_uri": data_uri, "label": label, "shade": shade, "is_kept": is_kept}
-    return template.render(title=title, sections=sections, first_open=first_traced, **helpers)
+    helpers = {"data_uri": data_uri, "label": label, "shade": shade, "typeset": typeset, "describe": describe}
+    return template.render(
+        title=title, sections=sections, num_dropped=NUM_DROPPED, shown_open=most_boundaries, **helpers
+    )
 
 
 def shade(strength: float) -> str:
@@ -31,9 +36,25 @@ def shade(strength: float) -> str:
     return f"rgba({BLUE if strength > 0 else ORANGE}, {0.6 * abs(strength):.2f})"
 
 
-def first_traced(sample: Sample) -> int:
-    """Return the place of the first answer with chunk candidates, which is shown open; -1 if none has."""
-    return next((i for i, answer in enumerate(sample.answers) if answer.chunks), -1)
+def typeset(cell: object) -> str:
+    """Write numbers below zero with a minus sign instead of a hyphen."""
+    return re.sub(r"(?<![\w-])-(?=[\d.])", MINUS, str(cell))
+
+
+def describe(figure: Figure) -> str:
+    """Say in words what a figure shows, for those who cannot see it: axes, methods and caption."""
+    (axes,) = figure.axes
+    legend = axes.get_legend() or next(iter(figure.legends), None)
+    names = [text.get_text() for text in (legend.get_texts() if legend else axes.get_yticklabels())]
+    y = f"{axes.get_ylabel()} against " if axes.get_ylabel() else ""
+    parts = [f"Chart: {y}{axes.get_xlabel()}", ", ".join(names), figure.get_supxlabel()]
+    return " ".join(". ".join(part.rstrip(".") for part in parts if part).split()) + "."
+
+
+def most_boundaries(sample: Sample) -> Answer | None:
+    """Return the answer that shows the most of chunk guidance, the last of several; None if none does."""
+    ranked = [answer for answer in sample.answers if answer.boundaries]
+    return max(reversed(ranked), key=lambda answer: len(answer.boundaries), default=None)
 
 
 def markdown(title: str, sections: Sequence[Section], folder: Path) -> str:
@@ -41,12 +62,13 @@ def markdown(title: str, sections: Sequence[Section], folder: Path) -> str:
     parts = [f"# {title}"]
     for section in sections:
         parts += [f"## {section.title}", *section.text]
-        for table in section.tables:
-            parts += [f"### {table.title}", table.markdown()]
         for name, figure in section.figures.items():
             save_png(figure, folder / "figures" / f"{name}.png")
-            parts.append(f"![{name.replace('_', ' ')}](figures/{name}.png)")
+            parts.append(f"![{describe(figure)}](figures/{name}.png)")
+        for table in section.tables:
+            parts += [f"### {table.title}", table.markdown()]
         parts += [_sample_markdown(sample) for sample in section.samples]
+        parts += section.notes
     return "\n\n".join(parts) + "\n"
 
 
@@ -62,9 +84,7 @@ def _sample_markdown(sample: Sample) -> str:
 def _dropped_markdown(answer: Answer) -> list[str]:
     """List the best candidate that each boundary dropped, where chunks were ranked."""
     lines = []
-    for number, candidates in enumerate(answer.chunks, start=1):
-        kept = [c for c in candidates if is_kept(c)]
-        dropped = [c for c in candidates if not is_kept(c)]
+    for number, (kept, dropped) in enumerate(answer.boundaries, start=1):
         if kept and dropped:
             lines.append(
                 f"  - boundary {number}: kept {kept[0]['value']:+.3f} `{_code(kept[0]['text'])}`, "

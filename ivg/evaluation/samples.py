@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ivg.errors import UserError
 from ivg.evaluation.decoded import Decoded, read_decoded
@@ -49,21 +49,33 @@ class Answer:
         ]
 
     @property
-    def chunks(self) -> list[list[dict[str, Any]]]:
-        """Per boundary its candidates, kept ones first; empty without chunk guidance."""
+    def largest_ratio(self) -> float:
+        """The largest log-ratio of a token, whichever its sign, in nats; 0 without a pair."""
+        return max((abs(token["ratio"]) for token in self.tokens), default=0.0)
+
+    @property
+    def boundaries(self) -> list[Choice]:
+        """What was kept and what was dropped at each chunk boundary; empty without chunk guidance."""
         if self.trace is None:
             return []
-        boundaries = [chunk["candidates"] for chunk in self.trace["chunks"]]
-        return [sorted(candidates, key=_rank) for candidates in boundaries if len(candidates) > 1]
+        chunks = [chunk["candidates"] for chunk in self.trace["chunks"]]
+        return [_choice(candidates) for candidates in chunks if len(candidates) > 1]
 
 
-def _rank(candidate: dict[str, Any]) -> tuple[bool, float]:
-    return not is_kept(candidate), -candidate["value"]
+class Choice(NamedTuple):
+    """The candidates of a chunk boundary: those kept, in their order, and those dropped, best first."""
+
+    kept: list[dict[str, Any]]
+    dropped: list[dict[str, Any]]
 
 
-def is_kept(candidate: dict[str, Any]) -> bool:
-    """Tell whether a candidate survived its boundary (`kept` is a flag, or its place among the kept)."""
-    return candidate["kept"] is not None and candidate["kept"] is not False
+def _choice(candidates: Sequence[dict[str, Any]]) -> Choice:
+    kept = [candidate for candidate in candidates if candidate["kept"] is not None]
+    dropped = [candidate for candidate in candidates if candidate["kept"] is None]
+    return Choice(
+        sorted(kept, key=lambda candidate: int(candidate["kept"])),
+        sorted(dropped, key=lambda candidate: -float(candidate["value"])),
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,6 +84,11 @@ class Sample:
 
     prompt: str
     answers: list[Answer]
+
+    @property
+    def traced(self) -> list[Answer]:
+        """The answers of which it can be shown how they came about."""
+        return [answer for answer in self.answers if answer.boundaries or answer.tokens]
 
 
 def read_samples(folder: Path, num_samples: int) -> list[Sample]:

@@ -15,11 +15,21 @@ NOTHING = "–"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Table:
-    """A titled table of strings; the first column names its row."""
+    """A titled table of strings; the first column names its row.
+
+    Attributes:
+        group_by: column whose change starts a new group of rows; None for none.
+    """
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+    group_by: int | None = None
+
+    def starts_group(self, i: int) -> bool:
+        """Tell whether a row, not the first, begins another group than the row before it."""
+        by = self.group_by
+        return by is not None and i > 0 and self.rows[i][by] != self.rows[i - 1][by]
 
     def markdown(self) -> str:
         """Return the table in GitHub's Markdown."""
@@ -30,8 +40,10 @@ class Table:
         """Return the table for `rich`."""
         table = RichTable(title=self.title, title_justify="left")
         for i, name in enumerate(self.header):
-            table.add_column(name, justify="left" if i == 0 else "right")
-        for row in self.rows:
+            table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+        for i, row in enumerate(self.rows):
+            if self.starts_group(i):
+                table.add_section()
             table.add_row(*row)
         return table
 
@@ -40,9 +52,9 @@ def _escape(cell: str) -> str:
     return cell.replace("|", "\\|").replace("\n", " ")
 
 
-def number(estimate: Mapping[str, Any] | None, digits: int = 3) -> str:
+def number(estimate: Mapping[str, Any] | None, digits: int = 3, *, signed: bool = False) -> str:
     """Write a mean."""
-    return NOTHING if estimate is None else f"{estimate['mean']:.{digits}f}"
+    return NOTHING if estimate is None else f"{estimate['mean']:{'+' if signed else ''}.{digits}f}"
 
 
 def interval(estimate: Mapping[str, Any] | None, digits: int = 3, *, signed: bool = False) -> str:
@@ -62,10 +74,10 @@ def methods_table(report: Mapping[str, Any]) -> Table:
         "gold reward [95%]",
         "stderr",
         "distance from base (nats)",
+        "distinct-1",
         "distinct-2",
-        "tokens",
-        "n",
     ]
+    header += ["tokens", "n"]
     rows = []
     for name, measures in report["methods"].items():
         reward = measures["gold_reward"]
@@ -75,6 +87,7 @@ def methods_table(report: Mapping[str, Any]) -> Table:
                 interval(reward),
                 NOTHING if reward["stderr"] is None else f"{reward['stderr']:.3f}",
                 interval(measures.get("distance_from_base"), 1, signed=True),
+                number(measures["distinct_1"]),
                 number(measures["distinct_2"]),
                 number(measures.get("num_tokens"), 1),
                 f"{reward['n']}" + (f" ({reward['missing']} missing)" if reward["missing"] else ""),
@@ -83,42 +96,36 @@ def methods_table(report: Mapping[str, Any]) -> Table:
     return Table("Gold reward by method", header, rows)
 
 
+def divergence_table(report: Mapping[str, Any]) -> Table | None:
+    """Tabulate the divergence of those methods where it is known; None if there are none."""
+    rows = []
+    for name, measures in report["methods"].items():
+        if "kl_to_base" in measures:
+            kl = measures["kl_to_base"]
+            rows.append([label(name), "the base", interval(kl, 2), "sampled", str(kl["n"])])
+        if "kl_bound" in measures:
+            bound = f"at most {measures['kl_bound']:.2f}"
+            rows.append([label(name), "what it chose among", bound, "log N − (N − 1) / N", NOTHING])
+    header = ["method", "from", "KL divergence (nats per response) [95%]", "how it is known", "n"]
+    return Table("Divergence where it is known", header, rows) if rows else None
+
+
 def paired_table(report: Mapping[str, Any]) -> Table:
     """Tabulate the reference method against each other one, on the same prompts."""
     reference = label(report["reference"])
-    header = [f"{reference} minus", "difference [95%]", "bootstrap [95%]", "win rate", "n"]
+    header = [f"{reference} minus", "difference [95%]", "bootstrap [95%]", "win rate [bootstrap 95%]", "n"]
     rows = []
     for other, difference in report["paired"].items():
         low, high = difference["bootstrap95"]
         bootstrap = NOTHING if low is None else f"[{low:+.3f}, {high:+.3f}]"
-        wins = f"{100 * report['win_rates'][other]['mean']:.1f}%"
+        wins = _win_rate(report["win_rates"][other])
         rows.append([label(other), interval(difference, signed=True), bootstrap, wins, str(difference["n"])])
     return Table(f"{reference} against the others, same prompts", header, rows)
 
 
-def alpaca_table(report: Mapping[str, Any]) -> Table:
-    """Tabulate AlpacaEval's arms (`alpaca.sum_up`) above rows of the public leaderboard."""
-    header = ["generator", "win rate (%)", "length-controlled (%)", "characters", "n"]
-    rows = [_alpaca_row(name, arm) for name, arm in report["arms"].items()]
-    rows += [_alpaca_row(f"{name} (leaderboard)", row) for name, row in report.get("leaderboard", {}).items()]
-    if "paired" in report:
-        first, *_, last = report["arms"]
-        difference = interval(report["paired"], 2, signed=True)
-        rows.append(
-            [f"{last} minus {first}, paired", difference, NOTHING, NOTHING, str(report["paired"]["n"])]
-        )
-    return Table(f"AlpacaEval 2 by {report['judge']['model']}", header, rows)
-
-
-def _alpaca_row(name: str, row: Mapping[str, Any]) -> list[str]:
-    controlled, error = row.get("length_controlled_winrate"), row.get("lc_standard_error")
-    return [
-        name,
-        f"{row['win_rate']:.2f} ± {row['standard_error']:.2f}",
-        NOTHING if controlled is None else f"{controlled:.2f}" + ("" if error is None else f" ± {error:.2f}"),
-        f"{row['avg_length']:.0f}",
-        f"{row['n_total']:.0f}",
-    ]
+def _win_rate(estimate: Mapping[str, Any]) -> str:
+    low, high = estimate["bootstrap95"]  # Student's t would go beyond 1
+    return number(estimate) if low is None else f"{number(estimate)} [{low:.3f}, {high:.3f}]"
 
 
 def sweep_table(report: Mapping[str, Any]) -> Table:
@@ -142,13 +149,14 @@ def sweep_table(report: Mapping[str, Any]) -> Table:
                 str(reward["n"]),
             ]
         )
-    return Table("Sweep over guidance settings", header, rows)
+    return Table("Sweep over guidance settings", header, rows, group_by=0)
 
 
 def speed_table(report: Mapping[str, Any]) -> Table:
     """Tabulate a speed comparison: one row per method and length."""
-    header = ["method", "setting", "tokens", "seconds a prompt", "peak memory (MiB)", "base tokens fed"]
-    header += ["guide tokens fed", "gold reward [95%]"]
+    header = ["method", "setting", "up to (tokens)", "mean length (tokens)", "seconds a prompt"]
+    header += ["peak memory (MiB)", "base tokens fed"]
+    header += ["guide tokens fed", "gold reward [95%]", "n"]
     rows = []
     for run in report["runs"]:
         memory = run["peak_memory_mib"]
@@ -156,12 +164,14 @@ def speed_table(report: Mapping[str, Any]) -> Table:
             [
                 label(run["method"]),
                 run["setting"] or NOTHING,
+                str(run["max_new_tokens"]),
                 f"{run['num_tokens']:.1f}",
                 f"{run['seconds_per_prompt']:.3f}",
                 NOTHING if memory is None else f"{memory:.0f}",
                 f"{run['base_tokens_fed']:,}",
                 f"{run['guide_tokens_fed']:,}",
                 interval(run["gold_reward"]),
+                str(run["gold_reward"]["n"]),
             ]
         )
-    return Table("Seconds and memory by response length", header, rows)
+    return Table("Seconds and memory by response length", header, rows, group_by=2)

@@ -29,6 +29,7 @@ class ReplayJudge:
         self.refused = Counter()  # by status
         self.keys_seen = set()
         self.refuse_all = None  # (status, body): answer everything with this
+        self.refusals = {}  # instruction -> (status, body)
         self.on_answer = lambda count: None
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
@@ -53,9 +54,11 @@ class ReplayJudge:
                 return status
             return 200
 
+    def instruction(self, request):
+        return INSTRUCTION.search(request["messages"][-1]["content"]).group(1).strip()
+
     def completion(self, request):
-        text = request["messages"][-1]["content"]
-        choice = dict(self.recordings[INSTRUCTION.search(text).group(1).strip()])
+        choice = dict(self.recordings[self.instruction(request)])
         usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
         return {
             "id": "x", "object": "chat.completion", "created": 0, "model": request["model"],
@@ -80,6 +83,9 @@ class ReplayJudge:
                     return None
                 if fate != 200:
                     return self.send(fate, {"error": {"message": "not now"}})
+                instruction = judge.instruction(json.loads(body))
+                if instruction in judge.refusals:
+                    return self.send(*judge.refusals[instruction])
                 self.send(200, judge.completion(json.loads(body)))
                 with judge.lock:
                     judge.answered[hashlib.sha256(body).hexdigest()] += 1

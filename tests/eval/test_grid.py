@@ -84,7 +84,8 @@ def test_a_sweep_measures_every_cell_and_runs_none_twice(config, capsys):
     assert base["gold_reward"]["mean"] == sum(number_of_w3([], texts["base"])) / 6
     cost = data["cost"]
     assert cost["best_of_n-W1-K4-Lall"]["flops_per_prompt"] > cost["base"]["flops_per_prompt"] > 0
-    assert (out / "figures" / "frontier_distance.png").stat().st_size > 1000
+    for x in ("distance", "flops", "tokens"):
+        assert (out / "figures" / f"frontier_{x}.png").stat().st_size > 1000
     # A second run decodes nothing: every cell's file stays as it is.
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.jsonl")}
     sweep.main(write(config))
@@ -114,10 +115,11 @@ def test_a_speed_comparison_counts_what_each_method_feeds(config, capsys):
     assert best["base_tokens_fed"] > 2 * base["base_tokens_fed"]
     assert len(base["seconds_of_each"]) == 2
     assert all(run["seconds_per_prompt"] > 0 for run in data["runs"])
-    assert len(data["findings"]) == 4  # two kinds of chunk guidance at two lengths
+    assert len(data["findings"]) == 2  # two kinds of chunk guidance
     printed = " ".join(capsys.readouterr().out.split())
     assert "Seconds and memory by response length" in printed
-    assert "Up to 8 tokens, per prompt: best-of-N (N=4)" in printed
+    assert "Cost of chunk guidance as a multiple of token guidance" in printed
+    assert "Per prompt, best-of-N (N=4) costs" in printed
 
 
 @pytest.mark.slow
@@ -129,9 +131,9 @@ def test_a_report_shows_all_of_it_on_one_page(config):
     report.main(["--folder", str(out), "--num_samples", "2", "--title", "All <of> it"])
     page = (out / "report.html").read_text()
     assert "<title>All &lt;of&gt; it</title>" in page
-    assert page.count("data:image/png;base64,") == 4  # two frontiers, seconds, memory
+    assert page.count("data:image/png;base64,") == 6  # three frontiers; seconds, memory and what they buy
     assert "://" not in page  # nothing is fetched from anywhere
-    assert page.count("<strong>Prompt</strong>") == 2
+    assert page.count('<h3 class="prompt">') == 2
     text = (out / "report.md").read_text()
     assert "| chunk guidance | W=2 K=2 L=3 |" in text
     for line in text.splitlines():

@@ -1,44 +1,64 @@
+import hashlib
 import json
 import math
 
+import huggingface_hub
 import numpy as np
-import pandas as pd
 import pytest
 import yaml
+from scipy.special import expit
 
 from ivg.errors import UserError
 from ivg.evaluation import alpaca, alpaca_files, annotators
-from ivg.evaluation.alpaca_notes import notes
-from ivg.evaluation.alpaca_package import metrics
+from ivg.evaluation.alpaca_view import notes
+from tests.evaluation import gamed
 
 
 def outputs(names, generator="mine"):
     return [{"instruction": n, "output": f"answer to {n}", "generator": generator} for n in names]
 
 
-def annotation(instruction, preference, raw="x"):
+def annotation(instruction, preference):
     return {
-        "instruction": instruction, "preference": preference, "preference_raw_completion": raw,
+        "instruction": instruction, "preference": preference,
         "output_1": "abcd", "output_2": "abcdef", "generator_1": "ref", "generator_2": "mine",
         "annotator": "a",
     }  # fmt: skip
 
 
-def test_rates_by_hand_and_nulls_by_reason():
+@pytest.fixture
+def official(monkeypatch):
+    """805 stand-in instructions, taken for AlpacaEval's."""
+    names = [f"instruction {i}" for i in range(805)]
+    digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
+    monkeypatch.setattr(alpaca, "OFFICIAL_INSTRUCTIONS", digest)
+    return names
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """An offline Hub client whose cache is ours."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def test_rates_by_hand_and_nulls_counted():
     rows = [
         annotation("a", 1.2),
         annotation("b", 1.9),
-        annotation("c", None, raw=None),
-        annotation("d", math.nan),
+        annotation("c", None),
+        annotation("d", None),
+        annotation("e", math.nan),
     ]
     found = alpaca.results(rows)
     assert found["win_rate"] == pytest.approx(55)  # (20 + 90) / 2
     assert found["standard_error"] == pytest.approx(35)  # deviations of 35 both ways: 35 sqrt(2) / sqrt(2)
-    assert (found["n_total"], found["num_instructions"]) == (2, 4)
-    assert found["num_null"] == {"no answer": 1, "answer without a preference": 1}
+    assert (found["n_total"], found["num_instructions"]) == (2, 5)
+    assert found["num_null"] == 3
     assert found["avg_length"] == 6
     assert found["length_controlled_winrate"] is None
-    assert found["lc_missing"] == "needs all 805 instructions"
+    assert found["lc_missing"] == "needs AlpacaEval's 805 instructions in their own order"
 
 
 def test_a_judge_without_any_preference_is_an_error():
@@ -56,47 +76,51 @@ def test_arms_are_compared_on_the_same_instructions():
     assert report["paired"]["mean"] == pytest.approx(30)  # (20 + 40) / 2; c lacks a side
     assert (report["paired"]["n"], report["paired"]["missing"]) == (2, 1)
     said = " ".join(notes(report))
+    assert "Only one generator" not in said
+    assert "judge its unguided base" in " ".join(notes({**report, "arms": {"mine": report["arms"]["mine"]}}))
     assert "Not comparable with the public leaderboard: judge other is not the leaderboard's" in said
-    assert "base: 1 of 3 without a preference: answer without a preference." in said
-    assert "mine: no length-controlled win rate: needs all 805" in said
+    assert "base: 1 of 3 without a preference (no answer, or none in it)" in said
+    assert "mine: no length-controlled win rate: needs AlpacaEval's 805" in said
 
 
-def test_only_the_official_judge_and_reference_are_comparable():
-    official = annotators.Annotator(annotators.OFFICIAL_ANNOTATOR, None, "gpt-4-1106-preview")
-    reference = outputs(map(str, range(805)), generator="gpt4_1106_preview")
-    assert alpaca.why_not_comparable(official, reference) is None
-    assert "the reference is not" in alpaca.why_not_comparable(official, reference[:100])
-    assert "the reference is not" in alpaca.why_not_comparable(official, outputs(map(str, range(805))))
+def test_only_the_official_judge_and_reference_are_comparable(official):
+    judge = annotators.Annotator(annotators.OFFICIAL_ANNOTATOR, None, "gpt-4-1106-preview")
+    reference = outputs(official, generator="gpt4_1106_preview")
+    assert alpaca.why_not_comparable(judge, reference) is None
+    assert "the reference is not" in alpaca.why_not_comparable(judge, reference[:100])
+    assert "the reference is not" in alpaca.why_not_comparable(judge, reference[::-1])
+    assert "the reference is not" in alpaca.why_not_comparable(judge, outputs(official))
 
 
-def test_length_control_runs_where_its_file_is_at_hand(tmp_path, monkeypatch):
-    """With made-up annotations of the gamed baselines: shows the plumbing, not AlpacaEval's numbers."""
-    rng = np.random.default_rng(0)
-    difficulty = rng.normal(size=805)
-    gamed = [
-        {"model": m, "index": i, "preference": p, "std_delta_len": rng.normal(),
-         "instruction_difficulty": difficulty[i], "not_gamed_baseline": False}
-        for m, p in (("short", 0.1), ("long", 0.9)) for i in range(805)
-    ]  # fmt: skip
-    path = tmp_path / "df_gamed.csv"
-    pd.DataFrame(gamed).to_csv(path, index=False)
-    monkeypatch.setattr(alpaca.huggingface_hub, "hf_hub_download", lambda *_, **__: str(path))
-    monkeypatch.setattr(metrics.glm_winrate, "hf_hub_download", lambda *_, **__: str(path))
-    rows = [annotation(str(i), 1 + float(p)) for i, p in enumerate(rng.beta(2, 5, size=805))]
-    for i, row in enumerate(rows):
-        row["output_2"] = "x" * (i % 7)
-    found = alpaca.length_controlled(rows)
-    mean = 100 * sum(row["preference"] - 1 for row in rows) / 805
-    assert found["length_controlled_winrate"] == pytest.approx(mean, abs=3)  # length says nothing here
+def test_length_control_finds_what_preferences_were_made_from(official, hub_cache):
+    """The judge likes long answers and the model writes them: the rate at equal lengths is known by hand."""
+    difficulty = gamed.write(hub_cache)["instruction_difficulty"].to_numpy()[:805]
+    shorter = np.random.default_rng(1).integers(-1500, 300, size=805)  # by how much, in characters
+    wins = expit(-1.5 * np.tanh(shorter / shorter.std(ddof=1)) + difficulty - 0.8)
+    rows = [annotation(name, 1 + float(win)) for name, win in zip(official, wins, strict=True)]
+    for row, less in zip(rows, shorter, strict=True):
+        row["output_1"], row["output_2"] = "x" * 2000, "x" * int(2000 - less)
+    found = alpaca.results(rows)
+    assert found["win_rate"] == pytest.approx(100 * wins.mean())
+    assert found["win_rate"] > 50
+    at_equal_lengths = expit(difficulty - 0.8)
+    assert found["length_controlled_winrate"] == pytest.approx(100 * at_equal_lengths.mean(), abs=0.05)
+    error = 100 * at_equal_lengths.std(ddof=1) / np.sqrt(805)
+    assert found["lc_standard_error"] == pytest.approx(error, rel=0.01)
     assert "lc_missing" not in found
 
 
-def test_without_the_hub_there_is_no_length_control(monkeypatch):
-    def offline(*_, **__):
-        raise FileNotFoundError("offline")
+def test_length_control_is_refused_in_another_order(official, hub_cache):
+    """Its file knows instructions by place: in another order the difficulties would be other rows'."""
+    gamed.write(hub_cache)
+    rows = [annotation(name, 1.5) for name in official]
+    found = alpaca.length_controlled([rows[1], rows[0], *rows[2:]])
+    assert found["length_controlled_winrate"] is None
+    assert found["lc_missing"] == "needs AlpacaEval's 805 instructions in their own order"
 
-    monkeypatch.setattr(alpaca.huggingface_hub, "hf_hub_download", offline)
-    found = alpaca.length_controlled([annotation(str(i), 1.5) for i in range(805)])
+
+def test_without_the_hub_there_is_no_length_control(official, hub_cache):
+    found = alpaca.length_controlled([annotation(name, 1.5) for name in official])
     assert found["length_controlled_winrate"] is None
     assert "df_gamed.csv" in found["lc_missing"]
     with pytest.raises(UserError, match="give them by --reference"):

@@ -1,4 +1,4 @@
-from ivg.evaluation import figures
+from ivg.evaluation import figures, labelled_points
 from ivg.evaluation.statistics import estimate
 
 REWARD = estimate([0.0, 1.0, 2.0]).as_dict()
@@ -20,8 +20,10 @@ def test_rewards_are_drawn_where_they_are_with_their_interval():
 
 
 def test_the_frontier_labels_axes_and_settings():
-    points = [figures.FrontierPoint("ivg", f"β={b}", b, REWARD) for b in (1.0, 2.0)]
-    figure = figures.frontier(points, unit="logit", xlabel="distance from the base (nats)", log_x=True)
+    points = [labelled_points.FrontierPoint("ivg", f"β={b}", b, REWARD) for b in (1.0, 2.0)]
+    figure = labelled_points.frontier(
+        points, unit="logit", xlabel="distance from the base (nats)", log_x=True
+    )
     (axes,) = figure.axes
     assert axes.get_xlabel() == "distance from the base (nats)"
     assert axes.get_ylabel() == "mean gold reward (logit)"

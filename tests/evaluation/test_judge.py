@@ -79,6 +79,18 @@ def test_refusals_and_dropped_connections_are_waited_out(server, make_judge):
         (401, {"error": {"message": f"bad key {SECRET}"}}, "refused the key"),
         (403, {"error": {"message": SECRET}}, "refused the key"),
         (404, {"error": {"message": "gone"}}, "does not offer 'm'.*--judge_model or --annotator"),
+        (
+            403,  # what OpenAI answers where an account never had the model
+            {"error": {"message": "no access to model `m`", "code": "model_not_found"}},
+            "does not offer 'm'.*--judge_model",
+        ),
+        (400, {"error": {"message": "gone", "code": "model_decommissioned"}}, "does not offer 'm'"),
+        (
+            400,
+            {"error": {"message": f"cannot generate probabilities for {SECRET}"}},
+            "refuses a request .*generate probabilities for <key>.*; choose another with --judge_model",
+        ),
+        (400, {"error": {"message": "Please reduce the length."}}, "refuses a request .*Please reduce"),
         (429, {"error": {"code": "insufficient_quota", "message": "pay"}}, "no credit left"),
         (500, {"error": {"message": "down"}}, r"kept failing \(status 500\); answers so far are kept"),
         (200, {"choices": []}, r"kept failing \(an answer without choices\)"),
@@ -105,10 +117,10 @@ def test_a_stopped_judge_lets_nothing_out(server, make_judge):
     assert server.answered.total() == 0
 
 
-def test_a_refused_request_is_left_to_alpaca_eval(server, make_judge):
-    server.refuse_all = (400, {"error": {"message": "Please reduce the length."}})
+def test_what_a_spam_filter_holds_back_is_left_to_alpaca_eval(server, make_judge):
+    server.refuse_all = (400, {"error": {"message": "Sorry! Please try again with a different prompt."}})
     judge = make_judge()
-    with pytest.raises(openai.BadRequestError, match="Please reduce"):
+    with pytest.raises(openai.BadRequestError, match="different prompt"):
         ask(judge, 1)
     server.refuse_all = None
     assert ask(judge, 1) == "answer 1"  # one refused request does not stop the others

@@ -1,6 +1,7 @@
 from ivg.evaluation.decoded import Decoded
 from ivg.evaluation.measures import compare, measure
-from ivg.evaluation.tables import Table, interval, methods_table, paired_table
+from ivg.evaluation.statistics import estimate
+from ivg.evaluation.tables import Table, divergence_table, interval, methods_table, paired_table
 
 
 def report():
@@ -25,7 +26,28 @@ def test_the_pairing_is_signed_and_has_its_n():
     (row,) = paired_table(report()).rows
     assert row[0] == "base"
     assert row[1].startswith("+1.500 [")
-    assert row[3:] == ["100.0%", "2"]
+    assert row[3:] == ["1.000 [1.000, 1.000]", "2"]
+
+
+def test_a_win_rate_keeps_within_its_bounds():
+    data = report()
+    wins = estimate([1.0, 1.0, 1.0, 0.0]).as_dict()
+    assert wins["ci95"][1] > 1
+    data["win_rates"]["base"] = wins
+    ((_, _, _, shown, _),) = paired_table(data).rows
+    low, high = wins["bootstrap95"]
+    assert shown == f"0.750 [{low:.3f}, {high:.3f}]"
+    assert 0 <= low < 0.75 < high <= 1
+
+
+def test_divergences_are_shown_where_they_are_known():
+    assert divergence_table(report()) is None
+    data = report()
+    data["methods"]["base"]["kl_bound"] = 1.834
+    data["methods"]["ivg"]["kl_to_base"] = {"mean": 2.5, "ci95": [2.25, 2.75], "n": 3}
+    bound, sampled = divergence_table(data).rows
+    assert bound[:3] == ["base", "what it chose among", "at most 1.83"]
+    assert (sampled[0], sampled[2], sampled[4]) == ("IVG", "2.50 [2.25, 2.75]", "3")
 
 
 def test_a_mean_without_interval_stands_alone():
