@@ -27,6 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 def folder(tmp_path: Path) -> Path:
     """A model folder whose weights cannot be loaded: whoever reads them fails another way."""
     tiny.save(tmp_path / "model", tiny.causal(0, dtype=torch.float32))
+    tiny.save(tmp_path / "other", tiny.causal(0, dtype=torch.float32), tiny.tokenizer(tiny.LETTERS[::-1]))
     (tmp_path / "model" / "model.safetensors").write_bytes(b"no weights")
     write_rows(tmp_path / "pairs.jsonl", PAIRS)
     write_rows(tmp_path / "rewarded.jsonl", REWARDED)
@@ -52,6 +53,17 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("value", {"binary_reward": True}, "a reward other than 0 and 1"),
     ("value", {"objective": "cd-q", "binary_reward": True}, "binary_reward goes with objective fudge"),
     ("value", {"objective": "fudgy"}, "objective is 'fudgy'; expected fudge or cd-q or prefix-bt"),
+    ("value", {"policy_model": "model"}, "policy_model goes with objective cd-q and head vocabulary"),
+    (
+        "value",
+        {"objective": "cd-q", "policy_model": "other"},
+        "policy_model .*other: its ids are not the value model's",
+    ),
+    (
+        "value",
+        {"objective": "cd-q", "policy_model": "model", "policy_template": "long " * 20 + "{prompt}"},
+        r"32 of 32 rows have more than the policy model's 64 tokens \(first: row 1, 2, 3\)",
+    ),
     ("value", {"max_length": 0}, "max_length is 0"),
     ("value", {"learning_rat": 1.0}, "unknown key 'learning_rat'; did you mean 'learning_rate'"),
     ("value", {"push_to_hub": True}, "hub_strategy .* pushes checkpoints"),
@@ -79,7 +91,7 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("rollouts", {"reward_function": None, "reward_model": "model"}, "is a GPT2LMHeadModel; expected"),
     ("rollouts", {"temperature": -1.0}, "temperature is -1.0"),
 ]
-PATHS = ("dataset_name", "model_name_or_path", "tokenizer_path", "output_dir", "reward_model")
+PATHS = ("dataset_name", "model_name_or_path", "tokenizer_path", "output_dir", "reward_model", "policy_model")
 
 
 def _config(folder: Path, script: str, keys: dict[str, Any]) -> str:

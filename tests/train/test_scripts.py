@@ -221,6 +221,44 @@ def test_value_predicts_in_the_rewards_own_unit(
     assert (output / "value_evaluation.png").exists()
 
 
+def test_value_learns_the_expectation_under_the_base(
+    tmp_path: Path, untuned: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, base = tmp_path / "out", tiny.causal(7, dtype=torch.float32)
+    config = write_config(
+        tmp_path / "value.yaml",
+        **TINY,
+        model_name_or_path=untuned,
+        objective="cd-q",
+        policy_model=tiny.save(tmp_path / "base", base),
+        policy_template="xy {prompt}.",
+        normalize_rewards=False,
+        dataset_name=write_rows(tmp_path / "rows.jsonl", REWARDED),
+        eval_dataset_name=str(tmp_path / "rows.jsonl"),
+        output_dir=str(output),
+    )
+    run_here("value", config, monkeypatch)
+    _check_log(output)
+    before = load_file(Path(untuned) / "model.safetensors")
+    model = AutoModelForTokenClassification.from_pretrained(output).eval()
+    assert _changed(before, model.state_dict()) == set(before) - {"lm_head.weight"}
+    # The final evaluation's loss, worked out row by row from stock classes.
+    total, count, tokenizer = 0.0, 0, tiny.tokenizer()
+    for row in REWARDED:
+        prompts = [tokenizer(text)["input_ids"] for text in (row["prompt"], f"xy {row['prompt']}.")]
+        response = [*tokenizer(row["completion"])["input_ids"], tokenizer.eos_token_id]
+        with torch.no_grad():
+            q = model(torch.tensor([prompts[0] + response])).logits[0, len(prompts[0]) - 1 :]
+            pi = base(torch.tensor([prompts[1] + response])).logits[0, len(prompts[1]) - 1 :].softmax(-1)
+        for t, token in enumerate(response):
+            is_last = t + 1 == len(response)
+            target = row["reward"] if is_last else float((pi[t + 1] * q[t + 1]).sum())
+            total, count = total + (float(q[t, token]) - target) ** 2, count + 1
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["eval_loss"] == pytest.approx(total / count, rel=1e-4)
+    assert f'| policy | `"{tmp_path / "base"}"` |' in (output / "README.md").read_text()
+
+
 def test_value_lora_trains_adapter_and_head_beside_frozen_weights(
     tmp_path: Path, untuned: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
