@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.integrations import deepspeed
 
 from ivg.errors import UserError
 from ivg.prompts import encode_prompt
 from ivg.training import checks
 from ivg.training.data import as_prompt_row
 from ivg.training.heads import NextLogits
+from ivg.training.merging import whole_weights
 from ivg.training.models import context_length, read_model_config
 from ivg.training.value_arguments import ValueTrainingArguments
 from ivg.vocab import compare
@@ -65,22 +64,11 @@ class Policy:
             )
 
 
-@contextmanager
-def _unsharded(training: ValueTrainingArguments) -> Iterator[None]:
-    """Load whole weights inside, where ZeRO-3 would load shards."""
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        if training.deepspeed_plugin is not None:
-            training.deepspeed_plugin.set_deepspeed_weakref()
-
-
 def load_policy(training: ValueTrainingArguments) -> Policy | None:
     """Load the policy that the settings name, if they name one."""
     if training.policy_model is None:
         return None
-    with _unsharded(training):
+    with whole_weights(training):
         model = AutoModelForCausalLM.from_pretrained(
             training.policy_model, revision=training.policy_revision, dtype=training.policy_dtype
         )
