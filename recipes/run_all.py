@@ -6,12 +6,12 @@
 lies in runs/recipes.
 """
 
-import json
+import re
 import runpy
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +19,27 @@ import torch
 import yaml
 
 from ivg.cli import main as decode
+from ivg.convert import convert_value
+from ivg.training.rollouts import write_rows
 
 ROOT = Path(__file__).parents[1]
-RECIPES = ("sentiment", "summarization", "tulu", "ultra", "qwen3")  # ultra uses the value model of tulu
-STAGES = ("sft", "dpo", "reward", "rollouts", "value", "decode")
+# ultra uses the value model of tulu; quickstart is left to `make quickstart`.
+RECIPES = ("sentiment", "summarization", "tulu", "ultra", "qwen3", "movie_reviews")
+STAGES = ("prepare", "sft", "reward", "rollouts", "dpo", "value", "decode")
 MODELS = ("model_name_or_path", "tokenizer_path", "reward_model")
 DATASETS = ("dataset_name", "eval_dataset_name")
 
 
 def stages(recipe: str) -> list[Path]:
     """Return a recipe's files in the order in which they run."""
-    files = [path for path in (ROOT / "recipes" / recipe).glob("*.yaml") if stage_of(path) in STAGES]
+    files = [path for path in (ROOT / "recipes" / recipe).rglob("*.yaml") if stage_of(path) in STAGES]
     return sorted(files, key=lambda path: (STAGES.index(stage_of(path)), path.name))
 
 
 def stage_of(path: Path) -> str:
-    """Return the script that a recipe file is for: `decode_gpt2_xl.yaml` is for `decode`."""
-    return path.stem.split("_")[0]
+    """Return which script a recipe file is for, by the command in its header: `train/dpo.py` is `dpo`."""
+    command = re.search(r"^# Command: .*?(\w+)(?:\.py)? --config ", path.read_text(), re.MULTILINE)
+    return command[1] if command else ""
 
 
 class StandIns:
@@ -77,19 +81,30 @@ class StandIns:
         return new
 
     def decoding(self, keys: Mapping[str, Any]) -> dict[str, Any]:
-        """Replace models, input, output and length of a decoding stage."""
-        new = json.loads(json.dumps(keys))
-        for model in models_of(new):
-            model["path"] = self.model(model["path"])
-        new["sampling"]["max_new_tokens"] = self.spec["limits"]["max_new_tokens"]
-        new["input"] = self.dataset(new.pop("dataset")["name"]) + ".jsonl"
-        new["output"] = self.path(new["output"])
+        """Replace models, input, output and lengths of a decoding stage."""
+        new = with_models(keys, self.model)
+        limits = self.spec["limits"]
+        new["sampling"] = {**keys["sampling"], "max_new_tokens": limits["max_new_tokens"]}
+        if "dataset" in keys:
+            new["input"] = self.dataset(new.pop("dataset")["name"]) + ".jsonl"
+        else:
+            new |= {"input": self.path(keys["input"]), "limit": limits["limit"]}
+        new["output"] = self.path(keys["output"])
         return new
+
+    def preparing(self, keys: Mapping[str, Any]) -> dict[str, Any]:
+        """Replace the data and the output of a stage that makes a recipe's data."""
+        return {
+            **keys,
+            "data_dir": self.dataset(keys["data_dir"]),
+            "output_dir": self.path(keys["output_dir"]),
+        }
 
     def stand_in(self, path: Path) -> dict[str, Any]:
         """Return a recipe file's keys with the stand-ins in place."""
         keys = yaml.safe_load(path.read_text())
-        return self.decoding(keys) if stage_of(path) == "decode" else self.training(keys)
+        kinds = {"decode": self.decoding, "prepare": self.preparing}
+        return kinds.get(stage_of(path), self.training)(keys)
 
     def make(self) -> None:
         """Write all stand-in models and datasets."""
@@ -98,18 +113,42 @@ class StandIns:
 
         for name, spec in self.spec["models"].items():
             stand_ins.save_model(Path(self.model(name)), spec)
+        for name, spec in self.spec["released"].items():
+            checkpoint = self.folder / "models" / name
+            shutil.rmtree(checkpoint, ignore_errors=True)
+            stand_ins.save_released(checkpoint, spec)
+            convert_value(str(checkpoint), self.path(name))
         for name, schema in self.spec["datasets"].items():
             stand_ins.save_dataset(Path(self.dataset(name)), schema)
-            lines = "".join(json.dumps(row) + "\n" for row in stand_ins.rows(schema)[:3])
-            Path(self.dataset(name) + ".jsonl").write_text(lines)
+            write_rows(Path(self.dataset(name) + ".jsonl"), stand_ins.rows(schema)[:3])
+        for name, files in self.spec["texts"].items():
+            stand_ins.save_texts(Path(self.dataset(name)), files)
 
 
-def models_of(keys: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Go through the models of a decoding configuration."""
-    yield keys["base"]
+def with_models(keys: Mapping[str, Any], replace: Callable[[str], str]) -> dict[str, Any]:
+    """Return a decoding configuration with the path of every model replaced."""
+
+    def other(model: Any) -> Any:
+        return replace(model) if isinstance(model, str) else {**model, "path": replace(model["path"])}
+
+    new = {**keys, "base": other(keys["base"])}
+    if "pairs" in keys:
+        sides = ("tuned", "untuned")
+        new["pairs"] = [{**pair, **{side: other(pair[side]) for side in sides}} for pair in keys["pairs"]]
+    if "values" in keys:
+        new["values"] = [other(value) for value in keys["values"]]
+    return new
+
+
+def models_of(keys: Mapping[str, Any]) -> Iterator[str]:
+    """Go through the paths of a decoding configuration's models."""
     for pair in keys.get("pairs", []):
-        yield from (pair["tuned"], pair["untuned"])
-    yield from keys.get("values", [])
+        yield from (_path_of(pair[side]) for side in ("tuned", "untuned"))
+    yield from (_path_of(model) for model in (keys["base"], *keys.get("values", [])))
+
+
+def _path_of(model: Any) -> str:
+    return str(model if isinstance(model, str) else model["path"])
 
 
 def run(path: Path, config: Path) -> None:
@@ -119,6 +158,9 @@ def run(path: Path, config: Path) -> None:
         code = decode(["--config", str(config)])
         if code:
             raise SystemExit(code)
+        return
+    if stage == "prepare":
+        runpy.run_path(str(path.with_suffix(".py")))["main"](["--config", str(config)])
         return
     # The trainers refuse bf16 on a machine without a GPU unless they are told that the CPU is meant.
     flags = [] if stage == "rollouts" or torch.cuda.is_available() else ["--use_cpu", "true"]

@@ -5,6 +5,7 @@ from typing import Any
 
 import datasets
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoConfig,
@@ -94,6 +95,24 @@ def save_model(folder: Path, spec: dict[str, Any]) -> None:
     kind = AutoModelForSequenceClassification if labels else AutoModelForCausalLM
     kind.from_config(config).save_pretrained(folder)
     tok.save_pretrained(folder)
+
+
+def save_released(folder: Path, spec: dict[str, Any]) -> None:
+    """Write a tiny value model in the format of the paper's authors: a backbone and `score_head.weight`."""
+    save_model(folder, spec)
+    file = folder / "model.safetensors"
+    state = {name: tensor for name, tensor in load_file(file).items() if name != "lm_head.weight"}
+    vocabulary = len(tokenizer(spec["vocabulary"], chat=False))
+    torch.manual_seed(1)
+    save_file({**state, "score_head.weight": torch.randn(vocabulary, WIDTH)}, file, {"format": "pt"})
+
+
+def save_texts(folder: Path, names: list[str]) -> None:
+    """Write text files of 600 different sentences each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        lines = [f"the {name} film number {i} is a film of its own kind .\n" for i in range(600)]
+        (folder / f"{name}.txt").write_text("".join(lines))
 
 
 def rows(schema: str) -> list[dict[str, Any]]:

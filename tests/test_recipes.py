@@ -13,17 +13,18 @@ from typing import Any
 
 import pytest
 import yaml
-from trl import DPOConfig, RewardConfig, SFTConfig
+from trl import DPOConfig, RewardConfig
 
 from ivg.config_file import config_from_dict
 from ivg.training.arguments import DataArguments, ModelArguments, parse_arguments
+from ivg.training.merging import SFTArguments
 from ivg.training.rollout_arguments import RolloutArguments
 from ivg.training.value_arguments import ValueTrainingArguments
 from tests.train.launching import environment
 
 ROOT = Path(__file__).parents[1]
 CLASSES: dict[str, tuple[type, ...]] = {
-    "sft": (DataArguments, SFTConfig, ModelArguments),
+    "sft": (DataArguments, SFTArguments, ModelArguments),
     "dpo": (DataArguments, DPOConfig, ModelArguments),
     "reward": (DataArguments, RewardConfig, ModelArguments),
     "rollouts": (RolloutArguments,),
@@ -51,7 +52,8 @@ def _load_runner() -> ModuleType:
 
 RUNNER = _load_runner()
 PATHS = [path for recipe in RUNNER.RECIPES for path in RUNNER.stages(recipe)]
-TRAINING = [path for path in PATHS if RUNNER.stage_of(path) != "decode"]
+PREPARING = [path for path in PATHS if RUNNER.stage_of(path) == "prepare"]
+TRAINING = [path for path in PATHS if RUNNER.stage_of(path) not in ("prepare", "decode")]
 DECODING = [path for path in PATHS if RUNNER.stage_of(path) == "decode"]
 
 
@@ -65,10 +67,13 @@ def stand_ins(tmp_path: Path) -> Any:
 
 
 def test_no_recipe_file_is_left_out() -> None:
-    files = {path for recipe in RUNNER.RECIPES for path in (ROOT / "recipes" / recipe).glob("*.yaml")}
-    assert len(PATHS) == 26
+    files = {path for recipe in RUNNER.RECIPES for path in (ROOT / "recipes" / recipe).rglob("*.yaml")}
+    assert len(PATHS) == 45
     # Evaluation recipes are run by eval/, not here.
-    assert {path.name for path in files - set(PATHS)} <= {"alpaca.yaml", "sweep.yaml"}
+    assert {path.name for path in files - set(PATHS)} == {"alpaca.yaml"}
+    folders = {path.name for path in (ROOT / "recipes").iterdir() if path.is_dir()} - {"__pycache__"}
+    # Launch files; and the quickstart, which `make quickstart` runs as it is.
+    assert folders - set(RUNNER.RECIPES) == {"accelerate", "quickstart"}
 
 
 @pytest.mark.parametrize("path", PATHS, ids=_name)
@@ -76,8 +81,9 @@ def test_header_names_its_own_file(path: Path) -> None:
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     stage = RUNNER.stage_of(path)
     command = next(line for line in header if line.startswith("# Command: "))
-    assert command.endswith(f"--config {path.relative_to(ROOT)}")
-    assert ("ivg-decode" if stage == "decode" else f"train/{stage}.py") in command
+    assert command.removesuffix(" data_dir=FOLDER").endswith(f"--config {path.relative_to(ROOT)}")
+    scripts = {"decode": "ivg-decode", "prepare": f"{path.parent.relative_to(ROOT)}/prepare.py"}
+    assert scripts.get(stage, f"train/{stage}.py") in command
     for field in ("# Hardware: ", "# Wall time: ", "# Result: "):
         assert any(line.startswith(field) for line in header)
     assert "/tmp" not in path.read_text()
@@ -107,12 +113,17 @@ def test_training_keys_reach_the_trainer_as_written(path: Path, stand_ins: Any, 
         assert used[key] == written[key] or str(used[key]) == str(written[key]), key
 
 
+@pytest.mark.parametrize("path", PREPARING, ids=_name)
+def test_preparing_keys_stay_as_written(path: Path, stand_ins: Any) -> None:
+    written, replaced = yaml.safe_load(path.read_text()), stand_ins.stand_in(path)
+    assert written.keys() == replaced.keys()
+    assert {key for key in written if written[key] != replaced[key]} == {"data_dir", "output_dir"}
+
+
 def _without_replaceable(keys: dict[str, Any]) -> dict[str, Any]:
-    kept = json.loads(json.dumps(keys))
-    for model in RUNNER.models_of(kept):
-        model.pop("path")
+    kept = RUNNER.with_models(json.loads(json.dumps(keys)), lambda _: "")
     kept["sampling"].pop("max_new_tokens")
-    return {key: value for key, value in kept.items() if key not in ("dataset", "input", "output")}
+    return {key: value for key, value in kept.items() if key not in ("dataset", "input", "output", "limit")}
 
 
 @pytest.mark.parametrize("path", DECODING, ids=_name)
@@ -123,8 +134,18 @@ def test_decoding_keys_reach_the_decoder_as_written(path: Path, stand_ins: Any) 
     assert _without_replaceable(replaced) == _without_replaceable(written)
     for key, value in written["search"].items():
         assert getattr(used.search, key) == value
-    assert used.sampling.temperature == written["sampling"]["temperature"]
-    assert used.base.template == written["base"]["template"]
+    for key in written["sampling"].keys() - {"max_new_tokens", "stop"}:
+        assert getattr(used.sampling, key) == written["sampling"][key]
+    assert list(used.sampling.stop) == written["sampling"].get("stop", [])
+    for key, value in written["base"].items() if isinstance(written["base"], dict) else ():
+        assert key == "path" or getattr(used.base, key) == value
+    for pair, given in zip(used.pairs, written.get("pairs", []), strict=True):
+        assert pair.beta == given.get("beta", 1.0)
+        for side in ("tuned", "untuned"):
+            template = given[side]["template"] if isinstance(given[side], dict) else None
+            assert getattr(pair, side).template == template
+    for value, given in zip(used.values, written.get("values", []), strict=True):
+        assert value.model.template == (given["template"] if isinstance(given, dict) else None)
 
 
 def test_every_hub_name_has_a_stand_in(stand_ins: Any) -> None:
@@ -132,24 +153,42 @@ def test_every_hub_name_has_a_stand_in(stand_ins: Any) -> None:
     for path in PATHS:
         keys = yaml.safe_load(path.read_text())
         if RUNNER.stage_of(path) == "decode":
-            models |= {model["path"] for model in RUNNER.models_of(keys)}
-            data.add(keys["dataset"]["name"])
+            models |= set(RUNNER.models_of(keys))
+            data |= {keys["dataset"]["name"]} if "dataset" in keys else {keys["input"]}
         else:
             models |= {keys[key] for key in RUNNER.MODELS if key in keys}
-            data |= {keys[key] for key in RUNNER.DATASETS if key in keys}
+            data |= {keys[key] for key in (*RUNNER.DATASETS, "data_dir") if key in keys}
     assert {name for name in models if not name.startswith("runs/")} <= set(stand_ins.spec["models"])
-    assert {name for name in data if not name.startswith("runs/")} == set(stand_ins.spec["datasets"])
+    spec = stand_ins.spec
+    assert {name for name in data if not name.startswith("runs/")} == {*spec["datasets"], *spec["texts"]}
 
 
-def test_what_a_stage_reads_an_earlier_one_makes() -> None:
-    made: set[str] = set()
+def _made(stage: str, keys: dict[str, Any]) -> set[str]:
+    """Return what later stages can read of a stage."""
+    if stage == "decode":
+        return {keys["output"]}
+    folder = keys["output_dir"]
+    names = {
+        "prepare": [
+            f"{k}.{s}.jsonl"
+            for k in ("prompts", "sentences", "pairs")
+            for s in ("train", "validation", "test")
+        ]
+        + ["tokenizer"],
+        "rollouts": ["completions.jsonl", "preferences.jsonl"],
+    }
+    made = {f"{folder}/{name}" for name in names.get(stage, ())} or {folder}
+    return made | ({f"{folder}/merged"} if keys.get("merge_adapter") else set())
+
+
+def test_what_a_stage_reads_an_earlier_one_makes(stand_ins: Any) -> None:
+    made = set(stand_ins.spec["released"])
     for path in PATHS:
-        keys = yaml.safe_load(path.read_text())
-        decodes = RUNNER.stage_of(path) == "decode"
-        read = [m["path"] for m in RUNNER.models_of(keys)] if decodes else [keys["model_name_or_path"]]
-        read += [] if decodes else [str(Path(keys["dataset_name"]).parent)]
+        stage, keys = RUNNER.stage_of(path), yaml.safe_load(path.read_text())
+        read = {keys.get(key, "") for key in (*RUNNER.MODELS, *RUNNER.DATASETS, "input")}
+        read |= set(RUNNER.models_of(keys)) if stage == "decode" else set()
         assert {name for name in read if name.startswith("runs/")} <= made, path
-        made.add(keys["output"] if decodes else keys["output_dir"])
+        made |= _made(stage, keys)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ the model is held in either case.
 
 import sys
 
-from trl import DPOConfig, DPOTrainer, get_peft_config, get_quantization_config
+from trl import DPOConfig, DPOTrainer
 
 from ivg.errors import exit_on_user_error
 from ivg.processes import end_processes
@@ -22,6 +22,15 @@ class Trainer(CardMixin, DPOTrainer):
     """TRL's trainer with our model card."""
 
 
+def reference(trainer: Trainer) -> str:
+    """Say where the reference's log-probabilities come from, and whether a copy of the model is held."""
+    if trainer.ref_model is not None:
+        return "a second copy of the model"
+    if trainer.precompute_ref_logps:
+        return "log-probabilities computed before training, no second copy"
+    return "the model with its adapter switched off, no second copy"
+
+
 @exit_on_user_error
 def main() -> None:
     """Check, train, save."""
@@ -29,16 +38,13 @@ def main() -> None:
         (arguments.DataArguments, DPOConfig, arguments.ModelArguments), sys.argv[1:]
     )
     job = running.prepare(data_args, training, model_args, (checks.PREFERENCE,))
-    trainer = Trainer(
-        model=job.model,
-        args=training,
-        train_dataset=job.train_rows,
-        eval_dataset=job.eval_rows,
-        processing_class=job.tokenizer,
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
-    )
-    running.train(trainer, "dpo", data_args, model_args, beta=training.beta)
+    trainer = running.build(Trainer, job, training, model_args)
+    facts = {
+        "objective": f"DPO ({', '.join(training.loss_type)})",
+        "reward unit": "beta (log tuned - log untuned), in nats",
+        "reference": reference(trainer),
+    }
+    running.train(trainer, "dpo", data_args, model_args, beta=training.beta, **facts)
     end_processes()
 
 

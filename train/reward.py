@@ -9,7 +9,7 @@ output: it can be an explicit value model as it is, and a reward for train/rollo
 
 import sys
 
-from trl import RewardConfig, RewardTrainer, get_peft_config, get_quantization_config
+from trl import RewardConfig, RewardTrainer
 
 from ivg.errors import exit_on_user_error
 from ivg.processes import end_processes
@@ -29,16 +29,9 @@ def main() -> None:
     )
     model_args.lora_task_type = "SEQ_CLS"
     job = running.prepare(data_args, training, model_args, (checks.PREFERENCE,))
-    trainer = Trainer(
-        model=job.model,
-        args=training,
-        train_dataset=job.train_rows,
-        eval_dataset=job.eval_rows,
-        processing_class=job.tokenizer,
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
-    )
-    running.train(trainer, "reward", data_args, model_args, **{"reward unit": "preference logit"})
+    trainer = running.build(Trainer, job, training, model_args)
+    facts = {"objective": "Bradley-Terry", "reward unit": "preference logit"}
+    running.train(trainer, "reward", data_args, model_args, **facts)
     end_processes()
 
 

@@ -3,17 +3,17 @@
     accelerate launch train/sft.py --config recipes/<task>/sft.yaml
 
 Rows: {"prompt", "completion"}, or whole texts in a column `text` (TRL's `dataset_text_field`). A thin script
-over TRL's SFTTrainer, whose keys all apply, beside those of ivg/training/arguments.py. Killed and started
-again with the same command, it goes on from its last complete checkpoint.
+over TRL's SFTTrainer, whose keys all apply, beside `merge_adapter` and those of ivg/training/arguments.py.
+Killed and started again with the same command, it goes on from its last complete checkpoint.
 """
 
 import sys
 
-from trl import SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
+from trl import SFTTrainer
 
 from ivg.errors import exit_on_user_error
 from ivg.processes import end_processes
-from ivg.training import arguments, checks, running
+from ivg.training import arguments, checks, merging, running
 from ivg.training.cards import CardMixin
 
 
@@ -25,21 +25,16 @@ class Trainer(CardMixin, SFTTrainer):
 def main() -> None:
     """Check, train, save."""
     data_args, training, model_args = arguments.parse_arguments(
-        (arguments.DataArguments, SFTConfig, arguments.ModelArguments), sys.argv[1:]
+        (arguments.DataArguments, merging.SFTArguments, arguments.ModelArguments), sys.argv[1:]
     )
+    merging.check_merging(training, model_args)
     text_field = training.dataset_text_field
     columns = (checks.COMPLETION, ("messages",), (text_field,))
     job = running.prepare(data_args, training, model_args, columns, text_field)
-    trainer = Trainer(
-        model=job.model,
-        args=training,
-        train_dataset=job.train_rows,
-        eval_dataset=job.eval_rows,
-        processing_class=job.tokenizer,
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
-    )
-    running.train(trainer, "sft", data_args, model_args)
+    trainer = running.build(Trainer, job, training, model_args)
+    running.train(trainer, "sft", data_args, model_args, objective="log-likelihood of the next token")
+    if training.merge_adapter:
+        merging.save_merged(job.model, training, job.tokenizer)
     end_processes()
 
 

@@ -16,6 +16,7 @@ from trl import get_peft_config, get_quantization_config
 from ivg.errors import exit_on_user_error
 from ivg.processes import end_processes
 from ivg.training import arguments, running, value_stage
+from ivg.training.policy import load_policy
 from ivg.training.resume import write_json
 from ivg.training.value_arguments import ValueTrainingArguments
 from ivg.training.value_metrics import plot_evaluation
@@ -39,6 +40,7 @@ def main() -> None:
         train_rows=job.train_rows,
         eval_rows=job.eval_rows,
         scale=job.scale,
+        policy=load_policy(training),
     )
     running.train(
         trainer,
@@ -47,6 +49,7 @@ def main() -> None:
         model_args,
         objective=training.objective,
         head=training.head,
+        policy=training.policy_model or "none: the next token is the one that came",
         **{"value unit": training.unit, "reward mean": job.scale.mean, "reward std": job.scale.std},
     )
     if trainer.table and trainer.is_world_process_zero():

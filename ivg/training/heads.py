@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,30 +19,51 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES
 
 from ivg.errors import UserError
+from ivg.training.losses import expected_values
 
+# From a slice of positions to a policy's next-token logits there (n, V).
+NextLogits = Callable[[slice], Tensor]
 HeadKind = Literal["scalar", "vocabulary"]
 # What transformers calls the last layer of its token classifiers.
 _HEAD_NAMES = ("score", "classifier")
 
 
-class ColumnLinear(nn.Linear):
-    """A linear layer that can compute one chosen output per input instead of all of them."""
+# Positions whose values and probabilities of all next tokens are held at once.
+_PIECE = 128
 
-    def forward(self, hidden: Tensor, columns: Tensor | None = None) -> Tensor:
+
+class ColumnLinear(nn.Linear):
+    """A linear layer that can compute one chosen output per input, or an average, instead of all outputs."""
+
+    def forward(
+        self, hidden: Tensor, columns: Tensor | None = None, next_logits: NextLogits | None = None
+    ) -> Tensor:
         """Apply the layer.
 
         Args:
             hidden: (N, H), or any leading shape where all outputs are wanted.
-            columns: the output wanted for each input (N,); None for all outputs.
+            columns: the output wanted for each input (N,).
+            next_logits: a policy's logits for each input, by which all outputs are averaged.
 
         Returns:
-            (N,) with columns, else (..., out_features); float32 with columns.
+            (N,) in float32 with columns or next_logits (without gradient), else (..., out_features).
         """
+        if next_logits is not None:
+            return self._expected(hidden, next_logits)
         if columns is None:
             return super().forward(hidden)
         weight = nn.functional.embedding(columns, self.weight)  # (N, H)
         outputs = (hidden.float() * weight.float()).sum(-1)  # (N,)
         return outputs + self.bias.float()[columns] if self.bias is not None else outputs
+
+    @torch.no_grad()
+    def _expected(self, hidden: Tensor, next_logits: NextLogits) -> Tensor:
+        # One call of the layer whatever N is: under ZeRO-3 every call gathers its weight on all processes.
+        expected = hidden.new_zeros(len(hidden), dtype=torch.float32)  # (N,)
+        for start in range(0, len(hidden), _PIECE):
+            part = slice(start, start + _PIECE)
+            expected[part] = expected_values(super().forward(hidden[part]), next_logits(part))
+        return expected
 
 
 def head_name(model: nn.Module) -> str:
@@ -60,7 +81,13 @@ def head_name(model: nn.Module) -> str:
     return names[0]
 
 
-def prefix_values(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, mask: Tensor) -> Tensor:
+def prefix_values(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    mask: Tensor,
+    next_logits: NextLogits | None = None,
+) -> dict[str, Tensor]:
     """Return the value of every response prefix.
 
     Args:
@@ -68,9 +95,11 @@ def prefix_values(model: PreTrainedModel, input_ids: Tensor, attention_mask: Ten
         input_ids: prompt and response, padded on the right (R, T).
         attention_mask: (R, T).
         mask: response positions (R, T); never the first column.
+        next_logits: a policy's logits of the token after each response position, for a vocabulary head.
 
     Returns:
-        (R, T) in float32: at position t the value of the prefix ending with token t, 0 outside the mask.
+        `values` (R, T) in float32: at position t the value of the prefix ending with token t, 0 outside the
+        mask; with next_logits also `next_values` (R, T): there the expected value after one more token.
     """
     outputs = model.base_model(input_ids=input_ids, attention_mask=attention_mask)
     hidden = model.dropout(outputs.last_hidden_state)  # (R, T, H)
@@ -80,13 +109,22 @@ def prefix_values(model: PreTrainedModel, input_ids: Tensor, attention_mask: Ten
     else:
         before = mask.roll(-1, dims=1)  # the positions whose next token is in the response
         values = head(hidden[before], input_ids[mask])  # (N,)
-    return values.new_zeros(mask.shape).masked_scatter(mask, values)  # (R, T)
+    found = {"values": values}
+    if next_logits is not None:
+        found["next_values"] = head(hidden[mask], next_logits=next_logits)
+    empty = values.new_zeros(mask.shape)
+    return {name: empty.masked_scatter(mask, flat) for name, flat in found.items()}  # (R, T)
 
 
 def _forward(
-    self: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **_: Any
-) -> Mapping[str, Tensor]:
-    return {"values": prefix_values(self, input_ids, attention_mask, labels != -100)}
+    self: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    labels: Tensor,
+    next_logits: NextLogits | None = None,
+    **_: Any,
+) -> dict[str, Tensor]:
+    return prefix_values(self, input_ids, attention_mask, labels != -100, next_logits)
 
 
 def prepare_value_model(model: PreTrainedModel) -> None:

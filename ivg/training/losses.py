@@ -64,6 +64,23 @@ def cd_q_loss(values: Tensor, rewards: Tensor, mask: Tensor, next_values: Tensor
     return (values - targets).square().masked_fill(~mask, 0.0).sum()
 
 
+def expected_values(values: Tensor, logits: Tensor) -> Tensor:
+    """Average the values of all next tokens under a policy: Σ_a π(a) Q[a].
+
+    Ids that only one of the two has are left out, and π is normalised over the others.
+
+    Args:
+        values: Q for every next token (N, V).
+        logits: the policy's (N, V'); V' may be another number, where one side's ids are padded.
+
+    Returns:
+        (N,) in float32.
+    """
+    shared = min(values.shape[1], logits.shape[1])
+    probabilities = logits[:, :shared].float().softmax(dim=1)  # (N, shared)
+    return (probabilities * values[:, :shared].float()).sum(dim=1)
+
+
 def prefix_bt_loss(chosen: Tensor, rejected: Tensor, mask: Tensor) -> Tensor:
     """Prefer the chosen prefix at every length both have: −Σ_t log σ(V(chosen≤t) − V(rejected≤t)).
 

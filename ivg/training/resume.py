@@ -106,15 +106,25 @@ def _old_checkpoints(output: Path, limit: int | None, best: str | None) -> list[
 
 
 def settings_of(*arguments: Any) -> dict[str, Any]:
-    """Collect what decides a script's result: its dataclasses' values, and the content of its data files."""
+    """Collect what decides a script's result: its dataclasses' values, the content of its data files, and
+    for training how many processes share it and how, for a checkpoint holds one part for each.
+    """
     values: dict[str, Any] = {}
     for argument in arguments:
-        own = argument.to_dict() if isinstance(argument, TrainingArguments) else dataclasses.asdict(argument)
-        values |= own
+        if isinstance(argument, TrainingArguments):
+            values |= argument.to_dict() | {"processes": _processes(argument)}
+        else:
+            values |= dataclasses.asdict(argument)
     for key in ("dataset_name", "eval_dataset_name"):
         if values.get(key) is not None and Path(values[key]).is_file():
             values[f"{key}_sha256"] = hashlib.sha256(Path(values[key]).read_bytes()).hexdigest()
     return {key: value for key, value in values.items() if key not in _FREE_KEYS}
+
+
+def _processes(arguments: TrainingArguments) -> str:
+    plugin = arguments.deepspeed_plugin
+    how = "" if plugin is None else f", ZeRO-{plugin.zero_stage}"
+    return f"{PartialState().num_processes}{how}"
 
 
 def claim_output(output_dir: str, settings: Mapping[str, Any], *, overwrite: bool) -> None:

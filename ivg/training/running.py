@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import trl
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from ivg.errors import is_main_process
@@ -84,6 +85,26 @@ def prepare(
         tokenizer=tokenizer,
         train_rows=prepared[0],
         eval_rows=prepared[1],
+    )
+
+
+def build(kind: type[Any], job: Job, training: TrainingArguments, model: ModelArguments) -> Any:
+    """Make one of TRL's trainers, handed the model's path, with LoRA and quantization where asked for.
+
+    Args:
+        kind: the trainer's class, with `CardMixin`.
+        job: from `prepare`.
+        training: the TRL config.
+        model: which model is trained, and how.
+    """
+    return kind(
+        model=job.model,
+        args=training,
+        train_dataset=job.train_rows,
+        eval_dataset=job.eval_rows,
+        processing_class=job.tokenizer,
+        quantization_config=trl.get_quantization_config(model),
+        peft_config=trl.get_peft_config(model),
     )
 
 

@@ -34,6 +34,22 @@ class ValueTrainingArguments(TrainingArguments):
             "which token guidance `explicit` needs."
         },
     )
+    policy_model: str | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "cd-q with head vocabulary: every prefix predicts the value expected after a next token "
+            "of this language model (the base: a folder or Hub name of the same vocabulary), instead of the "
+            "value after the token that came. Every process holds it whole."
+        },
+    )
+    policy_revision: str | None = dataclasses.field(default=None, metadata={"help": "Its Hub revision."})
+    policy_dtype: Literal["auto", "float32", "bfloat16", "float16"] = dataclasses.field(
+        default="auto", metadata={"help": "Type of its weights."}
+    )
+    policy_template: str | None = dataclasses.field(
+        default=None,
+        metadata={"help": "How it sees a prompt: 'chat', a format string with {prompt}, or unset."},
+    )
     binary_reward: bool = dataclasses.field(
         default=False,
         metadata={"help": "Rewards are 0 or 1 and values are logits (cross-entropy); fudge only."},
@@ -65,6 +81,11 @@ class ValueTrainingArguments(TrainingArguments):
             self.model_init_kwargs = json.loads(self.model_init_kwargs)
         if self.binary_reward and self.objective != "fudge":
             raise UserError(f"binary_reward goes with objective fudge, not {self.objective}; drop one")
+        if self.policy_model is not None and (self.objective, self.head) != ("cd-q", "vocabulary"):
+            raise UserError(
+                "policy_model goes with objective cd-q and head vocabulary, "
+                f"not {self.objective} and {self.head}; leave it out"
+            )
         if self.max_length is not None and self.max_length < 1:
             raise UserError(f"max_length is {self.max_length}; give an integer >= 1")
         if self.push_to_hub and self.hub_strategy != "end":

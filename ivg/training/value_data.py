@@ -82,23 +82,35 @@ class ValueCollator:
 
         Returns:
             `input_ids` and `attention_mask` (B, S, T); `labels` (B, S, T): the ids of response tokens, -100
-            elsewhere; and where the rows carry them, `rewards` (B,) in float32 and `groups` (B,).
+            elsewhere; and where the rows carry them, `rewards` (B,) in float32 and `groups` (B,). Rows with
+            `policy_prompt` give the same responses after those prompts too: `policy_input_ids`,
+            `policy_attention_mask` and `policy_labels` (B, T').
         """
         num_sequences = len(features[0]["sequences"])
-        sequences = [torch.tensor(ids) for feature in features for ids in feature["sequences"]]
-        input_ids = pad_sequence(sequences, batch_first=True, padding_value=self.pad_token_id)  # (B·S, T)
-        positions = torch.arange(input_ids.shape[1])  # (T,)
-        lengths = torch.tensor([len(ids) for ids in sequences]).unsqueeze(1)  # (B·S, 1)
-        attention_mask = positions < lengths  # (B·S, T)
-        starts = torch.tensor([f["num_prompt_tokens"] for f in features]).repeat_interleave(num_sequences)
-        is_response = attention_mask & (positions >= starts.unsqueeze(1))
+        sequences = [ids for feature in features for ids in feature["sequences"]]
+        starts = [feature["num_prompt_tokens"] for feature in features for _ in range(num_sequences)]
         shape = (len(features), num_sequences, -1)
-        batch = {
-            "input_ids": input_ids.view(shape),
-            "attention_mask": attention_mask.long().view(shape),
-            "labels": input_ids.masked_fill(~is_response, IGNORED).view(shape),
-        }
+        batch = {name: tensor.view(shape) for name, tensor in self._pad(sequences, starts).items()}
         if "reward" in features[0]:
             batch["rewards"] = torch.tensor([feature["reward"] for feature in features])
             batch["groups"] = torch.tensor([feature["group"] for feature in features])
+        if "policy_prompt" in features[0]:
+            prompts = [feature["policy_prompt"] for feature in features]
+            responses = [f["sequences"][0][f["num_prompt_tokens"] :] for f in features]
+            sequences = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
+            padded = self._pad(sequences, list(map(len, prompts)))
+            batch |= {f"policy_{name}": tensor for name, tensor in padded.items()}
         return batch
+
+    def _pad(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> dict[str, Tensor]:
+        """Pad N sequences on the right; a response starts where `starts` says. All results are (N, T)."""
+        tensors = [torch.tensor(ids) for ids in sequences]
+        input_ids = pad_sequence(tensors, batch_first=True, padding_value=self.pad_token_id)  # (N, T)
+        positions = torch.arange(input_ids.shape[1])  # (T,)
+        attention_mask = positions < torch.tensor(list(map(len, sequences))).unsqueeze(1)  # (N, T)
+        is_response = attention_mask & (positions >= torch.tensor(starts).unsqueeze(1))
+        return {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask.long(),
+            "labels": input_ids.masked_fill(~is_response, IGNORED),
+        }

@@ -28,6 +28,7 @@ from ivg.training.models import (
     planned_config,
     starting_point,
 )
+from ivg.training.policy import add_policy_prompts
 from ivg.training.resume import claim_output, settings_of
 from ivg.training.value_arguments import RewardScale, ValueTrainingArguments
 from ivg.training.value_data import encode_pairs, encode_rewarded
@@ -104,6 +105,7 @@ def encode(
         remedy = "set binary_reward: false or make them so"
         checks.refuse(name, "a reward other than 0 and 1", [r not in (0, 1) for r in rows["reward"]], remedy)
     encoded = (encode_pairs if paired else encode_rewarded)(rows, tokenizer, data.prompt_template)
+    add_policy_prompts(encoded, rows, name, training, tokenizer)
     return _within_limit(encoded, name, training, context_length(config))
 
 

@@ -15,6 +15,7 @@ from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBas
 from ivg.training import losses
 from ivg.training.cards import CardMixin
 from ivg.training.heads import compact_labels, fold_normalisation, head_name
+from ivg.training.policy import Policy
 from ivg.training.value_arguments import RewardScale, ValueTrainingArguments
 from ivg.training.value_data import IGNORED, ValueCollator
 from ivg.training.value_metrics import evaluate_values, pair_accuracy_by_position
@@ -33,6 +34,7 @@ class ValueTrainer(CardMixin):
         train_rows: from `encode_rewarded` or `encode_pairs`.
         eval_rows: the same, held out.
         scale: from the training rewards.
+        policy: whose next tokens the cd-q targets are averaged over; None takes the token that came.
     """
 
     # The loss below is already divided by the count over all accumulation steps.
@@ -46,8 +48,9 @@ class ValueTrainer(CardMixin):
         train_rows: Sequence[Mapping[str, Any]],
         eval_rows: Sequence[Mapping[str, Any]] | None,
         scale: RewardScale,
+        policy: Policy | None = None,
     ) -> None:
-        self.scale = scale
+        self.scale, self.policy = scale, policy
         self.table: list[dict[str, Any]] = []
         self._folds = False
         super().__init__(
@@ -90,7 +93,7 @@ class ValueTrainer(CardMixin):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[None, Tensor, tuple[Tensor, ...]]:
-        """Return prefix values (B, T, S) and what to judge them by; the loss follows from all of them."""
+        """Return `_values` as (B, T, S) and what to judge them by; the loss follows from all of them."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad():
             values = self._values(model, inputs)
@@ -130,11 +133,19 @@ class ValueTrainer(CardMixin):
             compact_labels(Path(output_dir or self.args.output_dir) / "config.json")
 
     def _values(self, model: torch.nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Return prefix values (B, S, T), float32."""
+        """Return prefix values (B, S, T), float32; with a policy, then the expected next values (B, 1, T)."""
         shape = inputs["labels"].shape
         flat = {key: inputs[key].flatten(0, 1) for key in ("input_ids", "attention_mask", "labels")}
-        values: Tensor = model(**flat)["values"]
-        return values.view(shape)
+        if self.policy is None:
+            values: Tensor = model(**flat)["values"]
+            return values.view(shape)
+        next_logits = self.policy.next_logits(
+            inputs["policy_input_ids"],
+            inputs["policy_attention_mask"],
+            inputs["policy_labels"] != IGNORED,
+        )
+        found = model(**flat, next_logits=next_logits)
+        return torch.stack([found["values"], found["next_values"]], dim=1)
 
     def _normalised(self, rewards: Tensor | None) -> Tensor | None:
         return None if rewards is None else (rewards - self.scale.mean) / self.scale.std
@@ -144,13 +155,14 @@ class ValueTrainer(CardMixin):
         return (labels != IGNORED).all(dim=1)
 
     def _loss(self, values: Tensor, labels: Tensor, rewards: Tensor | None) -> Tensor:
-        """Return the objective's sum over positions, from values and labels (B, S, T)."""
+        """Return the objective's sum over positions, from `_values` and labels (B, S, T)."""
         mask = self._loss_mask(labels)
         if self.args.objective == "prefix-bt":
             return losses.prefix_bt_loss(values[:, 0], values[:, 1], mask)
         assert rewards is not None
         if self.args.objective == "cd-q":
-            return losses.cd_q_loss(values[:, 0], rewards, mask)
+            next_values = None if self.policy is None else values[:, 1]
+            return losses.cd_q_loss(values[:, 0], rewards, mask, next_values)
         loss = losses.fudge_bce_loss if self.args.binary_reward else losses.fudge_loss
         return loss(values[:, 0], rewards, mask)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -68,6 +69,56 @@ def run_alone(script: str, config: str, *flags: str, expect: int = 0) -> subproc
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == expect, done.stderr[-3000:]
     return done
+
+
+def path() -> str:
+    """The interpreter's own programs first: DeepSpeed looks for ninja."""
+    return f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+
+def launch_config(folder: Path, name: str) -> str:
+    """Take the recipe's file as it is, but for two processes on the CPU."""
+    config = yaml.safe_load((ROOT / "recipes" / "accelerate" / f"{name}.yaml").read_text())
+    config |= {"num_processes": 2, "use_cpu": True, "mixed_precision": "no"}
+    return write_config(folder / f"{name}.yaml", **config)
+
+
+def start_two(script: str, config: str, folder: Path, name: str) -> subprocess.Popen[str]:
+    """Start a script in two processes.
+
+    Args:
+        script: which of train/.
+        config: its YAML.
+        folder: for the launcher's file.
+        name: which of recipes/accelerate/.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command += ["--config_file", launch_config(folder, name), "--main_process_port", str(port)]
+    command += [str(ROOT / "train" / f"{script}.py"), "--config", config]
+    return subprocess.Popen(
+        command,
+        env={**environment(), "DS_ACCELERATOR": "cpu", "PATH": path()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run_two(
+    script: str, config: str, folder: Path, name: str, *, expect: int = 0
+) -> subprocess.CompletedProcess[str]:
+    """Run a script in two processes (see `start_two`) and check the launcher's exit code."""
+    with start_two(script, config, folder, name) as job:
+        try:
+            output, errors = job.communicate(timeout=900)
+        except subprocess.TimeoutExpired:
+            job.kill()
+            raise
+    assert job.returncode == expect, errors[-4000:]
+    return subprocess.CompletedProcess(job.args, job.returncode, output, errors)
 
 
 def losses(output: Path) -> dict[int, float]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GPT2ForSequenceClassification
 
 from tests import tiny
 from tests.train.launching import (
@@ -27,6 +28,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 def folder(tmp_path: Path) -> Path:
     """A model folder whose weights cannot be loaded: whoever reads them fails another way."""
     tiny.save(tmp_path / "model", tiny.causal(0, dtype=torch.float32))
+    tiny.save(tmp_path / "other", tiny.causal(0, dtype=torch.float32), tiny.tokenizer(tiny.LETTERS[::-1]))
+    config = tiny.gpt2_config(len(tiny.LETTERS) + 2, num_labels=2)
+    tiny.save(tmp_path / "two", GPT2ForSequenceClassification(config))
     (tmp_path / "model" / "model.safetensors").write_bytes(b"no weights")
     write_rows(tmp_path / "pairs.jsonl", PAIRS)
     write_rows(tmp_path / "rewarded.jsonl", REWARDED)
@@ -35,6 +39,14 @@ def folder(tmp_path: Path) -> Path:
     )
     write_rows(tmp_path / "equal.jsonl", [{**row, "reward": 1.0} for row in REWARDED])
     write_rows(tmp_path / "same.jsonl", [PAIRS[0], {**PAIRS[0], "chosen": PAIRS[0]["rejected"]}])
+    write_rows(tmp_path / "silent.jsonl", [PAIRS[0], {**PAIRS[0], "rejected": " "}, PAIRS[1]])
+    write_rows(tmp_path / "mute.jsonl", [{"prompt": "a", "completion": c} for c in ("", "b", "\n")])
+    rewards = (1.0, float("nan"), 2.0, float("inf"))
+    write_rows(
+        tmp_path / "nan.jsonl", [{**row, "reward": r} for row, r in zip(REWARDED, rewards, strict=False)]
+    )
+    write_rows(tmp_path / "longpair.jsonl", [PAIRS[0], {**PAIRS[0], "chosen": "b" * 80}])
+    write_rows(tmp_path / "longtext.jsonl", [{"prompt": "a", "completion": "b" * n} for n in (80, 1)])
     write_rows(tmp_path / "noprompt.jsonl", [{"prompt": "a"}, {"text": "b"}])
     write_rows(tmp_path / "empty.jsonl", [])
     (tmp_path / "notamodel").mkdir()
@@ -52,6 +64,17 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("value", {"binary_reward": True}, "a reward other than 0 and 1"),
     ("value", {"objective": "cd-q", "binary_reward": True}, "binary_reward goes with objective fudge"),
     ("value", {"objective": "fudgy"}, "objective is 'fudgy'; expected fudge or cd-q or prefix-bt"),
+    ("value", {"policy_model": "model"}, "policy_model goes with objective cd-q and head vocabulary"),
+    (
+        "value",
+        {"objective": "cd-q", "policy_model": "other"},
+        "policy_model .*other: its ids are not the value model's",
+    ),
+    (
+        "value",
+        {"objective": "cd-q", "policy_model": "model", "policy_template": "long " * 20 + "{prompt}"},
+        r"32 of 32 rows have more than the policy model's 64 tokens \(first: row 1, 2, 3\)",
+    ),
     ("value", {"max_length": 0}, "max_length is 0"),
     ("value", {"learning_rat": 1.0}, "unknown key 'learning_rat'; did you mean 'learning_rate'"),
     ("value", {"push_to_hub": True}, "hub_strategy .* pushes checkpoints"),
@@ -59,6 +82,28 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("value", {"tokenizer_path": "nowhere"}, "tokenizer .*nowhere"),
     ("value", {"output_dir": "file/out"}, "cannot be written: Not a directory"),
     ("dpo", {"dataset_name": "same.jsonl"}, r"1 of 2 rows have chosen equal to rejected \(first: row 2\)"),
+    ("reward", {"dataset_name": "same.jsonl"}, r"1 of 2 rows have chosen equal to rejected \(first: row 2\)"),
+    ("value", {"objective": "prefix-bt", "dataset_name": "same.jsonl"}, "1 of 2 rows have chosen equal to"),
+    ("dpo", {"dataset_name": "silent.jsonl"}, r"1 of 3 rows have an empty rejected \(first: row 2\)"),
+    ("reward", {"dataset_name": "silent.jsonl"}, r"1 of 3 rows have an empty rejected \(first: row 2\)"),
+    ("sft", {"dataset_name": "mute.jsonl"}, r"2 of 3 rows have an empty completion \(first: row 1, 3\)"),
+    (
+        "value",
+        {"dataset_name": "nan.jsonl"},
+        r"2 of 4 rows have a reward that is not a finite number \(first: row 2, 4\)",
+    ),
+    (
+        "dpo",
+        {"dataset_name": "longpair.jsonl", "max_length": 1024},
+        r"1 of 2 rows have more than the model's 64 tokens \(first: row 2\)",
+    ),
+    (
+        "reward",
+        {"dataset_name": "longpair.jsonl", "max_length": 1024},
+        "1 of 2 rows have more than the model",
+    ),
+    ("sft", {"dataset_name": "longtext.jsonl", "max_length": 1024}, "1 of 2 rows have more than the model"),
+    ("sft", {"dataset_name": "mute.jsonl", "merge_adapter": True}, "merge_adapter is set without use_peft"),
     ("dpo", {"dataset_name": "rewarded.jsonl"}, "expected prompt, chosen, rejected"),
     ("dpo", {"beta": "high"}, "beta is 'high'; expected float"),
     ("dpo", {"model_name_or_path": None}, "exactly one of model_name_or_path and model_config"),
@@ -77,9 +122,10 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("rollouts", {"reward_function": "ivg.rewards.vadr"}, "defines no vadr"),
     ("rollouts", {"reward_model": "model"}, "exactly one of a function's dotted name and a classifier"),
     ("rollouts", {"reward_function": None, "reward_model": "model"}, "is a GPT2LMHeadModel; expected"),
+    ("rollouts", {"reward_function": None, "reward_model": "two"}, "has 2 labels, but no label was given"),
     ("rollouts", {"temperature": -1.0}, "temperature is -1.0"),
 ]
-PATHS = ("dataset_name", "model_name_or_path", "tokenizer_path", "output_dir", "reward_model")
+PATHS = ("dataset_name", "model_name_or_path", "tokenizer_path", "output_dir", "reward_model", "policy_model")
 
 
 def _config(folder: Path, script: str, keys: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Each script trains what it should and nothing else, and writes stock folders."""
 
+import gc
 import json
 import math
 from importlib.util import find_spec
@@ -15,6 +16,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
 )
@@ -105,6 +107,40 @@ def test_dpo_moves_every_weight_and_leaves_its_reference_alone(
     assert losses(tmp_path / "out")[1] == pytest.approx(math.log(2), abs=1e-5)
 
 
+def test_dpo_with_computed_reference_holds_no_second_copy(
+    tmp_path: Path, untuned: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, alive = DPOTrainer.train, []
+
+    def train(trainer: DPOTrainer, **kwargs: object) -> object:
+        gc.collect()
+        own = {id(module) for module in trainer.model.modules()}
+        models = [o for o in gc.get_objects() if isinstance(o, GPT2LMHeadModel)]
+        alive.append(len([model for model in models if id(model) not in own and model not in before]))
+        return real(trainer, **kwargs)
+
+    monkeypatch.setattr(DPOTrainer, "train", train)
+    before = [o for o in gc.get_objects() if isinstance(o, GPT2LMHeadModel)]
+    for name, precompute in (("held", False), ("computed", True)):
+        config = write_config(
+            tmp_path / f"{name}.yaml",
+            **TRL_TINY,
+            model_name_or_path=untuned,
+            precompute_ref_log_probs=precompute,
+            dataset_name=write_rows(tmp_path / "rows.jsonl", PAIRS),
+            eval_dataset_name=str(tmp_path / "rows.jsonl"),
+            output_dir=str(tmp_path / name),
+        )
+        run_here("dpo", config, monkeypatch)
+    assert alive == [1, 0]
+    held, computed = (tmp_path / name for name in ("held", "computed"))
+    assert losses(computed) == pytest.approx(losses(held), abs=1e-6)
+    ours, theirs = (json.loads((f / "metrics.json").read_text())["eval_loss"] for f in (computed, held))
+    assert ours == pytest.approx(theirs, abs=1e-6)
+    assert "computed before training, no second copy" in (computed / "README.md").read_text()
+    assert "a second copy of the model" in (held / "README.md").read_text()
+
+
 def test_dpo_lora_trains_the_adapter_only(
     tmp_path: Path, untuned: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +165,33 @@ def test_dpo_lora_trains_the_adapter_only(
     assert (tuned(ids).logits - before).abs().max() > 1e-4
     with tuned.disable_adapter():
         torch.testing.assert_close(tuned(ids).logits, before)
+    assert "adapter switched off, no second copy" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_sft_lora_merged_is_a_whole_model(
+    tmp_path: Path, untuned: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    config = write_config(
+        tmp_path / "sft.yaml",
+        **TRL_TINY,
+        model_name_or_path=untuned,
+        use_peft=True,
+        lora_r=2,
+        merge_adapter=True,
+        dataset_name=write_rows(tmp_path / "rows.jsonl", COMPLETIONS),
+        output_dir=str(output),
+    )
+    run_here("sft", config, monkeypatch)
+    ids = torch.arange(6).unsqueeze(0)
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(untuned), output)
+    merged, report = AutoModelForCausalLM.from_pretrained(output / "merged", output_loading_info=True)
+    assert not report["missing_keys"]
+    torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, atol=1e-5, rtol=1e-5)
+    with adapted.disable_adapter():
+        assert (merged(ids).logits - adapted(ids).logits).abs().max() > 1e-4
+    assert AutoTokenizer.from_pretrained(output / "merged").get_vocab() == tiny.tokenizer().get_vocab()
+    assert not (output / "merged.partial").exists()
 
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
@@ -219,6 +282,44 @@ def test_value_predicts_in_the_rewards_own_unit(
     assert [row["percent"] for row in table] == [10, 25, 50, 75, 100]
     assert table[-1]["pairwise_accuracy"] > 0.8
     assert (output / "value_evaluation.png").exists()
+
+
+def test_value_learns_the_expectation_under_the_base(
+    tmp_path: Path, untuned: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, base = tmp_path / "out", tiny.causal(7, dtype=torch.float32)
+    config = write_config(
+        tmp_path / "value.yaml",
+        **TINY,
+        model_name_or_path=untuned,
+        objective="cd-q",
+        policy_model=tiny.save(tmp_path / "base", base),
+        policy_template="xy {prompt}.",
+        normalize_rewards=False,
+        dataset_name=write_rows(tmp_path / "rows.jsonl", REWARDED),
+        eval_dataset_name=str(tmp_path / "rows.jsonl"),
+        output_dir=str(output),
+    )
+    run_here("value", config, monkeypatch)
+    _check_log(output)
+    before = load_file(Path(untuned) / "model.safetensors")
+    model = AutoModelForTokenClassification.from_pretrained(output).eval()
+    assert _changed(before, model.state_dict()) == set(before) - {"lm_head.weight"}
+    # The final evaluation's loss, worked out row by row from stock classes.
+    total, count, tokenizer = 0.0, 0, tiny.tokenizer()
+    for row in REWARDED:
+        prompts = [tokenizer(text)["input_ids"] for text in (row["prompt"], f"xy {row['prompt']}.")]
+        response = [*tokenizer(row["completion"])["input_ids"], tokenizer.eos_token_id]
+        with torch.no_grad():
+            q = model(torch.tensor([prompts[0] + response])).logits[0, len(prompts[0]) - 1 :]
+            pi = base(torch.tensor([prompts[1] + response])).logits[0, len(prompts[1]) - 1 :].softmax(-1)
+        for t, token in enumerate(response):
+            is_last = t + 1 == len(response)
+            target = row["reward"] if is_last else float((pi[t + 1] * q[t + 1]).sum())
+            total, count = total + (float(q[t, token]) - target) ** 2, count + 1
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["eval_loss"] == pytest.approx(total / count, rel=1e-4)
+    assert f'| policy | `"{tmp_path / "base"}"` |' in (output / "README.md").read_text()
 
 
 def test_value_lora_trains_adapter_and_head_beside_frozen_weights(

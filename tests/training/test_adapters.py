@@ -1,5 +1,6 @@
 """Each adapter on rows in its dataset's schema; the schemas themselves are unverified."""
 
+import re
 from typing import Any
 
 import datasets
@@ -61,3 +62,9 @@ def test_a_dataset_of_which_nothing_is_left() -> None:
     row = {"prompt": "p", "chosen": "same", "rejected": "same"}
     with pytest.raises(UserError, match="summarize_comparisons left none of the dataset's 1 rows"):
         _adapt("summarize_comparisons", row)
+
+
+@pytest.mark.parametrize("name", sorted(ADAPTERS))
+def test_each_names_its_source_and_says_that_nobody_has_run_it(name: str) -> None:
+    documentation = ADAPTERS[name].__doc__ or ""
+    assert re.search(r"`\w+/\w+`.*\(unverified\)", documentation)

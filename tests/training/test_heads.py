@@ -1,16 +1,24 @@
 """Value heads: same numbers as the stock classes, without their (rows, time, vocabulary) tensor."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoConfig, AutoModelForTokenClassification, LlamaConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForTokenClassification,
+    LlamaConfig,
+    PreTrainedModel,
+)
 
 from ivg.errors import UserError
 from ivg.training import heads
+from ivg.training.policy import Policy
 from tests import tiny
 
 VOCAB = len(tiny.LETTERS) + 2
@@ -53,6 +61,29 @@ def test_vocabulary_head_gives_the_stock_logit_of_the_token_that_came(make: Any)
             assert values[row, t].item() == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("make", [lambda n: tiny.value(0, num_labels=n, dtype=torch.float32), _llama])
+def test_vocabulary_head_gives_the_expected_value_of_the_next_token(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heads, "_PIECE", 4)  # 14 response positions: three pieces and a rest
+    stock, model, batch = make(VOCAB), make(VOCAB), _batch()
+    heads.prepare_value_model(model)
+    mask = batch["labels"] != -100
+    next_logits = torch.randn(3, 9, VOCAB, generator=torch.Generator().manual_seed(2))
+    found = model(**batch, next_logits=lambda part: next_logits[mask][part])
+    all_values = stock(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    assert found["values"].equal(model(**batch)["values"])
+    for row in range(3):
+        for t in range(9):
+            weights = [math.exp(x) for x in next_logits[row, t].tolist()]
+            values = all_values[row, t].tolist()
+            mean = sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
+            expected = mean if mask[row, t] else 0.0
+            assert found["next_values"][row, t].item() == pytest.approx(expected, abs=1e-5)
+    assert found["values"].requires_grad
+    assert not found["next_values"].requires_grad
+
+
 def test_scalar_head_gives_the_stock_logit_at_the_token() -> None:
     stock, model = (tiny.value(0, num_labels=1, dtype=torch.float32) for _ in range(2))
     batch = _batch()
@@ -77,20 +108,28 @@ class _LargestTensor(TorchDispatchMode):
         return result
 
 
-def test_no_tensor_of_rows_by_time_by_vocabulary_in_training() -> None:
+def test_no_tensor_of_rows_by_time_by_vocabulary_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
     vocab, rows, time = 5000, 4, 32
     config = tiny.gpt2_config(vocab, num_labels=vocab)
     model, stock = (AutoModelForTokenClassification.from_config(config).eval() for _ in range(2))
     heads.prepare_value_model(model)
     ids = torch.randint(0, vocab, (rows, time))
     labels = ids.masked_fill(torch.arange(time) < 4, -100)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
     with _LargestTensor() as ours:
-        model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels)["values"].sum().backward()
+        model(**inputs)["values"].sum().backward()
     with _LargestTensor() as theirs:
         stock(input_ids=ids).logits.sum().backward()
     assert theirs.numel == rows * time * vocab
     # The largest is the head's own gradient, (V, H).
     assert ours.numel == vocab * config.n_embd < rows * time * vocab
+
+    policy = Policy(AutoModelForCausalLM.from_config(tiny.gpt2_config(vocab)))
+    monkeypatch.setattr(heads, "_PIECE", 8)
+    with _LargestTensor() as expecting:
+        next_logits = policy.next_logits(ids, torch.ones_like(ids), labels != -100)
+        model(**inputs, next_logits=next_logits)["values"].sum().backward()
+    assert expecting.numel == vocab * config.n_embd
 
 
 def test_folding_turns_normalised_values_into_rewards() -> None:

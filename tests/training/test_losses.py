@@ -49,6 +49,18 @@ def test_cd_q_takes_given_expectations_except_at_the_end() -> None:
     assert losses.cd_q_loss(VALUES, REWARDS, MASK, expected).item() == 10.0
 
 
+def test_expected_values_weigh_next_tokens_by_the_policy() -> None:
+    values = torch.tensor([[1.0, 2.0, 4.0], [0.0, 3.0, -3.0]])
+    # π = 1/4, 1/4, 1/2, then 1/6, 1/2, 1/3: (1 + 2 + 8)/4 and (0 + 9 - 6)/6.
+    logits = torch.tensor([[1.0, 1.0, 2.0], [1.0, 3.0, 2.0]]).log()
+    assert losses.expected_values(values, logits).tolist() == pytest.approx([2.75, 0.5])
+    # An id that only one side has does not count, however likely or valuable it is.
+    likely = torch.cat([logits, torch.full((2, 1), 50.0)], dim=1)
+    assert losses.expected_values(values, likely).tolist() == pytest.approx([2.75, 0.5])
+    valuable = torch.cat([values, torch.full((2, 1), 1e6)], dim=1)
+    assert losses.expected_values(valuable, logits).tolist() == pytest.approx([2.75, 0.5])
+
+
 def test_prefix_bt_compares_common_positions() -> None:
     chosen = torch.tensor([[9.0, math.log(3.0), 0.0, 7.0]])
     rejected = torch.tensor([[-9.0, 0.0, 0.0, -7.0]])
