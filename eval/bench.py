@@ -5,7 +5,9 @@
     python eval/bench.py --lengths 60 300 --workloads long      # cost per step of short and long responses
     python eval/bench.py --workloads chat-1b --dtype bfloat16     # needs a GPU
 
-Prints a table and writes runs/bench/decode.json.
+Prints a table and writes runs/bench/decode.json (decode_growth.json, decode_bfloat16.json and so on). The
+table's last columns: the machine's matrix products before and after, and the share of the time that the
+models' products would have taken at that rate.
 """
 
 from __future__ import annotations
@@ -27,7 +29,17 @@ from ivg.benchmark.measure import RUNGS, measure
 from ivg.benchmark.workloads import WORKLOADS
 from ivg.errors import UserError, exit_on_user_error
 
-COLUMNS = ("rung", "s/prompt", "returned tok/s", "sampled tok/s", "guide tokens", "MiB", "x naive", "matmul")
+COLUMNS = (
+    "rung",
+    "s/prompt",
+    "returned tok/s",
+    "sampled tok/s",
+    "guide tokens",
+    "MiB",
+    "x naive",
+    "matmul GFLOP/s",
+    "share",
+)
 
 
 def in_fresh_process(
@@ -46,16 +58,7 @@ def in_fresh_process(
 def ladder(workload: str, options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Measure every rung and print the table."""
     table = Table(title=f"{workload}, {options.dtype}, max_batch_rows {options.max_batch_rows}")
-    for column in (
-        "rung",
-        "s/prompt",
-        "returned tok/s",
-        "sampled tok/s",
-        "guide tokens",
-        "MiB",
-        "x naive",
-        "matmul",
-    ):
+    for column in COLUMNS:
         table.add_column(column, justify="left" if column == "rung" else "right")
     results: dict[str, Any] = {}
     for rung in RUNGS:
@@ -76,6 +79,7 @@ def ladder(workload: str, options: argparse.Namespace, console: Console) -> dict
             f"{result['guide_tokens_per_prompt']:,.0f}",
             f"{result['peak_memory_mib']:,.0f}",
             f"{ratio:.1f}",
+            "{:.0f}, {:.0f}".format(*result["matmul_gflops"]),
             "" if share is None else f"{share:.0%}",
         )
     console.print(table)
@@ -115,9 +119,7 @@ def by_length(workload: str, options: argparse.Namespace, console: Console) -> d
     return found
 
 
-@exit_on_user_error
-def main() -> None:
-    """Parse arguments, measure, print and write."""
+def _parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--workloads", nargs="+", default=["short", "long"], choices=sorted(WORKLOADS))
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
@@ -139,6 +141,13 @@ def main() -> None:
         raise UserError(f"lengths are {options.lengths}; give a short and a longer one, both >= 1")
     if options.max_batch_rows < 16:
         raise UserError(f"max_batch_rows is {options.max_batch_rows}; the workloads need at least 16")
+    return options
+
+
+@exit_on_user_error
+def main() -> None:
+    """Parse arguments, measure, print and write."""
+    options = _parse_options()
     if options.one:
         print(
             json.dumps(
@@ -153,7 +162,7 @@ def main() -> None:
             )
         )
         return
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     what = "growth" if options.growth else "lengths" if options.lengths else "ladder"
     compare = {"growth": growth, "lengths": by_length, "ladder": ladder}[what]
     results = {name: compare(name, options, console) for name in options.workloads}
@@ -166,7 +175,8 @@ def main() -> None:
         "torch": torch.__version__,
         "results": results,
     }
-    path = options.output if what == "ladder" else options.output.with_name(f"{what}.json")
+    kind = ("" if what == "ladder" else f"_{what}") + ("" if options.dtype == "float32" else "_bfloat16")
+    path = options.output.with_stem(options.output.stem + kind)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=2) + "\n")
     console.print(f"written to {path}")

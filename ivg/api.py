@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ivg.config import SamplingConfig, SearchConfig, check_guidance, check_rows
+from ivg.config.checks import require_integer
 from ivg.engine import Engine, make_tasks
 from ivg.errors import UserError
 from ivg.hypotheses import Endings, Finished, FinishReason, Hypothesis
@@ -64,6 +65,7 @@ def generate(
     search: SearchConfig | None = None,
     sampling: SamplingConfig | None = None,
     max_batch_rows: int = 64,
+    max_batch_tokens: int | None = None,
     block_size: int = 128,
     on_text: Callable[[NewText], None] | None = None,
 ) -> list[Response]:
@@ -75,6 +77,7 @@ def generate(
         search: guidance and beam search; default: plain sampling from the base.
         sampling: lengths, temperature, seed, stop strings.
         max_batch_rows: rows (prompts x W x K) decoded side by side.
+        max_batch_tokens: rows times the columns that they may come to fill, at most; None: unbounded.
         block_size: prompts per block; a batch never spans two.
         on_text: gets each response's text as it becomes certain: what all surviving beams agree on.
 
@@ -86,12 +89,19 @@ def generate(
     """
     search, sampling = search or SearchConfig(), sampling or SamplingConfig()
     _check_arguments(models, search, sampling, max_batch_rows, block_size)
+    if max_batch_tokens is not None:
+        require_integer("max_batch_tokens", max_batch_tokens, at_least=1)
     rows = as_rows(prompts)
     engine = Engine(models, search, sampling, on_text=on_text)
     tasks, bad = make_tasks(rows, engine.infos, sampling)
     if bad:
         raise UserError(f"prompt {bad[0].index + 1} of {len(rows)}: {bad[0].reason}")
-    finished = engine.run(tasks, max_batch_rows=max_batch_rows, block_size=block_size * sampling.num_samples)
+    finished = engine.run(
+        tasks,
+        max_batch_rows=max_batch_rows,
+        max_batch_tokens=max_batch_tokens,
+        block_size=block_size * sampling.num_samples,
+    )
     return [response(f, rows[f.task.index // sampling.num_samples], engine.endings, search) for f in finished]
 
 

@@ -120,7 +120,12 @@ class BlockDecoder:
         """Yield (output row, trace row) in the input's order."""
         config, engine = self.job.config, self._loaded()
         tasks = [task for i in block for task in self.job.tasks[i]]
-        finished = engine.run(tasks, max_batch_rows=config.max_batch_rows, block_size=max(1, len(tasks)))
+        finished = engine.run(
+            tasks,
+            max_batch_rows=config.max_batch_rows,
+            max_batch_tokens=config.max_batch_tokens,
+            block_size=max(1, len(tasks)),
+        )
         for i in block:
             if i in self.job.bad:
                 error = {"error": self.job.bad[i]}

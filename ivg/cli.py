@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -21,10 +22,11 @@ from ivg.errors import (
     EXIT_USER_ERROR,
     UserError,
     exit_on_user_error,
+    first_line,
     is_main_process,
 )
 from ivg.runner import prepare, run
-from ivg.sources import read_input, refuse_bad_rows, source_name
+from ivg.sources import read_input
 from ivg.streaming import NewText
 
 EXIT_FAILURE = 1
@@ -48,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if isinstance(error, UserError):
             raise
+        if error.errno is None:  # not of a file: a Hub that cannot be reached, say
+            return _end(f"error: {first_line(error)}", EXIT_FAILURE)
         return _end(f"error: {error.filename or _unnamed_output(line)}: {error.strerror}", EXIT_FAILURE)
 
 
@@ -73,9 +77,12 @@ def _diagnose(config: DecodeConfig) -> int:
     rows = read_input(config.input, config.dataset, config.limit)
     usable = [source.row for source in rows if source.error is None]
     diagnosis = diagnose(config, usable or [{"prompt": "?"}])
+    if not diagnosis.problems:
+        try:  # whatever else would stop the run; only where its output goes may be left open here
+            prepare(config if config.output else dataclasses.replace(config, output="-", trace=None), rows)
+        except UserError as error:
+            diagnosis = dataclasses.replace(diagnosis, problems=(str(error),))
     Console().print(render(diagnosis))
-    if not config.skip_bad_rows:
-        refuse_bad_rows(rows, source_name(config.input, config.dataset))
     return EXIT_USER_ERROR if diagnosis.problems else 0
 
 
@@ -85,8 +92,10 @@ def _print_text(piece: NewText) -> None:
 
 
 def _end(message: str, code: int) -> int:
-    if is_main_process():
-        sys.stderr.write(message + "\n")
+    """Print a message and return the exit code; what one process alone met, only that one can say."""
+    if is_main_process() or code == EXIT_FAILURE:
+        by = "" if is_main_process() else f"process {os.environ['RANK']}: "
+        sys.stderr.write(f"{by}{message}\n")
     return code
 
 

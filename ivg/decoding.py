@@ -7,6 +7,7 @@ prompts take their place. Per-row host work happens here, once per piece.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -122,12 +123,13 @@ class Decoder:
         self._keep_trace = keep_trace
         self._watcher = watcher
 
-    def run(self, tasks: Sequence[Task], max_rows: int) -> Iterator[Finished]:
+    def run(self, tasks: Sequence[Task], max_rows: int, max_tokens: int | None = None) -> Iterator[Finished]:
         """Decode tasks with continuous batching; yields each as it finishes.
 
         Args:
             tasks: in the order in which they join.
             max_rows: rows in the batch at most.
+            max_tokens: rows times columns that they may come to fill, at most; a single prompt may have more.
 
         Raises:
             NumericalError: NaN or infinite numbers, naming the model and the prompt.
@@ -137,7 +139,7 @@ class Decoder:
         piece = piece_length(self._search.chunk_length, max((task.max_tokens for task in tasks), default=1))
         self._rows.clear()
         while waiting or running:
-            joining = self._admit(waiting, max_rows - sum(search.max_rows for search in running))
+            joining = self._admit(waiting, running, max_rows, max_tokens or sys.maxsize)
             self._rows.keep_and_join(keep, repeats, self._newcomers(joining))
             running += joining
             length = min(piece, max(search.task.max_tokens - search.num_tokens for search in running))
@@ -147,10 +149,21 @@ class Decoder:
             keep, repeats, running, done = self._advance(running)
             yield from done
 
-    def _admit(self, waiting: deque[Task], room: int) -> list[PromptSearch]:
-        per_prompt = self._search.rows_per_prompt
-        count = min(len(waiting), room // per_prompt)
-        return [PromptSearch(waiting.popleft(), self._search, self._sampling.seed) for _ in range(count)]
+    def _admit(
+        self, waiting: deque[Task], running: Sequence[PromptSearch], max_rows: int, max_tokens: int
+    ) -> list[PromptSearch]:
+        """Take waiting prompts for which there is room: rows are padded to the longest among them."""
+        joining = list[PromptSearch]()
+        num_rows = sum(search.max_rows for search in running)
+        width = max((search.task.width for search in running), default=0)
+        while waiting:
+            num_rows += self._search.rows_per_prompt
+            width = max(width, waiting[0].width)
+            is_first = not running and not joining
+            if num_rows > max_rows or (num_rows * width > max_tokens and not is_first):
+                break
+            joining.append(PromptSearch(waiting.popleft(), self._search, self._sampling.seed))
+        return joining
 
     def _newcomers(self, joining: Sequence[PromptSearch]) -> list[Newcomer]:
         """Samples of one prompt are prefilled once."""

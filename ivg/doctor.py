@@ -38,8 +38,10 @@ def diagnose(config: DecodeConfig, rows: Sequence[Row]) -> Diagnosis:
         problems.append(str(error))
     models = _examine_all(infos, plans, rows, config)
     used = [model for model in models if model.is_used]
-    num_rows = _num_rows(config, len(rows))
     new = config.sampling.max_new_tokens
+    width = max((model.longest_prompt for model in used), default=0) + new
+    num_rows = _num_rows(config, len(rows), width)
+    bad = _bad_prompts(used, config)
     return Diagnosis(
         models=tuple(models),
         possibilities=tuple(
@@ -51,16 +53,19 @@ def diagnose(config: DecodeConfig, rows: Sequence[Row]) -> Diagnosis:
         num_rows=num_rows,
         cache_bytes=sum(m.needs.cache_bytes_per_token * num_rows * (m.longest_prompt + new) for m in used),
         num_prompts=len(rows),
-        problems=(*problems, *_problems(used, config)),
-        warnings=tuple(_warnings(infos, models)),
+        problems=(*problems, *([] if config.skip_bad_rows else bad)),
+        warnings=(*_warnings(infos, models), *(bad if config.skip_bad_rows else [])),
     )
 
 
-def _num_rows(config: DecodeConfig, num_prompts: int) -> int:
-    """Return how many rows can stand side by side: whole prompts, of one block."""
+def _num_rows(config: DecodeConfig, num_prompts: int, width: int) -> int:
+    """Return how many rows can stand side by side: whole prompts of one block, up to `width` columns wide."""
     per_prompt = config.search.rows_per_prompt
     num_tasks = min(num_prompts, config.block_size) * config.sampling.num_samples
-    return min(config.max_batch_rows // per_prompt, num_tasks) * per_prompt
+    rows = min(config.max_batch_rows // per_prompt, num_tasks)
+    if config.max_batch_tokens is not None:
+        rows = max(1, min(rows, config.max_batch_tokens // (width * per_prompt)))
+    return rows * per_prompt
 
 
 def _examine_all(
@@ -141,21 +146,21 @@ def _possibility(infos: ModelInfos, config: DecodeConfig, level: str, kind: Guid
     return Possibility(level, kind, True, "; ".join(dict.fromkeys(remarks)), is_asked_for)
 
 
-def _problems(used: Sequence[ModelReport], config: DecodeConfig) -> list[str]:
-    problems = [
+def _bad_prompts(used: Sequence[ModelReport], config: DecodeConfig) -> list[str]:
+    bad = [
         f"{model.name}: {len(model.refused)} prompts cannot be written in its template: {model.refused[0]}"
         for model in used
         if model.refused
     ]
     if config.on_overflow == "error":
         new = config.sampling.max_new_tokens
-        problems += [
+        bad += [
             f"{model.name}: {model.num_too_long} prompts + max_new_tokens {new} exceed its context of "
             f"{model.max_length}; shorten them, lower max_new_tokens, or set on_overflow: stop"
             for model in used
             if model.num_too_long
         ]
-    return problems
+    return bad
 
 
 def _warnings(infos: ModelInfos, models: Sequence[ModelReport]) -> list[str]:

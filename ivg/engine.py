@@ -145,12 +145,13 @@ class Engine:
         self.endings = Endings(base.eos_ids, sampling.stop, self.decode_text, stop_ids=stop_ids)
         self._rows_per_prompt = search.rows_per_prompt
         self._affordable_rows = sys.maxsize  # until memory has run out
+        self._text_guides = bind_text_guides(models, self.plans, first=len(self.lockstep.lanes))
         self._decoder = Decoder(
             self.lockstep,
             search,
             sampling,
             self.endings,
-            text_scorer=bind_text_guides(models, self.plans, first=len(self.lockstep.lanes)),
+            text_scorer=self._text_guides,
             keep_trace=keep_trace,
             watcher=None if on_text is None else AgreedText(self.endings, sampling.stop, on_text),
         )
@@ -159,7 +160,14 @@ class Engine:
         """Turn response ids into text, without special tokens."""
         return str(self.models.infos.base.tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def run(self, tasks: Sequence[Task], *, max_batch_rows: int, block_size: int) -> Iterator[Finished]:
+    def run(
+        self,
+        tasks: Sequence[Task],
+        *,
+        max_batch_rows: int,
+        block_size: int,
+        max_batch_tokens: int | None = None,
+    ) -> Iterator[Finished]:
         """Decode tasks in their order; what comes out depends on the tasks and settings alone.
 
         Tasks run in blocks of `block_size`, with continuous batching inside a block only. A block that runs
@@ -174,18 +182,23 @@ class Engine:
             done: dict[int, Finished] = {}
             next_out = 0
             while next_out < len(block):
+                is_out_of_memory = False
                 try:
                     remaining = [task for task in block if task.index not in done]
-                    for finished in self._decoder.run(remaining, max_batch_rows):
+                    for finished in self._decoder.run(remaining, max_batch_rows, max_batch_tokens):
                         done[finished.task.index] = finished
                         while next_out < len(block) and block[next_out].index in done:
                             yield done[block[next_out].index]
                             next_out += 1
                 except torch.OutOfMemoryError:
+                    is_out_of_memory = True
+                if is_out_of_memory:  # not inside `except`, where the traceback still holds the tensors
                     max_batch_rows = self._halved(max_batch_rows)
 
     def _halved(self, max_batch_rows: int) -> int:
-        self.lockstep.clear()
+        self.lockstep.release()
+        if self._text_guides is not None:
+            self._text_guides.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         fewer = max_batch_rows // 2

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -20,6 +21,26 @@ class UserError(ValueError):
 
     The message is one line: what was given, what was expected, what to do.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, or its type where it says nothing."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
+
+
+@contextlib.contextmanager
+def readable(what: str) -> Iterator[None]:
+    """Turn whatever a foreign reader raises on a broken file into a `UserError` of one line.
+
+    Args:
+        what: opens the message, such as `base (runs/base): cannot be loaded`.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # readers of weights, tokenizers and tables raise what they please
+        raise UserError(f"{what}: {first_line(error)}") from error
 
 
 def is_main_process() -> bool:

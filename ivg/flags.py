@@ -146,6 +146,12 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
     add("--dry_run", action="store_true", help="only check and report: nothing is loaded or written")
     add("--max_batch_rows", type=int, metavar="N", help="rows (prompts x W x K) decoded side by side (64)")
     add(
+        "--max_batch_tokens",
+        type=int,
+        metavar="N",
+        help="rows x (longest prompt + max_new_tokens) at most (unbounded)",
+    )
+    add(
         "--block_size",
         type=int,
         metavar="N",

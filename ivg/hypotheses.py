@@ -33,6 +33,11 @@ class Task:
     limited_by: FinishReason = "length"
     row: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
+    @property
+    def width(self) -> int:
+        """Columns that it may come to fill: its longest prompt and the whole response."""
+        return max(map(len, self.lane_ids)) + self.max_tokens
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Hypothesis:

@@ -18,7 +18,7 @@ from transformers import (
 
 from ivg.architectures import check_rows_can_move
 from ivg.config import ModelConfig
-from ivg.errors import UserError
+from ivg.errors import UserError, readable
 from ivg.prompts import resolve_template
 
 Kind = Literal["causal", "scalar", "vocabulary", "classifier"]
@@ -127,10 +127,8 @@ def inspect_model(source: ModelConfig, role: Role, *, number: int | None = None)
         kwargs.pop("revision")
     _require_folder(path, name)
     _require_device(source.device, name)
-    try:
+    with readable(f"{name}: not a model that can be read"):
         config = AutoConfig.from_pretrained(path, **kwargs)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{name}: not a model that can be read: {_first_line(error)}") from error
     kind = kind_of(config, role, name)
     if kind != "classifier":  # some of those read whole texts, and need no cache
         check_rows_can_move(config, name, is_causal=kind == "causal")
@@ -141,7 +139,7 @@ def inspect_model(source: ModelConfig, role: Role, *, number: int | None = None)
         tokenizer=(tokenizer := _read_tokenizer(source, path, name, kwargs)),
         template=resolve_template(tokenizer, source.template),
         kind=kind,
-        generation=_read_generation(path, kwargs),
+        generation=_read_generation(path, name, kwargs),
         adapter_over=adapter_over,
     )
 
@@ -198,11 +196,8 @@ def _adapter_base(source: ModelConfig, name: str) -> str | None:
     file = Path(source.path) / "adapter_config.json"
     if not file.is_file():
         return None
-    try:
-        base = json.loads(file.read_text())["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{name}: adapter_config.json is not readable: {_first_line(error)}") from error
-    return str(base)
+    with readable(f"{name}: adapter_config.json is not readable"):
+        return str(json.loads(file.read_text())["base_model_name_or_path"])
 
 
 def _read_tokenizer(
@@ -213,18 +208,13 @@ def _read_tokenizer(
     folder = Path(place)
     if folder.is_dir() and not any(file for kind in _TOKENIZER_FILES for file in folder.glob(kind)):
         raise UserError(f"{name}: the folder has no tokenizer; save the model's own beside its weights")
-    try:
+    with readable(f"{name}: its tokenizer cannot be read"):
         return AutoTokenizer.from_pretrained(place, **kwargs)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{name}: its tokenizer cannot be read: {_first_line(error)}") from error
 
 
-def _read_generation(path: str, kwargs: dict[str, Any]) -> GenerationConfig | None:
-    try:
-        return GenerationConfig.from_pretrained(path, revision=kwargs.get("revision"))
-    except OSError:  # many checkpoints have none
-        return None
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _read_generation(path: str, name: str, kwargs: dict[str, Any]) -> GenerationConfig | None:
+    with readable(f"{name}: its generation_config.json cannot be read"):
+        try:
+            return GenerationConfig.from_pretrained(path, revision=kwargs.get("revision"))
+        except OSError:  # many checkpoints have none
+            return None

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from ivg.config import ModelConfig, PairConfig, ValueConfig
-from ivg.errors import UserError
+from ivg.errors import UserError, readable
 from ivg.inspection import ModelInfo
 from ivg.lockstep.lane import Lane
 from ivg.packing import HEAD_NAMES, pack
@@ -143,7 +143,8 @@ def _load_shared_pair(pair: PairInfo) -> LoadedPair:
     from peft import PeftModel  # takes seconds to import, and only adapters need it
 
     untuned = _load_module(pair.untuned)
-    module = PeftModel.from_pretrained(untuned, pair.tuned.source.path, adapter_name=_TUNED).eval()
+    with readable(f"{pair.tuned.name}: its adapter cannot be loaded"):
+        module = PeftModel.from_pretrained(untuned, pair.tuned.source.path, adapter_name=_TUNED).eval()
     config = module.peft_config[_TUNED]
     if config.modules_to_save or config.peft_type != "LORA" or config.use_dora:
         raise UserError(
@@ -173,16 +174,20 @@ def _load_module(info: ModelInfo) -> PreTrainedModel:
     path = info.adapter_over or source.path
     if info.adapter_over is not None:
         kwargs.pop("revision")
-    try:
-        module = loader.from_pretrained(path, **{k: v for k, v in kwargs.items() if v is not None})
-    except (OSError, ValueError) as error:
-        raise UserError(f"{info.name}: cannot be loaded: {str(error).strip().splitlines()[0]}") from error
-    if info.adapter_over is not None:
-        from peft import PeftModel  # takes seconds to import, and only adapters need it
+    given = {k: v for k, v in kwargs.items() if v is not None}
+    with readable(f"{info.name}: cannot be loaded"):
+        module, report = loader.from_pretrained(path, **given, output_loading_info=True)
+        # transformers would go on with random numbers in their place.
+        if missing := sorted(report["missing_keys"]):
+            raise UserError(
+                f"{info.name}: {len(missing)} weights are missing from its checkpoint, such as {missing[0]}"
+            )
+        if info.adapter_over is not None:
+            from peft import PeftModel  # takes seconds to import, and only adapters need it
 
-        module = PeftModel.from_pretrained(module, source.path).merge_and_unload()
-    if source.device_map is None and source.quantization is None:
-        module = module.to(source.device or default_device())
+            module = PeftModel.from_pretrained(module, source.path).merge_and_unload()
+        if source.device_map is None and source.quantization is None:
+            module = module.to(source.device or default_device())
     return module.eval().requires_grad_(False)
 
 

@@ -15,6 +15,7 @@ from transformers import (
     PretrainedConfig,
 )
 
+from ivg.errors import readable
 from ivg.inspection import Kind, ModelInfo
 from ivg.loading import UNQUANTIZED
 
@@ -46,8 +47,8 @@ class Needs:
 
 def estimate(info: ModelInfo) -> Needs:
     """Estimate a model's needs on the meta device; nothing is loaded or allocated."""
-    dtype = _dtype(info)
-    with torch.device("meta"):
+    with readable(f"{info.name}: its size cannot be told"), torch.device("meta"):
+        dtype = _dtype(info)
         model = _CLASSES[info.kind].from_config(info.config, trust_remote_code=info.source.trust_remote_code)
     num_parameters = sum(p.numel() for p in model.parameters())
     quantized = _num_quantized(model) if info.source.quantization is not None else 0

@@ -112,21 +112,26 @@ def open_run(
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         if overwrite:
-            for path in (output, manifest, *part_folder(output).glob("*")):
-                path.unlink(missing_ok=True)
+            _drop(output, *beside)
+            manifest.unlink(missing_ok=True)
         if manifest.exists():
             _check_settings(output, _read_manifest(output)["settings"], settings)
         elif output.exists() and output.stat().st_size > 0:
             raise UserError(f"output {output}: exists without a manifest; give another path or overwrite")
         else:
-            for path in beside:
-                path.unlink(missing_ok=True)
+            _drop(output, *beside)  # also what processes left of an earlier run
             write_atomically(
                 manifest, {"status": "running", "settings": settings, "environment": environment()}
             )
         output.touch()
     except OSError as error:
         raise UserError(f"output {output}: {error.strerror}; give a path that can be written") from error
+
+
+def _drop(*files: Path) -> None:
+    for file in files:
+        for path in (file, *part_folder(file).glob("*")):
+            path.unlink(missing_ok=True)
 
 
 def _read_manifest(output: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from ivg.records import (
     open_run,
     part_folder,
 )
-from ivg.sources import read_input, refuse_bad_rows, source_name
+from ivg.sources import SourceRow, read_input, refuse_bad_rows, source_name
 from ivg.streaming import NewText
 from ivg.vocab import stop_token_ids
 
@@ -36,8 +36,12 @@ OnText = Callable[[NewText], None] | None
 _NOT_SETTINGS = ("input", "output", "trace")
 
 
-def prepare(config: DecodeConfig) -> Job:
+def prepare(config: DecodeConfig, rows: Sequence[SourceRow] | None = None) -> Job:
     """Check the whole run before any weights are loaded.
+
+    Args:
+        config: the run.
+        rows: its input, where that was read already.
 
     Raises:
         UserError: whatever the user can mend, all bad rows at once.
@@ -46,7 +50,7 @@ def prepare(config: DecodeConfig) -> Job:
     infos = inspect_models(config.base, config.pairs, config.values)
     plans = plan_guides(infos, config.search)
     stop_token_ids(infos.base.tokenizer, config.sampling.stop)
-    rows = read_input(config.input, config.dataset, config.limit)
+    rows = read_input(config.input, config.dataset, config.limit) if rows is None else list(rows)
     lanes = lane_infos(infos.base, plans)
     usable = [(i, source) for i, source in enumerate(rows) if source.error is None]
     tasks, too_long = make_tasks(

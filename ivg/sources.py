@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ivg.config import DatasetConfig
-from ivg.errors import UserError
+from ivg.errors import UserError, readable
 from ivg.prompts import check_row
 
 _MAX_REPORTED = 5
@@ -154,14 +154,11 @@ def _read_dataset(dataset: DatasetConfig | None) -> Iterator[tuple[str, object]]
 
     assert dataset is not None
     folder = Path(dataset.name)
-    try:
+    with readable(f"dataset {dataset.name}: cannot be loaded"):
         if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):  # `save_to_disk`
             table = load_from_disk(dataset.name)
         else:
             table = load_dataset(dataset.name, dataset.config, split=dataset.split, revision=dataset.revision)
-    except (OSError, ValueError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"dataset {dataset.name}: cannot be loaded: {first}") from error
     if isinstance(table, DatasetDict):
         if dataset.split not in table:
             raise UserError(

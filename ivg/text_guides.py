@@ -26,6 +26,8 @@ from ivg.response_text import Encoder, ResponseText, context_of, response_text
 class _Scorer(Protocol):
     def __call__(self, tasks: Sequence[Task], responses: Sequence[ResponseText]) -> Sequence[float]: ...
 
+    def clear(self) -> None: ...
+
 
 def text_infos(plans: Sequence[GuidePlan]) -> list[ModelInfo]:
     """Return the models that read text, in the order in which `TextGuides` finds their prompts."""
@@ -58,6 +60,11 @@ class TextGuides:
             else:
                 self._guides.append((guide.model.info.name, weight, _value_scorer(guide.model, first)))
                 first += 1
+
+    def clear(self) -> None:
+        """Give the memory of all caches back."""
+        for _, _, scorer in self._guides:
+            scorer.clear()
 
     def __call__(self, tasks: Sequence[Task], prefixes: Sequence[Sequence[int]]) -> list[float]:
         """Return the weighted score of each prefix, given in the base's ids.
@@ -92,6 +99,10 @@ class _PairScorer:
         tuned, untuned = (self._side(*side, tasks, responses) for side in self._sides)
         return [t - u for t, u in zip(tuned, untuned, strict=True)]
 
+    def clear(self) -> None:
+        for _, reader in self._sides:
+            reader.clear()
+
     def _side(
         self, encoder: Encoder, reader: LogpReader, tasks: Sequence[Task], responses: Sequence[ResponseText]
     ) -> list[float]:
@@ -112,12 +123,18 @@ class _ValueScorer:
     def __call__(self, tasks: Sequence[Task], responses: Sequence[ResponseText]) -> list[float]:
         return self._reader.read(self._encoder(tasks, responses))
 
+    def clear(self) -> None:
+        self._reader.clear()
+
 
 class _WholeTextScorer:
     """A classifier that reads in both directions: encodes and runs the whole text each time."""
 
     def __init__(self, model: LoadedModel) -> None:
         self._model = model
+
+    def clear(self) -> None:
+        """Keep nothing: every text is read anew."""
 
     @torch.inference_mode()
     def __call__(self, tasks: Sequence[Task], responses: Sequence[ResponseText]) -> list[float]:

@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 
 from ivg.benchmark.workloads import Workload, build_models, build_rows
+from ivg.config import SearchConfig
 from ivg.decoding import Decoder
 from ivg.hypotheses import Endings
 
@@ -44,10 +45,10 @@ def measure_lengths(
             if run > 0:  # the first round warms up
                 seconds.append((time.perf_counter() - start) / length)
     prompt = statistics.mean(map(len, workload.prompts(num_prompts)))
-    stepping = (models.base, models.tuned, models.untuned)
     alone = {
-        length: cache_seconds(
-            stepping, num_rows, int(prompt + length / 2), workload.search.chunk_length, dtype, device
+        length: sum(
+            cache_seconds(model, num_rows, int(prompt + length / 2), workload.search, dtype, device)
+            for model in (models.base, models.tuned, models.untuned)
         )
         for length in lengths
     }
@@ -63,32 +64,23 @@ def measure_lengths(
 
 
 def cache_seconds(
-    models: tuple[PreTrainedModel, ...],
-    num_rows: int,
-    width: int,
-    chunk_length: int,
-    dtype: torch.dtype,
-    device: str,
+    model: PreTrainedModel, num_rows: int, width: int, search: SearchConfig, dtype: torch.dtype, device: str
 ) -> float:
-    """Return the seconds per step that reading and reordering the caches take by themselves."""
-    total = 0.0
-    for model in models:
-        config = model.config
-        heads, layers = config.num_attention_heads, config.num_hidden_layers
-        shape = (num_rows, heads, width, config.hidden_size // heads)
-        keys, values = (torch.randn(shape, device=device, dtype=dtype) for _ in range(2))
-        query = torch.randn(num_rows, heads, 1, shape[-1], device=device, dtype=dtype)
-        mask = torch.ones(num_rows, 1, 1, width, device=device, dtype=torch.bool)
-        spare = torch.empty_like(keys)
-        order = torch.arange(num_rows, device=device)
+    """Return the seconds per step that reading and reordering one model's cache take by themselves."""
+    config = model.config
+    heads, layers = config.num_attention_heads, config.num_hidden_layers
+    together = search.num_successors if device == "cpu" else 1  # rows that share one cache (lockstep/forks)
+    shape = (num_rows // together, heads, width, config.hidden_size // heads)
+    keys, values = (torch.randn(shape, device=device, dtype=dtype) for _ in range(2))
+    query = torch.randn(shape[0], heads, together, shape[-1], device=device, dtype=dtype)
+    mask = torch.ones(shape[0], 1, together, width, device=device, dtype=torch.bool)
+    spare = torch.empty_like(keys)
+    order = torch.arange(shape[0], device=device)
 
-        attention = _median(
-            partial(scaled_dot_product_attention, query, keys, values, attn_mask=mask), device
-        )
-        # Keys and values, reordered twice per chunk: the kept rows, and their successors.
-        reorder = _median(partial(torch.index_select, keys, 0, order, out=spare), device)
-        total += layers * (attention + 4 * reorder / chunk_length)
-    return total
+    attention = _median(partial(scaled_dot_product_attention, query, keys, values, attn_mask=mask), device)
+    # Keys and values, reordered at each boundary for the kept rows; on a GPU once more for their successors.
+    reorder = _median(partial(torch.index_select, keys, 0, order, out=spare), device)
+    return float(layers * (attention + (2 if together > 1 else 4) * reorder / search.chunk_length))
 
 
 def _median(work: Callable[[], object], device: str) -> float:

@@ -42,6 +42,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         require(isinstance(self.path, str), f"model path is {self.path!r}; give text")
         require(bool(self.path), "model path is empty: give a folder or a Hub name")
+        for name in ("revision", "device", "device_map", "attn_implementation", "template"):
+            value = getattr(self, name)
+            require(value is None or isinstance(value, str), f"{self.path}: {name} is {value!r}; give text")
         require_choice(f"{self.path}: dtype", self.dtype, get_args(Dtype))
         if self.quantization is not None:
             require_choice(f"{self.path}: quantization", self.quantization, get_args(Quantization))

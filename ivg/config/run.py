@@ -29,6 +29,8 @@ class DecodeConfig:
 
     Attributes:
         max_batch_rows: rows (prompts x W x K) decoded side by side.
+        max_batch_tokens: rows times the columns that they may come to fill (prompt + max_new_tokens of the
+            longest), at most; None: only the rows are bounded.
         block_size: prompts per block; an interrupted block is decoded again whole.
         on_overflow: what a prompt + max_new_tokens beyond a model's context does: `error` before the run,
             or `stop` the row at the context's end.
@@ -49,6 +51,7 @@ class DecodeConfig:
     dataset: DatasetConfig | None = None
     output: str | None = None
     max_batch_rows: int = 64
+    max_batch_tokens: int | None = None
     block_size: int = 128
     on_overflow: OnOverflow = "error"
     skip_bad_rows: bool = False
@@ -62,8 +65,9 @@ class DecodeConfig:
         check_guidance(self.search, self.sampling, self.pairs, self.values)
         check_rows(self.search, self.max_batch_rows)
         require_integer("block_size", self.block_size, at_least=1)
-        if self.limit is not None:
-            require_integer("limit", self.limit, at_least=1)
+        for name in ("limit", "max_batch_tokens"):
+            if getattr(self, name) is not None:
+                require_integer(name, getattr(self, name), at_least=1)
         require_choice("on_overflow", self.on_overflow, get_args(OnOverflow))
         require(self.input is None or self.dataset is None, "input and dataset exclude each other; give one")
 

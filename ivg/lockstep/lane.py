@@ -73,11 +73,7 @@ class Lane:
         self.tokens_fed = 0
         self.device = next(module.parameters()).device
         # On a GPU other kernels are faster than reading the prefix once; not measured there.
-        self.can_fork = (
-            self.device.type == "cpu"
-            and getattr(getattr(module, "config", None), "_attn_implementation", None) == "sdpa"
-            and getattr(module, "_supports_attention_backend", False)
-        )
+        self.can_fork = self.device.type == "cpu" and _can_share_prefixes(module)
 
     @property
     def text_config(self) -> dict[str, Any]:
@@ -231,7 +227,7 @@ class Lane:
         finally:
             config._attn_implementation = before
         if fork.num_reads != len(cache.layers):
-            raise TypeError(
+            raise UserError(
                 f"{self.name}: {len(cache.layers) - fork.num_reads} of its layers do not use the attention "
                 "that was set; load it with attn_implementation: eager"
             )
@@ -257,3 +253,14 @@ class Lane:
             return rows
         branches = torch.arange(self.num_branches, device=self.device)
         return (rows[:, None] * self.num_branches + branches).flatten()
+
+
+def _can_share_prefixes(module: PreTrainedModel) -> bool:
+    """Tell whether a model's attention can be replaced by `forks.attend`, which knows no soft caps."""
+    config = getattr(module, "config", None)
+    return (
+        config is not None
+        and config._attn_implementation == "sdpa"
+        and getattr(module, "_supports_attention_backend", False)
+        and getattr(config.get_text_config(), "attn_logit_softcapping", None) is None
+    )

@@ -46,8 +46,13 @@ class Reader:
 
     def __init__(self, lane: Lane) -> None:
         self.lane = lane
-        self._state: RowState | None = None
-        self._working: RowState | None = None  # between `origins` and `feed`
+        self._state: RowState | None
+        self._working: RowState | None  # between `origins` and `feed`
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget every sequence and its cache."""
+        self._state = self._working = None
         self._cached: list[Reading] = []
 
     def origins(self, readings: Sequence[Reading], *, num_again: int) -> list[_Origin]:
@@ -117,6 +122,11 @@ class LogpReader:
         self._num_ids = num_ids
         self._logps: list[np.ndarray] = []  # per cached row, of every token but the first
 
+    def clear(self) -> None:
+        """Forget every sequence."""
+        self.reader.clear()
+        self._logps = []
+
     @torch.inference_mode()
     def read(self, readings: Sequence[Reading]) -> list[float]:
         """Return log p(response | prompt) of every sequence."""
@@ -162,6 +172,10 @@ class ValueReader:
         self.reader = Reader(lane)
         self._head = head
         self._is_vocabulary = is_vocabulary
+
+    def clear(self) -> None:
+        """Forget every sequence."""
+        self.reader.clear()
 
     @torch.inference_mode()
     def read(self, readings: Sequence[Reading]) -> list[float]:

@@ -91,6 +91,12 @@ class Lockstep:
         self._pending = torch.zeros(0, dtype=torch.long, device=self.base.device)  # last tokens, not yet fed
         self._num_tokens = self._pending  # (R,) length of the response so far
 
+    def release(self) -> None:
+        """Give all memory back, that of fixed buffers too."""
+        self.clear()
+        if self._static is not None:
+            self._static.clear()
+
     @torch.inference_mode()
     def sample_chunk(self, uniforms: Tensor) -> Chunk:
         """Sample L tokens for every row and score every prefix.
@@ -171,12 +177,14 @@ class Lockstep:
         num_rows, length = ids.shape
         values = log_ratios = as_float(self._states[0].last).new_zeros(num_rows, length)
         num_tokens = self._num_tokens[:, None] + torch.arange(1, length + 1, device=ids.device)  # (R, L)
+        numbers: list[Tensor] = []  # per guide (R,)
         for i, guide in enumerate(self.guides):
             score = (
                 scores[i]
                 if i in scores
                 else guide.chunk_scores(self._of(i, self._states), ids).to(ids.device)
             )
+            numbers.append(score.isfinite().all(dim=1))
             if i in scores:
                 log_ratios = log_ratios + guide.weights.beta * score
             if guide.is_cumulative:
@@ -188,6 +196,8 @@ class Lockstep:
                 )
         self._pending, self._num_tokens = ids[:, -1], self._num_tokens + length
         finite = torch.stack([self._row_is_finite(i).to(ids.device) for i in range(len(self.lanes))])
+        for i, is_number in enumerate(numbers):  # heads are no lanes of their own
+            finite[self._lanes_of(i)] &= is_number.to(ids.device)
         return Chunk(ids, values, finite, log_ratios)
 
     def _keep(self, keep: Sequence[int], *, goes_on: bool) -> None:
@@ -253,8 +263,11 @@ class Lockstep:
 
     def _of(self, guide: int, per_lane: Sequence[T]) -> list[T]:
         """Return a guide's own among things that stand in the order of the lanes."""
+        return list(per_lane[self._lanes_of(guide)])
+
+    def _lanes_of(self, guide: int) -> slice:
         start = 1 + sum(len(g.lanes) for g in self.guides[:guide])
-        return list(per_lane[start : start + len(self.guides[guide].lanes)])
+        return slice(start, start + len(self.guides[guide].lanes))
 
     def _row_is_finite(self, lane: int) -> Tensor:
         return self._states[lane].finite.view(self.num_rows, -1).all(dim=1)

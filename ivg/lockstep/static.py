@@ -130,6 +130,10 @@ class StaticRunner:
         self._next_tokens = next_tokens
         self._shapes: dict[tuple[int, int], StaticSteps] = {}
 
+    def clear(self) -> None:
+        """Give all buffers back."""
+        self._shapes.clear()
+
     def run(
         self, states: Sequence[RowState], ids: Tensor, uniforms: Tensor
     ) -> tuple[Tensor, dict[int, Tensor]]:

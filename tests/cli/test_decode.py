@@ -242,3 +242,40 @@ def test_dry_run_loads_and_writes_nothing(
     other = [folders.other_vocabulary if part == folders.tuned else part for part in command]
     assert decode(*other) == 2
     assert "33 of the base's 33 token strings are shared" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("is_dry", [False, True])
+@pytest.mark.parametrize(
+    ("prompt", "flags", "code"),
+    [
+        ("a" * 70, [], 2),
+        ("a" * 70, ["--skip_bad_rows"], 0),
+        ("a" * 70, ["--on_overflow", "stop"], 2),  # no room for a single token
+        ("a" * 60, ["--on_overflow", "stop"], 0),
+        ("a" * 60, [], 2),
+        ("", [], 2),
+    ],
+)
+def test_a_dry_run_ends_as_the_run_does(
+    prompt: str,
+    flags: list[str],
+    code: int,
+    is_dry: bool,
+    models: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in ("ab", prompt)))
+    command = [*models, "--input", path, "--max_new_tokens", "8", "--output", tmp_path / "o.jsonl", *flags]
+    try:
+        found = decode(*command, *(["--dry_run"] if is_dry else []))
+    except SystemExit as left:
+        found = left.code
+    assert found == code
+    assert (tmp_path / "o.jsonl").exists() == (code == 0 and not is_dry)
+
+
+def test_a_dry_run_needs_no_output(models: list[str], prompts: Path) -> None:
+    assert decode(*models, "--input", prompts, "--dry_run") == 0
+    assert decode(*models, "--input", prompts, "--output", prompts, "--dry_run") == 2

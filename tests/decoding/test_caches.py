@@ -243,7 +243,7 @@ def test_a_model_with_attention_of_its_own_cannot_share_prefixes_unnoticed(
     batch = Batch(build("llama"), PROMPTS[1:2], plain=build("llama"))
     batch.fork(0, 0)
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, IMPLEMENTATION, sdpa_attention_forward)
-    with pytest.raises(TypeError, match="2 of its layers do not use the attention that was set"):
+    with pytest.raises(UserError, match="2 of its layers do not use the attention that was set"):
         batch.feed([1], [2])
     eager = build("llama")
     eager.set_attn_implementation("eager")

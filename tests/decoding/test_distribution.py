@@ -86,13 +86,14 @@ def p_value(counts: Counter[Sequence_], expected: dict[Sequence_, float]) -> flo
     cells = [(counts[s], p * total) for s, p in expected.items() if p > 0]
     large = [cell for cell in cells if cell[1] >= 5]
     pooled = [sum(column) for column in zip(*(c for c in cells if c[1] < 5), strict=True)] or [0, 0]
-    if pooled[1] >= 5:
-        large.append((pooled[0], pooled[1]))
-        pooled = [0, 0]
+    if pooled[1] < 5:  # too little for a cell of its own: with the smallest of the others
+        smallest = min(large, key=lambda cell: cell[1])
+        large.remove(smallest)
+        pooled = [a + b for a, b in zip(pooled, smallest, strict=True)]
+    large.append((pooled[0], pooled[1]))
     observed, wanted = (np.array(column, dtype=float) for column in zip(*large, strict=True))
     assert len(large) >= 10
-    # What is left of the pool is below 5 in 200,000: spread it, so that the sums agree.
-    return float(chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue)
+    return float(chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue)  # sums to the last bit
 
 
 def lane(logits: np.ndarray, name: str) -> Lane:

@@ -31,7 +31,7 @@ from ivg.architectures import check_rows_can_move
 from ivg.config import DatasetConfig, DecodeConfig, check_guidance
 from ivg.config_file import config_from_dict, read_yaml
 from ivg.decoding import NumericalError
-from ivg.engine import make_tasks
+from ivg.engine import Engine, make_tasks
 from ivg.errors import UserError
 from ivg.inspection import inspect_model
 from ivg.lockstep.lane import Lane
@@ -351,6 +351,30 @@ def test_nan_names_the_right_prompt() -> None:
             search=search,
             sampling=SamplingConfig(max_new_tokens=1, seed=2),
         )
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+@pytest.mark.parametrize("static_steps", [False, True])
+@pytest.mark.parametrize(
+    ("token", "chunk", "num_labels"),
+    [("explicit", "none", V), ("none", "explicit", V), ("none", "explicit", 1)],
+)
+def test_a_broken_value_head_is_named(
+    token: str, chunk: str, num_labels: int, static_steps: bool, wrong: float
+) -> None:
+    """The head comes after the hidden states, which stay sound."""
+    base = tiny.loaded(tiny.causal(0), "base", "base")
+    value = tiny.loaded(tiny.value(5, num_labels), "value", "value")
+    value.head.bias.data[:] = wrong
+    models = tiny.together(base, values=(tiny.scorer(value),))
+    search = SearchConfig(
+        token_guidance=token, chunk_guidance=chunk, num_successors=1 if chunk == "none" else 2, chunk_length=3
+    )
+    sampling = SamplingConfig(max_new_tokens=6)
+    engine = Engine(models, search, sampling, static_steps=static_steps)
+    tasks, _ = make_tasks([{"prompt": "ca", "id": "first"}], engine.infos, sampling)
+    with pytest.raises(NumericalError, match=r"^value returned NaN or infinite numbers on prompt first$"):
+        list(engine.run(tasks, max_batch_rows=8, block_size=1))
 
 
 def test_tokens_that_the_pair_rules_out_are_never_sampled() -> None:

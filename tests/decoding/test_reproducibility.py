@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import random
+import weakref
 
 import pytest
 import torch
@@ -64,6 +65,26 @@ def test_the_seed_and_the_id_decide() -> None:
     assert list(by_id(renamed).values()) != list(expected().values())
 
 
+@pytest.mark.parametrize("budget", [1, 300, 700])
+def test_the_token_budget_bounds_rows_times_columns(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch of one prompt may have more than the budget; the texts are the same."""
+    right = expected()
+    sizes: list[tuple[int, int]] = []
+    real = Lockstep.sample_chunk
+
+    def sample_chunk(rows: Lockstep, uniforms: torch.Tensor) -> object:
+        chunk = real(rows, uniforms)
+        sizes.append((rows.num_rows, max(state.mask.shape[1] for state in rows._states)))
+        return chunk
+
+    monkeypatch.setattr(Lockstep, "sample_chunk", sample_chunk)
+    assert by_id(PROMPTS, max_batch_rows=64, max_batch_tokens=budget) == right
+    several = [rows * width for rows, width in sizes if rows > 4]
+    assert max(several, default=0) <= budget
+    assert (budget == 1) == (not several)
+    assert budget == 1 or max(several) > budget / 2  # and it is used
+
+
 class Cramped:
     """A `Lockstep.sample_chunk` that runs out of memory above a number of rows."""
 
@@ -93,6 +114,37 @@ def test_out_of_memory_halves_the_rows_and_goes_on(
         "out of memory with 64 rows",
         "out of memory with 32 rows",
     ]
+
+
+def test_out_of_memory_gives_everything_back_before_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the step that failed had allocated, and the fixed buffers, make room for the next try."""
+    held: list[weakref.ref[torch.Tensor]] = []
+    alive: list[bool] = []
+    real_step, real_halved = Lockstep.sample_chunk, Engine._halved
+
+    def sample_chunk(rows: Lockstep, uniforms: torch.Tensor) -> object:
+        scratch = torch.empty(1000)
+        if len(held) == 1:
+            held.append(weakref.ref(scratch))
+            held.extend(weakref.ref(layer.keys) for layer in rows._states[0].cache.layers)
+            shapes = rows._static._shapes.values()  # type: ignore[union-attr]
+            held.extend(weakref.ref(lane.bias) for steps in shapes for lane in steps._lanes)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        held.append(weakref.ref(scratch)) if not held else None
+        return real_step(rows, uniforms)
+
+    def halved(engine: Engine, max_batch_rows: int) -> int:
+        fewer = real_halved(engine, max_batch_rows)
+        alive.extend(ref() is not None for ref in held)
+        return fewer
+
+    monkeypatch.setattr(Lockstep, "sample_chunk", sample_chunk)
+    monkeypatch.setattr(Engine, "_halved", halved)
+    engine = Engine(models(), SEARCH, SAMPLING, static_steps=True)
+    tasks, _ = make_tasks(PROMPTS, engine.infos, SAMPLING)
+    assert len(list(engine.run(tasks, max_batch_rows=64, block_size=len(tasks)))) == len(tasks)
+    assert len(alive) > 4
+    assert not any(alive)
 
 
 def test_out_of_memory_is_run_into_once(monkeypatch: pytest.MonkeyPatch) -> None:

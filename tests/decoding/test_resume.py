@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from ivg import cli
+from ivg.records import open_run, part_folder
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -79,13 +80,17 @@ def test_kill_and_resume_gives_the_same_bytes(tmp_path: Path) -> None:
     assert prompts_of(output) == prompts_of(tmp_path / "prompts.jsonl")
 
 
+# The command itself, which also writes down what each process decodes.
 WORKER = """
-import sys
+import os, sys
 from pathlib import Path
-from accelerate import PartialState
-from ivg import cli
-state = PartialState(cpu=True)
-Path(sys.argv[1], f"rank{state.process_index}").write_text(str(state.num_processes))
+from ivg import blocks, cli
+real = blocks.BlockDecoder.decode
+def decode(decoder, block):
+    with Path(sys.argv[1], "rank" + os.environ["RANK"]).open("a") as file:
+        file.write(f"{os.getpid()} {list(block)}\\n")
+    return real(decoder, block)
+blocks.BlockDecoder.decode = decode
 sys.exit(cli.main(sys.argv[2:]))
 """
 
@@ -107,6 +112,22 @@ def test_two_processes_give_the_bytes_of_one(tmp_path: Path) -> None:
         timeout=500,
     )
     assert finished.returncode == 0, finished.stderr[-2000:]
-    assert {(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)} == {"2"}  # really two
+    done = [
+        [line.split(" ", 1) for line in (tmp_path / f"rank{rank}").read_text().splitlines()] for rank in "01"
+    ]
+    assert len({process for lines in done for process, _ in lines}) == 2  # really two
+    shares = [[json.loads(block)[0] for _, block in lines] for lines in done]
+    assert shares == [[0, 12], [6, 18]]  # every other block of six prompts
     assert shared.read_bytes() == alone.read_bytes()
     assert not shared.with_name(shared.name + ".parts").exists()
+
+
+def test_what_processes_left_of_another_run_is_dropped(tmp_path: Path) -> None:
+    """Also beside an output that is not there yet: parts of the trace too."""
+    output, trace = tmp_path / "out.jsonl", tmp_path / "trace.jsonl"
+    for overwrite in (False, True):
+        for path in (output, trace):
+            part_folder(path).mkdir(exist_ok=True)
+            (part_folder(path) / "000000.jsonl").write_text("{}\n")
+        open_run(output, {"seed": int(overwrite)}, overwrite=overwrite, beside=[trace])
+        assert not [*part_folder(output).iterdir(), *part_folder(trace).iterdir()]

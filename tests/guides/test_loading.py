@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -137,3 +138,65 @@ def test_a_named_model_is_loaded_once(tmp_path: Path) -> None:
 
 def guides_folder(tmp_path: Path) -> str:
     return tiny.save(tmp_path / "untuned", guides.scaled(tiny.causal(2), 2))
+
+
+def _cut_short(folder: Path, name: str) -> None:
+    path = folder / name
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def _edit(folder: Path, name: str, **changes: object) -> None:
+    path = folder / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "message"),
+    [
+        (lambda f: _cut_short(f, "model.safetensors"), {}, "cannot be loaded"),
+        (lambda f: _edit(f, "config.json", n_layer=4), {}, "24 weights are missing from its checkpoint"),
+        (lambda f: _edit(f, "config.json", n_layer="two"), {}, "not a model that can be read"),
+        (
+            lambda f: (f / "generation_config.json").write_text("[]"),
+            {},
+            "generation_config.json cannot be read",
+        ),
+        (lambda f: (f / "tokenizer_config.json").write_text("[]"), {}, "its tokenizer cannot be read"),
+        (lambda f: None, {"attn_implementation": "flash_attention_2"}, "cannot be loaded"),
+    ],
+)
+def test_broken_models_are_one_line(
+    tmp_path: Path, spoil: Any, options: dict[str, Any], message: str
+) -> None:
+    folder = Path(tiny.save(tmp_path / "base", tiny.causal(1, dtype=torch.float32)))
+    spoil(folder)
+    with pytest.raises(UserError, match=message) as caught:
+        load_models(ModelConfig(path=str(folder), **options))
+    assert str(caught.value).startswith(f"base ({folder}): ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda f: _cut_short(f, "adapter_model.safetensors"),
+        lambda f: (f / "adapter_model.safetensors").unlink(),
+        lambda f: _edit(f, "adapter_config.json", r=3),
+        lambda f: _edit(f, "adapter_config.json", peft_type="FOO"),
+        lambda f: _edit(f, "adapter_config.json", target_modules=["absent"]),
+    ],
+)
+def test_broken_adapters_are_one_line(tmp_path: Path, spoil: Any) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = tiny.causal(1, dtype=torch.float32)
+    untuned = tiny.save(tmp_path / "untuned", model)
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True))
+    adapted.peft_config["default"].base_model_name_or_path = untuned
+    tuned = tmp_path / "tuned"
+    adapted.save_pretrained(tuned)
+    spoil(tuned)
+    pair = PairConfig(tuned=ModelConfig(path=str(tuned)), untuned=ModelConfig(path=untuned))
+    with pytest.raises(UserError, match="its adapter cannot be loaded: ") as caught:
+        load_models(untuned, pairs=[pair])
+    assert "\n" not in str(caught.value)

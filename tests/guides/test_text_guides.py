@@ -81,12 +81,13 @@ def _fast_loading(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _cached(load: Callable[..., object]) -> Callable[..., object]:
-    kept: dict[str, object] = {}
+    kept: dict[tuple[str, ...], object] = {}
 
     def cached(path: str, **kwargs: object) -> object:
-        if path not in kept:
-            kept[path] = load(path, **kwargs)
-        return kept[path]
+        key = (path, *sorted(map(str, kwargs.items())))
+        if key not in kept:
+            kept[key] = load(path, **kwargs)
+        return kept[key]
 
     return cached
 

@@ -1,0 +1,81 @@
+"""The benchmark's rungs do the same work: the yardstick decodes what the engine decodes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from ivg.benchmark import naive
+from ivg.benchmark.measure import RUNGS, measure
+from ivg.benchmark.workloads import WORKLOADS, Shape, Workload, build_models, build_rows
+from ivg.decoding import Decoder
+from ivg.hypotheses import Endings
+from tests.eval.scripts import load
+from tests.tiny import scale_up
+
+NUM_ROWS, NUM_NEW, LENGTH = 4, 9, 3
+
+
+def workload(architecture: str) -> Workload:
+    shape = Shape(layers=2, hidden=16, heads=2, intermediate=24)
+    return Workload(
+        name="tiny",
+        architecture=architecture,  # type: ignore[arg-type]
+        base=shape,
+        guide=shape,
+        vocab_size=40,
+        num_prompts=3,
+        prompt_lengths=(4, 7),
+        new_tokens=NUM_NEW,
+        search=dataclasses.replace(
+            WORKLOADS["short"].search, num_beams=2, num_successors=2, chunk_length=LENGTH
+        ),
+        temperature=1e-5,  # every draw is the likeliest token
+    )
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_the_yardstick_decodes_what_the_engine_does(architecture: str) -> None:
+    work = workload(architecture)
+    models = build_models(work, torch.float64, "cpu")
+    for i, model in enumerate((models.base, models.tuned, models.untuned, models.value)):
+        scale_up(model, factor=10.0, seed=i)
+    plain = [naive.decode(models, work, prompt) for prompt in work.prompts()]
+    rows = build_rows(models, work)
+    decoder = Decoder(rows, work.search, work.sampling, Endings([], [], lambda ids: ""))
+    found = {done.task.index: done.beams[0].ids for done in decoder.run(work.tasks(), 100)}
+    assert [found[i] for i in range(3)] == [tuple(ids.tolist()) for _, ids in plain]
+    assert len({token for ids in found.values() for token in ids}) > 5
+
+    # The yardstick's guides: the pair reads the prompt in every row and then each token, the value model
+    # the whole text at each of three boundaries.
+    prompt = len(work.prompts()[0])
+    text = sum(prompt + end for end in (LENGTH, 2 * LENGTH, 3 * LENGTH))
+    assert plain[0][0] == NUM_ROWS * (2 * prompt + 2 * NUM_NEW + text)
+    # The engine's lanes read each prompt once, then all sampled tokens but those at a chunk's end: these are
+    # scored from the state before them, and read by the rows that live on.
+    prompts, sampled = sum(map(len, work.prompts())), 3 * NUM_ROWS * NUM_NEW
+    lived_on = 3 * 2 * (NUM_NEW // LENGTH - 1)  # a boundary's last tokens, fed once for each kept beam
+    inside = sampled - 3 * NUM_ROWS * (NUM_NEW // LENGTH)
+    assert [lane.tokens_fed for lane in rows.lanes] == [prompts + inside + lived_on] * 4
+
+
+def test_every_rung_can_be_measured() -> None:
+    for rung in RUNGS:
+        found = measure(
+            workload("gpt2"), rung, dtype=torch.float32, device="cpu", num_prompts=2, max_batch_rows=8
+        )
+        assert found["seconds_per_prompt"] > 0
+        assert found["guide_tokens_per_prompt"] > 0
+
+
+def test_the_command_measures_one_rung(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setitem(WORKLOADS, "short", workload("gpt2"))
+    monkeypatch.setattr("sys.argv", ["bench.py", "--one", "short", "batched prompts", "--prompts", "2"])
+    load("bench").main()
+    assert json.loads(capsys.readouterr().out)["num_prompts"] == 2
