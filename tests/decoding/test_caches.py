@@ -29,6 +29,7 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ivg.errors import UserError
 from ivg.lockstep.forks import IMPLEMENTATION, Fork
 from ivg.lockstep.lane import Lane, Part
 from ivg.lockstep.ragged import drop_last, feed_ragged

@@ -86,7 +86,9 @@ def _cached(load: Callable[..., object]) -> Callable[..., object]:
     def cached(path: str, **kwargs: object) -> object:
         key = (path, *sorted(map(str, kwargs.items())))
         if key not in kept:
-            kept[key] = load(path, **kwargs)
+            kept[key] = loaded = load(path, **kwargs)
+            if isinstance(loaded, torch.nn.Module):  # one of the references
+                loaded.requires_grad_(False)
         return kept[key]
 
     return cached
