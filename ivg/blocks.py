@@ -29,7 +29,7 @@ _OURS = ("response", "value", "num_tokens", "finish_reason", "sample", "token_id
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Job:
-    """A checked run: nothing about it can be wrong any more but what the models do.
+    """A run whose settings, prompts and guidance were checked; weights and files were not touched yet.
 
     Attributes:
         config: what was asked for.

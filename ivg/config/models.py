@@ -17,7 +17,7 @@ class ModelConfig:
     """One Hugging Face model and how to load it.
 
     Attributes:
-        path: folder or Hub name; for `tuned`, also a PEFT adapter over `untuned`.
+        path: folder or Hub name; for `tuned`, also the folder of a PEFT adapter over `untuned`.
         revision: Hub revision.
         dtype: weights' type; `auto` keeps the checkpoint's.
         device: where it runs (`cpu`, `cuda:0`); default: CUDA if there is one, else CPU.
