@@ -42,7 +42,10 @@ class StringsLane(Lane):
         self._has_warned = False
 
     def feed(self, state: RowState, ids: Tensor) -> Tensor:
-        """Append base tokens (R, n); return the outputs after the last one (R, 1, V of the guide)."""
+        """Append base tokens (R, n); return the outputs after the last one (R, 1, V of the guide).
+
+        The host asks at each of them how many tokens the rows read it as, so a GPU waits for it.
+        """
         for column in ids.to(self.device).unbind(dim=1):
             counts = self._counts[column].where(self.has_room(state), 0)
             width = int(counts.max())
