@@ -20,6 +20,7 @@ import yaml
 
 from ivg.cli import main as decode
 from ivg.convert import convert_value
+from ivg.errors import fail
 from ivg.training.rollouts import write_rows
 
 ROOT = Path(__file__).parents[1]
@@ -170,11 +171,13 @@ def run(path: Path, config: Path) -> None:
 
 def main() -> None:
     """Run the recipes named on the command line, or all."""
+    wanted = sys.argv[1:] or RECIPES
+    if unknown := sorted(set(wanted) - set(RECIPES)):
+        fail(f"no recipe is named {', '.join(unknown)}; there are {', '.join(RECIPES)}")
     folder = ROOT / "runs" / "recipes"
     shutil.rmtree(folder / "runs", ignore_errors=True)
     stand_ins = StandIns(yaml.safe_load((ROOT / "recipes" / "stand_ins.yaml").read_text()), folder)
     stand_ins.make()
-    wanted = sys.argv[1:] or RECIPES
     paths = [path for recipe in wanted for path in stages(recipe)]
     began = time.monotonic()
     for number, path in enumerate(paths, start=1):

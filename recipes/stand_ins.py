@@ -108,10 +108,10 @@ def save_released(folder: Path, spec: dict[str, Any]) -> None:
 
 
 def save_texts(folder: Path, names: list[str]) -> None:
-    """Write text files of 600 different sentences each."""
+    """Write text files of 600 sentences each, whose first words differ."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
-        lines = [f"the {name} film number {i} is a film of its own kind .\n" for i in range(600)]
+        lines = [f"{name} film {i} is a film of its own kind .\n" for i in range(600)]
         (folder / f"{name}.txt").write_text("".join(lines))
 
 
