@@ -23,6 +23,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from ivg import ModelConfig, PairConfig, SamplingConfig, SearchConfig, generate
+from ivg.errors import exit_on_user_error
 from ivg.inspection import ModelInfo
 from ivg.loading import LoadedModel, LoadedPair, Models
 from ivg.packing import pack
@@ -97,6 +98,7 @@ def measure(options: argparse.Namespace, dtype: str) -> dict[str, float]:
     return compare(runs)
 
 
+@exit_on_user_error
 def main() -> None:
     """Print a table, and write the numbers where asked."""
     parser = argparse.ArgumentParser(
