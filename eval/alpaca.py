@@ -10,26 +10,37 @@ the process was killed may be made twice.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-import openai
-from rich.console import Console
-from rich.prompt import Confirm
+from ivg.errors import EXIT_INTERRUPTED, UserError, exit_on_user_error, needs
 
-from ivg.errors import EXIT_INTERRUPTED, UserError, exit_on_user_error
-from ivg.evaluation import alpaca, alpaca_files
-from ivg.evaluation.alpaca_arms import decode_arms, how_decoded
-from ivg.evaluation.alpaca_view import notes, paired_rates_table, rates_table
-from ivg.evaluation.annotators import OFFICIAL_ANNOTATOR, Annotations, Annotator, annotate, find_annotator
-from ivg.evaluation.answer_cache import AnswerCache
-from ivg.evaluation.judge import TIMEOUT, Judge, Plan
-from ivg.evaluation.options import option, parse_options
+with needs("eval"):
+    import openai
+    from rich.console import Console
+    from rich.prompt import Confirm
+
+    from ivg.evaluation import alpaca, alpaca_files
+    from ivg.evaluation.alpaca_arms import decode_arms, how_decoded
+    from ivg.evaluation.alpaca_files import Output
+    from ivg.evaluation.alpaca_view import notes, paired_rates_table, rates_table
+    from ivg.evaluation.annotators import (
+        OFFICIAL_ANNOTATOR,
+        Annotations,
+        Annotator,
+        annotate,
+        find_annotator,
+    )
+    from ivg.evaluation.answer_cache import AnswerCache
+    from ivg.evaluation.judge import TIMEOUT, Judge, Plan
+    from ivg.evaluation.options import make_output_folder, option, parse_options
 
 CHARACTERS_PER_TOKEN = 5  # of a judge prompt, as counted over the public recordings; for the estimate
 console = Console()
@@ -79,6 +90,13 @@ def check(options: Options) -> None:
         raise UserError("--submission needs the leaderboard's judge; leave out --annotator and --judge_model")
 
 
+def check_leaderboards(annotator: Annotator, reference: list[Output]) -> None:
+    """Refuse to make a submission with another judge or reference, before anything is decoded for it."""
+    other = alpaca.why_not_comparable(annotator, reference)
+    if other:
+        raise UserError(f"--submission needs the leaderboard's judge and reference, but {other}")
+
+
 def make_client(options: Options, *, needed: bool) -> openai.OpenAI:
     """Build the judge's client; without open requests no key is needed."""
     key = os.environ.get(options.api_key_env, "")
@@ -102,30 +120,68 @@ def confirm_cost(plan: Plan, annotator: Annotator, options: Options) -> None:
         raise UserError("nothing was asked of the judge")
 
 
+@contextlib.contextmanager
+def stopped_by_interrupt(judge: Judge) -> Iterator[None]:
+    """Let Ctrl-C hold back the requests that are queued; afterwards it does again what it did before."""
+
+    def interrupt(*_: object) -> None:
+        judge.stop()
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
 def judge_arms(
-    arms: dict[str, list[alpaca_files.Output]], reference: list[alpaca_files.Output], options: Options
-) -> tuple[Annotator, dict[str, Annotations]]:
-    """Have every arm judged, after the cost of what is not answered yet was agreed to."""
+    arms: dict[str, list[Output]], reference: list[Output], annotator: Annotator, options: Options
+) -> tuple[dict[str, Annotations], str]:
+    """Have every arm judged, after the cost of what is not answered yet was agreed to.
+
+    Returns:
+        Annotations by arm, and the URL that was asked.
+    """
     folder = Path(options.output)
-    annotator = find_annotator(options.annotator, options.judge_model, folder / "annotator")
     work = {"num_workers": options.num_workers, "folder": folder / "annotator"}
     with AnswerCache(folder / "judge_answers.jsonl") as cache:
-        plan = Plan(str(make_client(options, needed=False).base_url), cache)
+        with make_client(options, needed=False) as client:
+            plan = Plan(str(client.base_url), cache)
+            endpoint = str(client.base_url.copy_with(username=None, password=None))
         for outputs in arms.values():
             annotate(outputs, reference, annotator, plan, **work, show_progress=False)
         confirm_cost(plan, annotator, options)
-        client = make_client(options, needed=bool(plan.open_requests))
-        judge = Judge(client, cache, patience=options.patience)
-
-        def interrupt(*_: object) -> None:
-            judge.stop()  # else the requests that are queued would still go out
-            raise KeyboardInterrupt
-
-        signal.signal(signal.SIGINT, interrupt)
-        annotations = {name: annotate(arms[name], reference, annotator, judge, **work) for name in arms}
+        with make_client(options, needed=bool(plan.open_requests)) as client:
+            judge = Judge(client, cache, patience=options.patience)
+            with stopped_by_interrupt(judge):
+                annotations = {
+                    name: annotate(arms[name], reference, annotator, judge, **work) for name in arms
+                }
     for name, rows in annotations.items():
         alpaca_files.write_json(folder / name / "annotations.json", rows)
-    return annotator, annotations
+    return annotations, endpoint
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print the rates, and what their reader must know."""
+    for table in (rates_table(report), paired_rates_table(report)):
+        if table is not None:
+            console.print(table.console())
+    for note in notes(report):
+        console.print(note)
+
+
+def submit(
+    outputs: list[Output], reference: list[Output], annotations: Annotations, options: Options
+) -> None:
+    """Write the folder for the leaderboard."""
+    folder = alpaca_files.write_submission(
+        Path(options.output) / "submission", outputs, reference, annotations,
+        annotator=OFFICIAL_ANNOTATOR, pretty_name=str(options.pretty_name), link=str(options.link),
+        **how_decoded(str(options.decode)),
+    )  # fmt: skip
+    console.print(f"submission: {folder}")
 
 
 @exit_on_user_error
@@ -133,37 +189,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Decode, judge, report."""
     options = parse_options(Options, argv, __doc__ or "")
     check(options)
+    output = make_output_folder(options.output)
     reference = alpaca_files.read_outputs(options.reference) if options.reference else alpaca.hub_reference()
     leaderboard = alpaca.leaderboard(options.leaderboard)
-    if options.decode:
-        arms = decode_arms(options.decode, options.name, reference, Path(options.output))
-    else:
-        files = [alpaca_files.read_outputs(path) for path in options.outputs]
-        arms = {str(f[0]["generator"]): alpaca_files.align(f, reference, f[0]["generator"]) for f in files}
-        if len(arms) < len(files):
-            raise UserError(f"two of {', '.join(options.outputs)} name the same generator; rename one")
+    annotator = find_annotator(options.annotator, options.judge_model, output / "annotator")
     if options.submission:
-        alpaca_files.check_submission(list(arms.values())[-1], reference)  # before the judge is paid
+        check_leaderboards(annotator, reference)
+    if options.decode:
+        arms = decode_arms(options.decode, options.name, reference, output)
+    else:
+        arms = alpaca_files.read_arms(options.outputs, reference)
+    name = list(arms)[-1]
+    if options.submission:
+        alpaca_files.check_submission(arms[name], reference)  # before the judge is paid
     try:
-        annotator, annotations = judge_arms(arms, reference, options)
+        annotations, endpoint = judge_arms(arms, reference, annotator, options)
     except KeyboardInterrupt:
         console.print("interrupted; every answer so far is kept, run again to go on")
         sys.exit(EXIT_INTERRUPTED)
-    report = {**alpaca.sum_up(annotations, annotator, reference), "leaderboard": leaderboard}
-    (Path(options.output) / "alpaca.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    for table in (rates_table(report), paired_rates_table(report)):
-        if table is not None:
-            console.print(table.console())
-    for note in notes(report):
-        console.print(note)
+    report = alpaca.sum_up(annotations, annotator, reference, endpoint)
+    report["leaderboard"] = leaderboard
+    (output / "alpaca.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    show(report)
     if options.submission:
-        name = list(arms)[-1]
-        folder = alpaca_files.write_submission(
-            Path(options.output) / "submission", arms[name], reference, annotations[name],
-            annotator=annotator.name, pretty_name=str(options.pretty_name), link=str(options.link),
-            **how_decoded(str(options.decode)),
-        )  # fmt: skip
-        console.print(f"submission: {folder}")
+        submit(arms[name], reference, annotations[name], options)
 
 
 if __name__ == "__main__":

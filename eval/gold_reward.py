@@ -15,19 +15,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.console import Console
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from ivg.errors import UserError, exit_on_user_error, needs
 
-from ivg.errors import UserError, exit_on_user_error
-from ivg.evaluation.decoded import Decoded, read_named
-from ivg.evaluation.distance import EncodedResponse, encode_response, response_nll
-from ivg.evaluation.divergence import best_of_bounds, token_guidance_kl
-from ivg.evaluation.measures import compare, measure, missing_reasons
-from ivg.evaluation.options import option, parse_options
-from ivg.evaluation.statistics import estimate, mean_by_prompt
-from ivg.evaluation.tables import divergence_table, methods_table, paired_table
-from ivg.rewards import RewardConfig, load_reward, score
+with needs("eval"):
+    import torch
+    from rich.console import Console
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from ivg.evaluation.decoded import Decoded, read_named
+    from ivg.evaluation.distance import EncodedResponse, encode_response, response_nll
+    from ivg.evaluation.divergence import best_of_bounds
+    from ivg.evaluation.measures import compare, measure, missing_reasons
+    from ivg.evaluation.options import make_output_folder, option, parse_options
+    from ivg.evaluation.statistics import estimate
+    from ivg.evaluation.tables import divergence_table, methods_table, paired_table
+    from ivg.evaluation.token_guidance import Given, TokenGuidance, inspect_token_guidance, token_guidance_kl
+    from ivg.records import refuse_other
+    from ivg.rewards import RewardConfig, load_reward, score
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,8 +53,8 @@ class Options:
     tuned: str | None = option(None, "the pair's tuned half, for kl_of")
     untuned: str | None = option(None, "its untuned twin")
     pair_template: str | None = option(None, "how the pair sees a prompt; unset: its default")
-    beta: float = option(1.0, "weight of the pair, for kl_of")
-    temperature: float = option(1.0, "sampling temperature, for kl_of (without top-k and top-p)")
+    beta: float | None = option(None, "weight of the pair, for kl_of; unset: as the file's record says")
+    temperature: float | None = option(None, "sampling temperature, for kl_of; unset: as the record says")
     best_of: list[str] = dataclasses.field(
         default_factory=list,
         metadata={"help": "files made by best-of-N as NAME=N: report the bound on their KL"},
@@ -67,16 +71,15 @@ def check(options: Options, files: Sequence[Decoded]) -> None:
             f"reference {options.reference!r} is not among the files {', '.join(names)}; name one"
         )
     needed = (options.base, options.tuned, options.untuned)
-    if options.kl_of is not None and (
-        options.kl_of not in names or None in needed or options.temperature <= 0
-    ):
-        raise UserError(
-            "kl_of names one of the files and needs base, tuned, untuned and a temperature above 0"
-        )
+    if options.kl_of is not None and (options.kl_of not in names or None in needed):
+        raise UserError("kl_of names one of the files and needs base, tuned and untuned")
     if not best_of_bounds(options.best_of).keys() <= set(names):
         raise UserError(f"best_of: {' '.join(options.best_of)} must be among the files {', '.join(names)}")
     if options.output is not None and not Path(options.output).parent.is_dir():
         raise UserError(f"output {options.output}: its folder does not exist; create it")
+    if options.output is not None:
+        refuse_other(Path(options.output))
+        make_output_folder(Path(options.output).parent)  # it is there: can it be written?
 
 
 def encode_for_base(options: Options, files: Sequence[Decoded]) -> list[list[EncodedResponse]]:
@@ -98,19 +101,20 @@ def base_nll(options: Options, encoded: Sequence[list[EncodedResponse]]) -> list
     return [response_nll(model, responses, max_tokens=options.max_tokens) for responses in encoded]
 
 
-def add_divergences(report: dict[str, Any], files: Sequence[Decoded], options: Options) -> None:
-    """Write into a report what is known of its methods' divergence."""
-    for method, bound in best_of_bounds(options.best_of).items():
-        report["methods"][method]["kl_bound"] = bound
-    for file in files:
-        if file.name == options.kl_of:
-            kl = token_guidance_kl(
-                file.rows, str(options.base), (str(options.tuned), str(options.untuned)),
-                template=options.base_template, pair_template=options.pair_template,
-                beta=options.beta, temperature=options.temperature,
-            )  # fmt: skip
-            by_prompt = mean_by_prompt(file.ids, kl)
-            report["methods"][file.name]["kl_to_base"] = estimate(by_prompt.values()).as_dict()
+def inspect_guided(options: Options, files: Sequence[Decoded]) -> list[TokenGuidance]:
+    """Find out how the file that kl_of names was made; an empty list where it names none."""
+    if options.kl_of is None:
+        return []
+    given = Given(
+        base=str(options.base),
+        tuned=str(options.tuned),
+        untuned=str(options.untuned),
+        base_template=options.base_template,
+        pair_template=options.pair_template,
+        beta=options.beta,
+        temperature=options.temperature,
+    )
+    return [inspect_token_guidance(file, given) for file in files if file.name == options.kl_of]
 
 
 def show(report: dict[str, Any], files: Sequence[Decoded]) -> None:
@@ -136,6 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     files = read_named(options.files)
     check(options, files)
     encoded = None if options.base is None else encode_for_base(options, files)
+    guided = inspect_guided(options, files)
     config = RewardConfig(
         function=options.function,
         model=options.model,
@@ -145,6 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     reward = load_reward(config)
     name = str(options.function or options.model)
+    kl = {guidance.file.name: token_guidance_kl(guidance) for guidance in guided}
     rewards = [score(reward, file.rows, file.responses, name) for file in files]
     nll = [None] * len(files) if encoded is None else base_nll(options, encoded)
     measured = {f.name: measure(f, r, n) for f, r, n in zip(files, rewards, nll, strict=True)}
@@ -152,7 +158,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     report: dict[str, Any] = {"reward": name, **compare(measured, base=base, reference=options.reference)}
     for file, values in zip(files, rewards, strict=True):
         report["methods"][file.name]["missing"] = missing_reasons(file, values)
-    add_divergences(report, files, options)
+    for method, bound in best_of_bounds(options.best_of).items():
+        report["methods"][method]["kl_bound"] = bound
+    for method, by_prompt in kl.items():
+        report["methods"][method]["kl_to_base"] = estimate(by_prompt.values()).as_dict()
     show(report, files)
     if options.output is not None:
         Path(options.output).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -12,10 +12,12 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from ivg.errors import UserError, exit_on_user_error
-from ivg.evaluation.options import option, parse_options
-from ivg.evaluation.page import html, markdown
-from ivg.evaluation.report import collect
+from ivg.errors import UserError, exit_on_user_error, needs
+
+with needs("eval"):
+    from ivg.evaluation.options import option, parse_options
+    from ivg.evaluation.page import html, markdown
+    from ivg.evaluation.report import collect
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

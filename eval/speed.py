@@ -18,23 +18,25 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import torch
-from rich.console import Console
-from rich.progress import track
+from ivg.errors import exit_on_user_error, needs
 
-from ivg.errors import UserError, exit_on_user_error
-from ivg.evaluation.cells import CellRun, grid_prompts, load_and_run, load_grid, run_at_length
-from ivg.evaluation.decoded import row_ids
-from ivg.evaluation.figures import save_png
-from ivg.evaluation.grid import Cell, GridConfig, read_grid
-from ivg.evaluation.memory import peak_in_fresh_process, peak_mib, reset_peak
-from ivg.evaluation.more_figures import by_length
-from ivg.evaluation.options import config_and_overrides
-from ivg.evaluation.speed import costs_table, findings
-from ivg.evaluation.statistics import estimate, mean_by_prompt
-from ivg.evaluation.tables import speed_table
-from ivg.prompts import Row
-from ivg.rewards import load_reward, score
+with needs("eval"):
+    import torch
+    from rich.console import Console
+    from rich.progress import track
+
+    from ivg.evaluation.cells import CellRun, grid_prompts, load_and_run, load_grid, run_at_length
+    from ivg.evaluation.decoded import row_ids
+    from ivg.evaluation.figures import save_png
+    from ivg.evaluation.grid import Cell, GridConfig, read_grid
+    from ivg.evaluation.memory import peak_in_fresh_process, peak_mib, reset_peak
+    from ivg.evaluation.more_figures import by_length
+    from ivg.evaluation.options import config_and_overrides, make_output_folder
+    from ivg.evaluation.speed import costs_table, findings
+    from ivg.evaluation.statistics import estimate, mean_by_prompt
+    from ivg.evaluation.tables import speed_table
+    from ivg.prompts import Row
+    from ivg.rewards import load_reward, score
 
 
 @dataclasses.dataclass(slots=True)
@@ -89,11 +91,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, judge, report."""
     path, overrides = config_and_overrides(argv, __doc__ or "")
     grid = read_grid(path, overrides)
-    if grid.repeats < 1 or not grid.lengths or min(grid.lengths) < 1:
-        raise UserError(f"{path}: repeats and every one of lengths must be integers >= 1")
     rows = grid_prompts(grid, path)
+    make_output_folder(grid.output)
     reward, name = load_reward(grid.reward), str(grid.reward.function or grid.reward.model)
-    grid.output.mkdir(parents=True, exist_ok=True)
     runs = []
     for (length, cell), timed in measure_all(grid, rows).items():
         out = timed.runs[0].rows

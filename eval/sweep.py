@@ -2,8 +2,8 @@
 
     python eval/sweep.py --config recipes/quickstart/sweep.yaml
 
-A cell that is finished is not run again, unless its settings changed. Writes OUTPUT/<cell>.jsonl, sweep.json
-and figures.
+A cell that is finished is not run again, unless its settings or the models' files changed. Writes
+OUTPUT/<cell>.jsonl, sweep.json and figures.
 """
 
 from __future__ import annotations
@@ -13,27 +13,29 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
+from ivg.errors import exit_on_user_error, needs
 
-from ivg.errors import exit_on_user_error
-from ivg.evaluation.cells import grid_prompts, load_grid, run_cell
-from ivg.evaluation.decoded import read_decoded
-from ivg.evaluation.distance import encode_response, response_nll
-from ivg.evaluation.figures import save_png
-from ivg.evaluation.frontiers import sweep_frontiers
-from ivg.evaluation.grid import Cell, GridConfig, read_grid
-from ivg.evaluation.measures import compare, measure, missing_reasons
-from ivg.evaluation.options import config_and_overrides
-from ivg.evaluation.tables import sweep_table
-from ivg.loading import Models
-from ivg.prompts import Row
-from ivg.records import content_hash, write_atomically
-from ivg.rewards import load_reward, score
+with needs("eval"):
+    from rich.console import Console
+    from rich.progress import track
+
+    from ivg.evaluation.cells import grid_prompts, load_grid, run_cell, weight_files
+    from ivg.evaluation.decoded import read_decoded
+    from ivg.evaluation.distance import encode_response, response_nll
+    from ivg.evaluation.figures import save_png
+    from ivg.evaluation.frontiers import sweep_frontiers
+    from ivg.evaluation.grid import Cell, GridConfig, read_grid
+    from ivg.evaluation.measures import compare, measure, missing_reasons
+    from ivg.evaluation.options import config_and_overrides, make_output_folder
+    from ivg.evaluation.tables import sweep_table
+    from ivg.loading import LoadedModel, Models, load_models
+    from ivg.prompts import Row
+    from ivg.records import content_hash, write_atomically
+    from ivg.rewards import Reward, load_reward, score
 
 
 class Cells:
-    """Runs cells that are not finished; loads the models only if one is open."""
+    """Runs cells that are not finished; the guides are loaded only if one is open."""
 
     def __init__(self, grid: GridConfig, rows: Sequence[Row]) -> None:
         self.grid, self.rows = grid, rows
@@ -46,13 +48,18 @@ class Cells:
             self._models = load_grid(self.grid)
         return self._models
 
+    @property
+    def base(self) -> LoadedModel:
+        """The base, which judges; loaded alone where nothing was decoded."""
+        return (self._models or load_models(self.grid.decode.base)).base
+
     def finish(self, cell: Cell) -> dict[str, Any]:
         """Return a cell's statistics, after decoding it if need be."""
         decode = self.grid.decode
         path = self.grid.output / f"{cell.name}.json"
         settings = [dataclasses.asdict(part) for part in (cell, decode.sampling, decode.base)]
         guides = [dataclasses.asdict(part) for part in (*decode.pairs, *decode.values)]
-        fingerprint = content_hash([settings, guides, list(self.rows)])
+        fingerprint = content_hash([settings, guides, weight_files(decode), list(self.rows)])
         if path.exists():
             known = json.loads(path.read_text(encoding="utf-8"))
             if known["settings_hash"] == fingerprint:
@@ -70,10 +77,9 @@ class Cells:
         return stats
 
 
-def judge(grid: GridConfig, cells: Cells) -> dict[str, Any]:
+def judge(grid: GridConfig, base: LoadedModel, reward: Reward) -> dict[str, Any]:
     """Measure every cell's responses and compare them with the base's."""
-    reward, name = load_reward(grid.reward), str(grid.reward.function or grid.reward.model)
-    base = cells.models.base
+    name = str(grid.reward.function or grid.reward.model)
     measured, missing = {}, {}
     for cell in track(grid.cells, "judging"):
         file = read_decoded(cell.name, grid.output / f"{cell.name}.jsonl")
@@ -95,9 +101,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     path, overrides = config_and_overrides(argv, __doc__ or "")
     grid = read_grid(path, overrides)
     cells = Cells(grid, grid_prompts(grid, path))
-    grid.output.mkdir(parents=True, exist_ok=True)
+    make_output_folder(grid.output)
+    reward = load_reward(grid.reward)  # before anything is decoded for it
     cost = {cell.name: cells.finish(cell) for cell in track(grid.cells, "decoding")}
-    report: dict[str, Any] = {"kind": "sweep", "cost": cost, **judge(grid, cells)}
+    report: dict[str, Any] = {"kind": "sweep", "cost": cost, **judge(grid, cells.base, reward)}
     report["cells"] = [
         {"name": c.name, "method": c.method, "setting": c.setting, **dataclasses.asdict(c)}
         for c in grid.cells

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -55,8 +56,15 @@ def fail(message: str) -> NoReturn:
     sys.exit(EXIT_USER_ERROR)
 
 
+def end_interrupted() -> NoReturn:
+    """Print one line on stderr from the main process and leave with exit code 130."""
+    if is_main_process():
+        sys.stderr.write("interrupted\n")
+    sys.exit(EXIT_INTERRUPTED)
+
+
 def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
-    """Wrap a script's `main`: a `UserError` becomes one line on stderr and exit code 2."""
+    """Wrap a script's `main`: a `UserError` becomes one line and exit code 2, Ctrl-C one and 130."""
 
     @functools.wraps(main)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -64,5 +72,44 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
             return main(*args, **kwargs)
         except UserError as error:
             fail(str(error))
+        except KeyboardInterrupt:
+            end_interrupted()
 
     return wrapper
+
+
+@contextlib.contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Stand around a script's imports: a package that is not installed becomes one line and exit code 2.
+
+    Args:
+        extra: the extra of `pyproject.toml` that brings it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if module in ("", "ivg"):
+            raise
+        fail(_not_installed(module, extra))
+    except KeyboardInterrupt:  # imports take seconds
+        end_interrupted()
+
+
+def require_module(module: str, extra: str, purpose: str) -> None:
+    """Check that an optional package is installed, before anything is computed for it.
+
+    Args:
+        module: what is imported.
+        extra: the extra of `pyproject.toml` that brings it.
+        purpose: what needs it, for the message.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise UserError(f"{purpose}: {_not_installed(module, extra)}")
+
+
+def _not_installed(module: str, extra: str) -> str:
+    return f"{module} is not installed; run: pip install -c constraints.txt -e '.[{extra}]'"

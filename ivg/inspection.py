@@ -18,7 +18,7 @@ from transformers import (
 
 from ivg.architectures import check_rows_can_move
 from ivg.config import ModelConfig
-from ivg.errors import UserError, readable
+from ivg.errors import UserError, readable, require_module
 from ivg.prompts import resolve_template
 
 Kind = Literal["causal", "scalar", "vocabulary", "classifier"]
@@ -127,6 +127,8 @@ def inspect_model(source: ModelConfig, role: Role, *, number: int | None = None)
         kwargs.pop("revision")
     _require_folder(path, name)
     _require_device(source.device, name)
+    if source.quantization is not None:
+        require_module("bitsandbytes", "quantization", f"{name}: quantization {source.quantization}")
     with readable(f"{name}: not a model that can be read"):
         config = AutoConfig.from_pretrained(path, **kwargs)
     kind = kind_of(config, role, name)

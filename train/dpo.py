@@ -10,12 +10,14 @@ the model is held in either case.
 
 import sys
 
-from trl import DPOConfig, DPOTrainer
+from ivg.errors import exit_on_user_error, needs
 
-from ivg.errors import exit_on_user_error
-from ivg.processes import end_processes
-from ivg.training import arguments, checks, running
-from ivg.training.cards import CardMixin
+with needs("train"):
+    from trl import DPOConfig, DPOTrainer
+
+    from ivg.processes import end_processes
+    from ivg.training import arguments, checks, running
+    from ivg.training.cards import CardMixin
 
 
 class Trainer(CardMixin, DPOTrainer):

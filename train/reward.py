@@ -9,12 +9,14 @@ output: it can be an explicit value model as it is, and a reward for train/rollo
 
 import sys
 
-from trl import RewardConfig, RewardTrainer
+from ivg.errors import exit_on_user_error, needs
 
-from ivg.errors import exit_on_user_error
-from ivg.processes import end_processes
-from ivg.training import arguments, checks, running
-from ivg.training.cards import CardMixin
+with needs("train"):
+    from trl import RewardConfig, RewardTrainer
+
+    from ivg.processes import end_processes
+    from ivg.training import arguments, checks, running
+    from ivg.training.cards import CardMixin
 
 
 class Trainer(CardMixin, RewardTrainer):

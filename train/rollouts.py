@@ -11,17 +11,19 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
+from ivg.errors import exit_on_user_error, needs
 
-from ivg import load_models
-from ivg.errors import exit_on_user_error
-from ivg.processes import end_processes, join_processes
-from ivg.rewards import load_reward
-from ivg.training import arguments, labelling, rollouts
-from ivg.training.data import read_jsonl
-from ivg.training.resume import claim_output, write_json
-from ivg.training.rollout_arguments import RolloutArguments
+with needs("train"):
+    from rich.console import Console
+    from rich.table import Table
+
+    from ivg import load_models
+    from ivg.processes import end_processes, join_processes
+    from ivg.rewards import load_reward
+    from ivg.training import arguments, labelling, rollouts
+    from ivg.training.data import read_jsonl
+    from ivg.training.resume import claim_output, write_json
+    from ivg.training.rollout_arguments import RolloutArguments
 
 
 @exit_on_user_error

@@ -9,12 +9,14 @@ Killed and started again with the same command, it goes on from its last complet
 
 import sys
 
-from trl import SFTTrainer
+from ivg.errors import exit_on_user_error, needs
 
-from ivg.errors import exit_on_user_error
-from ivg.processes import end_processes
-from ivg.training import arguments, checks, merging, running
-from ivg.training.cards import CardMixin
+with needs("train"):
+    from trl import SFTTrainer
+
+    from ivg.processes import end_processes
+    from ivg.training import arguments, checks, merging, running
+    from ivg.training.cards import CardMixin
 
 
 class Trainer(CardMixin, SFTTrainer):

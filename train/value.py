@@ -11,16 +11,19 @@ ivg/training/arguments.py, and all of transformers' TrainingArguments.
 import sys
 from pathlib import Path
 
-from trl import get_peft_config, get_quantization_config
+from ivg.errors import exit_on_user_error, needs
 
-from ivg.errors import exit_on_user_error
-from ivg.processes import end_processes
-from ivg.training import arguments, running, value_stage
-from ivg.training.policy import load_policy
-from ivg.training.resume import write_json
-from ivg.training.value_arguments import ValueTrainingArguments
-from ivg.training.value_metrics import plot_evaluation
-from ivg.training.value_trainer import ValueTrainer
+with needs("train"):
+    import matplotlib  # noqa: F401  what is drawn after training needs it
+    from trl import get_peft_config, get_quantization_config
+
+    from ivg.processes import end_processes
+    from ivg.training import arguments, running, value_stage
+    from ivg.training.policy import load_policy
+    from ivg.training.resume import write_json
+    from ivg.training.value_arguments import ValueTrainingArguments
+    from ivg.training.value_metrics import plot_evaluation
+    from ivg.training.value_trainer import ValueTrainer
 
 
 @exit_on_user_error

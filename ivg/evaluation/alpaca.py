@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import warnings
@@ -15,14 +14,11 @@ import pandas as pd
 
 from ivg.config_file import nearest
 from ivg.errors import UserError
-from ivg.evaluation.alpaca_files import NUM_INSTRUCTIONS, Output
+from ivg.evaluation.alpaca_files import NUM_INSTRUCTIONS, Output, are_official, why_not_the_reference
 from ivg.evaluation.alpaca_package import constants, metrics, quiet
 from ivg.evaluation.annotators import OFFICIAL_ANNOTATOR, Annotations, Annotator
 from ivg.evaluation.statistics import paired_difference
 
-OFFICIAL_REFERENCE = "gpt4_1106_preview"
-# SHA-256 of the leaderboard's instructions as a JSON array: length control knows them by their places alone.
-OFFICIAL_INSTRUCTIONS = "191661c5d4e0fa6350b3eec588862a9c9256d2c15fed13e2411f770cbedf47c4"
 HUB_DATASET = "the Hub dataset tatsu-lab/alpaca_eval"
 
 
@@ -56,16 +52,22 @@ def results(annotations: Annotations) -> dict[str, Any]:
 
 
 def sum_up(
-    annotations: Mapping[str, Annotations], annotator: Annotator, reference: Sequence[Output]
+    annotations: Mapping[str, Annotations], annotator: Annotator, reference: Sequence[Output], endpoint: str
 ) -> dict[str, Any]:
     """Sum up every arm, and compare the last with the first on the same instructions.
+
+    Args:
+        annotations: the judge's, by arm.
+        annotator: which question was asked.
+        reference: the answers that the arms were compared with.
+        endpoint: URL of the judge.
 
     Returns:
         JSON data: `judge`, `not_comparable` (why not with the leaderboard, or null), `arms` (see `results`)
         and, for several arms, `paired`: the last's win rate minus the first's, in percent.
     """
     report: dict[str, Any] = {
-        "judge": {"annotator": annotator.name, "model": annotator.model},
+        "judge": {"annotator": annotator.name, "model": annotator.model, "endpoint": endpoint},
         "not_comparable": why_not_comparable(annotator, reference),
         "arms": {name: results(rows) for name, rows in annotations.items()},
     }
@@ -114,16 +116,9 @@ def leaderboard(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 def why_not_comparable(annotator: Annotator, reference: Sequence[Mapping[str, Any]]) -> str | None:
     """Say why rates must not be compared with the public leaderboard; None where they may."""
     if not annotator.is_official:
-        return f"judge {annotator.name} is not the leaderboard's {OFFICIAL_ANNOTATOR}"
-    if not are_official(reference) or reference[0]["generator"] != OFFICIAL_REFERENCE:
-        return f"the reference is not the leaderboard's {NUM_INSTRUCTIONS} answers of {OFFICIAL_REFERENCE}"
-    return None
-
-
-def are_official(rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Tell whether rows answer the leaderboard's instructions, in its order."""
-    instructions = json.dumps([row["instruction"].strip() for row in rows])
-    return hashlib.sha256(instructions.encode()).hexdigest() == OFFICIAL_INSTRUCTIONS
+        place = f" of {annotator.path}" if annotator.name == OFFICIAL_ANNOTATOR else ""
+        return f"judge {annotator.name}{place} is not the leaderboard's {OFFICIAL_ANNOTATOR}"
+    return why_not_the_reference(reference)
 
 
 def hub_reference() -> list[Output]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,9 @@ from ivg.errors import UserError
 Output = dict[str, Any]
 
 NUM_INSTRUCTIONS = 805
+OFFICIAL_REFERENCE = "gpt4_1106_preview"
+# SHA-256 of the leaderboard's instructions as a JSON array: length control knows them by their places alone.
+OFFICIAL_INSTRUCTIONS = "191661c5d4e0fa6350b3eec588862a9c9256d2c15fed13e2411f770cbedf47c4"
 FIELDS = ("instruction", "output", "generator")
 
 
@@ -77,6 +81,19 @@ def align(outputs: Sequence[Output], reference: Sequence[Output], where: str) ->
     return [by_instruction[row["instruction"]] for row in reference]
 
 
+def read_arms(paths: Sequence[str], reference: Sequence[Output]) -> dict[str, list[Output]]:
+    """Read files of outputs, in the reference's order, by their generators.
+
+    Raises:
+        UserError: a bad file, two of one generator, or other instructions than the reference's.
+    """
+    files = [read_outputs(path) for path in paths]
+    arms = {str(f[0]["generator"]): align(f, reference, f[0]["generator"]) for f in files}
+    if len(arms) < len(files):
+        raise UserError(f"two of {', '.join(paths)} name the same generator; rename one")
+    return arms
+
+
 def to_outputs(rows: Sequence[Mapping[str, Any]], generator: str) -> list[Output]:
     """Turn decoded rows into AlpacaEval's schema; surrounding blanks are dropped, as `alpaca_eval` does."""
     kept = ("dataset", "instruction")
@@ -92,15 +109,29 @@ def write_json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def are_official(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Tell whether rows answer the leaderboard's instructions, in its order."""
+    instructions = json.dumps([row["instruction"].strip() for row in rows])
+    return hashlib.sha256(instructions.encode()).hexdigest() == OFFICIAL_INSTRUCTIONS
+
+
+def why_not_the_reference(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Say that answers are not the leaderboard's reference; None where they are."""
+    if are_official(rows) and rows[0]["generator"] == OFFICIAL_REFERENCE:
+        return None
+    return f"the reference is not the leaderboard's {NUM_INSTRUCTIONS} answers of {OFFICIAL_REFERENCE}"
+
+
 def check_submission(outputs: Sequence[Output], reference: Sequence[Output]) -> list[Output]:
     """Return outputs in the reference's order, if the leaderboard would take them.
 
     Raises:
-        UserError: not 805 outputs, or an empty one.
+        UserError: another reference than the leaderboard's, other instructions, or an empty output.
     """
+    other = why_not_the_reference(reference)
+    if other:
+        raise UserError(f"submission: {other}; give those")
     ordered = align(outputs, reference, "submission")
-    if len(ordered) != NUM_INSTRUCTIONS:
-        raise UserError(f"submission: {len(ordered)} outputs, the leaderboard needs {NUM_INSTRUCTIONS}")
     empty = [row["instruction"] for row in ordered if not row["output"].strip()]
     if empty:
         raise UserError(

@@ -10,6 +10,8 @@ from ivg.evaluation.tables import NOTHING, Table, interval
 
 Report = Mapping[str, Any]
 
+OPENAI_ENDPOINT = "https://api.openai.com/v1/"
+
 
 def rates_table(report: Report) -> Table:
     """Tabulate AlpacaEval's arms (`alpaca.sum_up`) above rows of the public leaderboard."""
@@ -47,10 +49,19 @@ def paired_rates_table(report: Report) -> Table | None:
 
 
 def notes(report: Report) -> list[str]:
-    """Say what a reader of the rates must know: comparability, a missing base, nulls, no length control."""
+    """Say what a reader of the rates must know.
+
+    Comparability, an endpoint other than OpenAI's, a missing base, nulls, no length control.
+    """
     lines = []
     if report["not_comparable"]:
         lines.append(f"Not comparable with the public leaderboard: {report['not_comparable']}.")
+    endpoint = report["judge"].get("endpoint", OPENAI_ENDPOINT)
+    if endpoint != OPENAI_ENDPOINT:
+        lines.append(
+            f"Judged at {endpoint}, not at OpenAI's own endpoint: {report['judge']['model']} is whatever "
+            "answers there by that name."
+        )
     if len(report["arms"]) == 1:
         lines.append(
             "Only one generator was judged: judge its unguided base the same way too, since published "

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 
-from ivg.config_file import nearest
+from ivg.config_file import nearest, read_yaml
 from ivg.errors import UserError
 from ivg.evaluation.alpaca_files import Output
 from ivg.evaluation.alpaca_package import PairwiseAnnotator, constants, quiet
@@ -43,8 +43,9 @@ class Annotator:
 
     @property
     def is_official(self) -> bool:
-        """Whether its rates may be compared with the public leaderboard."""
-        return self.name == OFFICIAL_ANNOTATOR
+        """Whether it is the leaderboard's own configuration; a file elsewhere may take its name."""
+        own = _package_path(OFFICIAL_ANNOTATOR).resolve()
+        return self.name == OFFICIAL_ANNOTATOR and self.path.resolve() == own
 
 
 def find_annotator(name: str, judge_model: str | None, folder: Path) -> Annotator:
@@ -56,22 +57,14 @@ def find_annotator(name: str, judge_model: str | None, folder: Path) -> Annotato
         folder: where that is written.
 
     Raises:
-        UserError: no such annotator, several in one file, or one that no OpenAI-compatible endpoint serves.
+        UserError: no such annotator, a file of another shape, several annotators in it, or one that no
+            OpenAI-compatible endpoint serves.
     """
     path = _config_path(name)
-    configs = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if len(configs) != 1:
-        raise UserError(f"{path}: {len(configs)} annotators ({', '.join(configs)}); give a file with one")
-    ((own_name, config),) = configs.items()
-    if config.get("fn_completions") != "openai_completions":
-        raise UserError(
-            f"annotator {own_name} asks through {config.get('fn_completions')}, not an OpenAI-compatible "
-            f"endpoint; give one that does, such as {OFFICIAL_ANNOTATOR}, with --judge_model and --endpoint"
-        )
+    own_name, config, template = _read_config(path)
     model = str(config["completions_kwargs"]["model_name"])
     if judge_model is None or judge_model == model:
-        return Annotator(str(own_name), path, model)
-    template = path.parents[1] / str(config["prompt_template"])
+        return Annotator(own_name, path, model)
     config["prompt_template"] = str(template.resolve())
     config["completions_kwargs"] |= {"model_name": judge_model, "requires_chatml": True}
     derived = f"{own_name}-{judge_model.replace('/', '_')}"
@@ -81,11 +74,43 @@ def find_annotator(name: str, judge_model: str | None, folder: Path) -> Annotato
     return Annotator(derived, own_path.resolve(), judge_model)
 
 
+def _read_config(path: Path) -> tuple[str, dict[str, Any], Path]:
+    """Return the one annotator of a file: its name, its keys, and where its prompt template is."""
+    configs = read_yaml(str(path))
+    if len(configs) != 1:
+        names = ", ".join(configs) or "none"
+        raise UserError(f"{path}: {len(configs)} annotators ({names}); give a file with one")
+    ((name, config),) = configs.items()
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: annotator {name} is {config!r:.60}; give its keys, such as prompt_template")
+    if config.get("fn_completions") != "openai_completions":
+        raise UserError(
+            f"annotator {name} asks through {config.get('fn_completions')}, not an OpenAI-compatible "
+            f"endpoint; give one that does, such as {OFFICIAL_ANNOTATOR}, with --judge_model and --endpoint"
+        )
+    asked = config.get("completions_kwargs")
+    if not isinstance(asked, Mapping) or not isinstance(asked.get("model_name"), str):
+        raise UserError(
+            f"{path}: annotator {name} has no completions_kwargs.model_name; name the judge model"
+        )
+    template = path.parents[1] / str(config.get("prompt_template"))
+    if not template.is_file():  # alpaca_eval would send the path itself as the prompt
+        raise UserError(
+            f"{path}: annotator {name} needs a prompt_template; expected its file at {template}, relative to "
+            "the folder above"
+        )
+    return name, config, template
+
+
+def _package_path(name: str) -> Path:
+    return Path(constants.EVALUATORS_CONFIG_DIR) / name / "configs.yaml"
+
+
 def _config_path(name: str) -> Path:
     own = Path(name) / "configs.yaml" if Path(name).is_dir() else Path(name)
     if own.suffix == ".yaml" and own.is_file():
         return own.resolve()
-    path = Path(constants.EVALUATORS_CONFIG_DIR) / name / "configs.yaml"
+    path = _package_path(name)
     if not path.is_file():
         known = [
             config.parent.name for config in Path(constants.EVALUATORS_CONFIG_DIR).glob("*/configs.yaml")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ivg.api import response
-from ivg.config import SamplingConfig
+from ivg.config import DecodeConfig, ModelConfig, SamplingConfig
 from ivg.engine import Engine, make_tasks
 from ivg.errors import UserError
 from ivg.evaluation.grid import Cell, GridConfig
@@ -76,6 +77,22 @@ def run_cell(
 def load_grid(grid: GridConfig) -> Models:
     """Load a grid's models."""
     return load_models(grid.decode.base, pairs=grid.decode.pairs, values=grid.decode.values)
+
+
+def weight_files(decode: DecodeConfig) -> dict[str, list[tuple[str, int, int]]]:
+    """Return name, size and time of change (ns) of the weight files in every local model folder.
+
+    They tell a model that was trained again at the same path from the one that was there before.
+    """
+    guides = [model for pair in decode.pairs for model in (pair.tuned, pair.untuned)]
+    guides += [value.model for value in decode.values]
+    return {model.path: _weight_files(model) for model in (decode.base, *guides)}
+
+
+def _weight_files(model: ModelConfig) -> list[tuple[str, int, int]]:
+    files = sorted(Path(model.path).glob("*"))  # none for a Hub name
+    found = [(file.name, file.stat()) for file in files if file.suffix in (".safetensors", ".bin")]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]
 
 
 def run_at_length(

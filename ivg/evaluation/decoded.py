@@ -21,11 +21,13 @@ class Decoded:
         name: what the method is called in tables.
         rows: output rows, each a prompt row with its `response`.
         ids: prompt id of each row; several samples of a prompt share one.
+        path: the file, beside which the run's record stands.
     """
 
     name: str
     rows: list[dict[str, Any]]
     ids: list[str]
+    path: Path | None = None
 
     @property
     def responses(self) -> list[str]:
@@ -42,7 +44,7 @@ def read_decoded(name: str, path: str | Path) -> Decoded:
     rows = [_output_row(row, where) for where, row in _json_lines(Path(path))]
     if not rows:
         raise UserError(f"{path}: no rows; expected the output of ivg-decode")
-    return Decoded(name, rows, row_ids(rows))
+    return Decoded(name, rows, row_ids(rows), Path(path))
 
 
 def read_named(arguments: Sequence[str]) -> list[Decoded]:
@@ -86,7 +88,17 @@ def _output_row(row: object, where: str) -> dict[str, Any]:
     checked = check_row(row, where)
     if not isinstance(checked.get("response"), str):
         raise UserError(f"{where}: expected a string 'response', found {', '.join(checked)}; decode it first")
+    for name in ("sample", "num_tokens"):
+        if name in checked and not _is_count(checked[name]):
+            raise UserError(f"{where}: {name} is {checked[name]!r:.60}; expected an integer >= 0")
+    ids = checked.get("token_ids")
+    if ids is not None and not (isinstance(ids, list) and all(map(_is_count, ids))):
+        raise UserError(f"{where}: token_ids is {ids!r:.60}; expected a list of integers >= 0")
     return checked
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def row_ids(rows: Sequence[Row]) -> list[str]:

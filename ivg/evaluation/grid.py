@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ivg.config import DecodeConfig, Guidance, SearchConfig, check_guidance
 from ivg.config_file import build, config_from_dict, read_yaml
@@ -14,6 +13,13 @@ from ivg.errors import UserError
 from ivg.rewards import RewardConfig
 
 _OWN_KEYS = ("grid", "reward", "output", "lengths", "repeats")
+_NEEDED = {
+    "grid": (list, "a list of entries"),
+    "reward": (dict, "keys, such as function"),
+    "output": (str, "a folder"),
+}
+# Beside these results lie the files of the cells.
+_RESULTS = ("alpaca", "gold_reward", "report", "speed", "sweep")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,21 +96,21 @@ def read_grid(path: str, overrides: Sequence[str] = ()) -> GridConfig:
     """Read a grid's YAML: the keys of `ivg-decode` without `search`, and grid, reward, output.
 
     Raises:
-        UserError: an unknown or missing key, a value out of range, or guidance without its models.
+        UserError: an unknown or missing key, a value of the wrong type or out of range, or guidance without
+            its models.
     """
     data = read_yaml(path, overrides)
     own = {key: data.pop(key) for key in _OWN_KEYS if key in data}
-    missing = [key for key in ("grid", "reward", "output") if not own.get(key)]
-    if missing:
-        raise UserError(f"{path}: {missing[0]} is missing; give it")
+    for key, (kind, wanted) in _NEEDED.items():
+        if not own.get(key):
+            raise UserError(f"{path}: {key} is missing; give it")
+        if not isinstance(own[key], kind):
+            raise UserError(f"{path}: {key} is {own[key]!r:.60}; give {wanted}")
     if "search" in data:
         raise UserError(f"{path}: search belongs to the grid's entries; move its keys there")
     decode = config_from_dict(data)
     cells = (BASE, *expand(own["grid"], path))
-    names = [cell.name for cell in cells]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(f"{path}: the grid holds {twice} twice; the plain base is always included")
+    _check_names([cell.name for cell in cells], path)
     for cell in cells:
         search = cell.search(decode.sampling.max_new_tokens)
         check_guidance(search, decode.sampling, decode.pairs, decode.values)
@@ -113,15 +119,42 @@ def read_grid(path: str, overrides: Sequence[str] = ()) -> GridConfig:
         cells=cells,
         reward=build(RewardConfig, own["reward"], f"{path}: reward"),
         output=Path(own["output"]),
-        lengths=tuple(own.get("lengths", (decode.sampling.max_new_tokens,))),
-        repeats=int(own.get("repeats", 3)),
+        lengths=_lengths(own.get("lengths", [decode.sampling.max_new_tokens]), path),
+        repeats=_count(own.get("repeats", 3), f"{path}: repeats"),
     )
 
 
-def expand(entries: Sequence[Mapping[str, Any]], where: str) -> list[Cell]:
-    """Turn a grid's entries into cells: every combination of the values that an entry lists."""
+def _check_names(names: Sequence[str], path: str) -> None:
+    """Refuse cells whose files would be elsewhere, another cell's, or a report's."""
+    for name in names:
+        if Path(name).name != name or "\0" in name or name in _RESULTS:
+            raise UserError(f"{path}: method {name!r} cannot name a file of its own; give another name")
+        if names.count(name) > 1:
+            raise UserError(f"{path}: the grid holds {name} twice; the plain base is always included")
+
+
+def _lengths(given: object, path: str) -> tuple[int, ...]:
+    if not isinstance(given, list) or not given:
+        raise UserError(f"{path}: lengths is {given!r:.60}; give a list of integers >= 1, such as [18, 36]")
+    return tuple(_count(length, f"{path}: one of lengths") for length in given)
+
+
+def _count(given: object, where: str) -> int:
+    if not isinstance(given, int) or isinstance(given, bool) or given < 1:
+        raise UserError(f"{where} is {given!r:.60}; give an integer >= 1")
+    return given
+
+
+def expand(entries: Sequence[object], where: str) -> list[Cell]:
+    """Turn a grid's entries into cells: every combination of the values that an entry lists.
+
+    Raises:
+        UserError: an entry that is no mapping, or one of its values is out of range.
+    """
     cells = []
     for entry in entries:
+        if not isinstance(entry, Mapping):
+            raise UserError(f"{where}: grid holds {entry!r:.60}; give each entry keys, such as method: base")
         lists = [value if isinstance(value, list) else [value] for value in entry.values()]
         for values in itertools.product(*lists):
             cells.append(build(Cell, dict(zip(entry, values, strict=True)), f"{where}: grid"))

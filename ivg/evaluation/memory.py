@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -44,7 +45,10 @@ def peak_in_fresh_process(work: Callable[[], object]) -> float | None:
     Args:
         work: something that can be pickled, such as a `functools.partial` of a module's function.
     """
-    with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    # Ctrl-C reaches both processes, and this one speaks for the two.
+    quietly = (signal.SIGINT, signal.SIG_DFL)
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=signal.signal, initargs=quietly) as pool:
         return pool.submit(_peak_of, work).result()
 
 

@@ -14,6 +14,7 @@ from ivg.evaluation.figures import LABELS
 from ivg.prompts import prompt_text
 
 TRACE_SUFFIX = ".trace.jsonl"
+NOT_DECODED = ("judge_answers.jsonl", "instructions.jsonl")  # which an AlpacaEval run keeps in its folder
 Trace = dict[str, Any]
 
 
@@ -102,7 +103,7 @@ def read_samples(folder: Path, num_samples: int) -> list[Sample]:
         UserError: a file that cannot be read.
     """
     known = list(LABELS)
-    paths = [p for p in sorted(folder.glob("*.jsonl")) if not p.name.endswith(TRACE_SUFFIX)]
+    paths = [p for p in sorted(folder.glob("*.jsonl")) if not p.name.endswith((TRACE_SUFFIX, *NOT_DECODED))]
     paths.sort(key=lambda p: known.index(p.stem) if p.stem in known else len(known))
     files = [read_decoded(path.stem, path) for path in paths]
     if not files:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 
-from ivg.errors import UserError
+from ivg.errors import UserError, require_module
 from ivg.prompts import Row
 from ivg.rewards.classifier import ClassifierReward
 from ivg.rewards.config import Reward, RewardConfig
@@ -43,7 +43,8 @@ def resolve_function(name: str) -> Reward:
     """Import a reward function by its dotted name.
 
     Raises:
-        UserError: the module or the function does not exist, or it cannot be called.
+        UserError: the module or the function does not exist, it cannot be called, or what it needs is not
+            installed.
     """
     module_name, _, attribute = name.rpartition(".")
     if not module_name:
@@ -63,6 +64,8 @@ def resolve_function(name: str) -> Reward:
         raise UserError(
             f"reward function {name} is a {type(function).__name__}; give a callable f(rows, responses)"
         )
+    if function in (vader, vader_completion):
+        require_module("vaderSentiment", "train", f"reward function {name}")
     reward: Reward = function
     return reward
 

@@ -27,6 +27,7 @@ class ReplayJudge:
         self.lock = threading.Lock()
         self.answered = Counter()  # by request content
         self.refused = Counter()  # by status
+        self.requests = []  # what was asked, as it came
         self.keys_seen = set()
         self.refuse_all = None  # (status, body): answer everything with this
         self.refusals = {}  # instruction -> (status, body)
@@ -75,6 +76,7 @@ class ReplayJudge:
             def do_POST(self):
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 judge.keys_seen.add(self.headers["Authorization"])
+                judge.requests.append(json.loads(body))
                 if judge.refuse_all is not None:
                     return self.send(*judge.refuse_all)
                 fate = judge.fate()

@@ -2,9 +2,14 @@ import json
 import math
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
+from ivg import cli
+from ivg.evaluation.distance import encode_response
 from tests.eval import scripts
-from tests.evaluation import tiny
+from tests.evaluation import slow, tiny
 
 gold_reward = scripts.load("gold_reward")
 
@@ -34,10 +39,18 @@ def no_reward_for_one_word(rows, responses):
     return [len(text.split()) if " " in text else float("nan") for text in responses]
 
 
-def run(files, *more, reward="number_of_words"):
+def never_called(rows, responses):
+    raise AssertionError("responses were scored")
+
+
+def argv_of(files, *more, reward="number_of_words"):
     named = [f"{name}={files / name}.jsonl" for name in ("base", "ivg")]
     options = ["--function", f"{__name__}.{reward}", "--output", str(files / "out.json")]
-    gold_reward.main(["--files", *named, *options, *map(str, more)])
+    return ["--files", *named, *options, *map(str, more)]
+
+
+def run(files, *more, reward="number_of_words"):
+    gold_reward.main(argv_of(files, *more, reward=reward))
     return json.loads((files / "out.json").read_text(encoding="utf-8"))
 
 
@@ -60,12 +73,103 @@ def test_the_distance_is_zero_for_the_base_and_not_for_others(files):
     assert abs(report["methods"]["ivg"]["distance_from_base"]["mean"]) > 0.1
 
 
-def test_divergence_where_it_can_be_known(files):
-    pair = ["--base", files / "model", "--tuned", files / "model", "--untuned", files / "model"]
-    report = run(files, *pair, "--kl_of", "ivg", "--best_of", "base=4")
-    assert report["methods"]["ivg"]["kl_to_base"]["mean"] == pytest.approx(0, abs=1e-6)  # equal twins
-    assert report["methods"]["ivg"]["kl_to_base"]["n"] == 2
+@pytest.fixture
+def guided(files):
+    """The pair's halves beside the base, and a file that token guidance by them made, with its record."""
+    for seed, name in enumerate(("model", "tuned", "untuned")):
+        tiny.model(seed).save_pretrained(files / name)
+        tiny.tokenizer().save_pretrained(files / name)
+    models = {"--base": "model", "--tuned": "tuned", "--untuned": "untuned"}
+    return files, [part for flag, name in models.items() for part in (flag, files / name)]
+
+
+def decode(files, models, *more):
+    """Decode the two prompts to `ivg.jsonl`."""
+    options = [
+        "--beta",
+        0.5,
+        "--temperature",
+        0.7,
+        "--max_new_tokens",
+        6,
+        *more,
+        "--input",
+        files / "base.jsonl",
+    ]
+    options += ["--output", files / "ivg.jsonl", "--overwrite", "--return_token_ids"]
+    assert cli.main([*map(str, models), *map(str, options)]) == 0
+
+
+def expected_kl(files, beta, temperature):
+    models = [tiny.model(seed) for seed in (0, 1, 2)]
+    rows = [json.loads(line) for line in (files / "ivg.jsonl").read_text().splitlines()]
+    encoded = [encode_response(tiny.tokenizer(), row) for row in rows]
+    return sum(slow.kl(models, row, beta, temperature) for row in encoded) / len(encoded)
+
+
+def test_divergence_where_it_can_be_known(guided):
+    """The numbers are those of the command, since the file has no record."""
+    files, models = guided
+    report = run(files, *models, "--kl_of", "ivg", "--beta", 2, "--temperature", 0.5, "--best_of", "base=4")
+    found = report["methods"]["ivg"]["kl_to_base"]
+    assert found["mean"] == pytest.approx(expected_kl(files, 2, 0.5), abs=1e-3)
+    assert found["mean"] > 0.1
+    assert abs(found["mean"] - expected_kl(files, 1, 1)) > 0.1
+    assert found["n"] == 2
     assert report["methods"]["base"]["kl_bound"] == pytest.approx(math.log(4) - 3 / 4)
+
+
+@pytest.mark.slow
+def test_divergence_takes_its_numbers_from_the_runs_record(guided, capsys):
+    files, models = guided
+    decode(files, models, "--token_guidance", "implicit")
+    report = run(files, *models, "--kl_of", "ivg")
+    found = report["methods"]["ivg"]["kl_to_base"]["mean"]
+    assert found == pytest.approx(expected_kl(files, 0.5, 0.7), abs=1e-3)
+    assert found > 0.01
+    argv = argv_of(files, *models, "--kl_of", "ivg", "--beta", "1")
+    assert "beta is 1.0, but ivg was made with 0.5" in scripts.refused(capsys, gold_reward.main, argv)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--token_guidance", "implicit", "--top_k", 3], "top_k 3 and top_p 1.0, which rule tokens out"),
+        (["--token_guidance", "implicit", "--top_p", 0.9], "top_k 0 and top_p 0.9"),
+        ([], "says token_guidance none, chunk_guidance none and 1 pairs; expected implicit"),
+    ],
+)
+def test_runs_whose_divergence_is_not_known_are_refused(guided, capsys, more, message):
+    files, models = guided
+    decode(files, models, *more)
+    argv = argv_of(files, *models, "--kl_of", "ivg", reward="never_called")
+    assert message in scripts.refused(capsys, gold_reward.main, argv)
+
+
+def test_what_the_divergence_needs_is_checked_before_anything_is_scored(guided, capsys):
+    files, models = guided
+    other = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({word: i for i, word in enumerate(reversed(tiny.WORDS))})),
+        eos_token="<eos>",
+    )
+    tiny.model().save_pretrained(files / "other")
+    other.save_pretrained(files / "other")
+    kl = ["--kl_of", "ivg", "--beta", 1, "--temperature", 1]
+    (files / "empty").mkdir()
+    cases = {
+        "no record beside it that says its beta; give --beta": [*models, "--kl_of", "ivg"],
+        "temperature is 0.0 and beta 1.0": [*models, *kl[:4], "--temperature", 0],
+        "tuned (/": [*models, *kl, "--tuned", files / "empty"],
+        "untuned (/": [*models, *kl, "--untuned", files / "absent"],
+        "differs from the base's": [*models, *kl, "--untuned", files / "other"],
+    }
+    for message, more in cases.items():
+        argv = argv_of(files, *more, reward="never_called")
+        assert message in scripts.refused(capsys, gold_reward.main, argv)
+    (files / "ivg.jsonl.manifest.json").write_text('{"settings": {"search": 3}}')
+    argv = argv_of(files, *models, *kl, reward="never_called")
+    assert "is not a run's record" in scripts.refused(capsys, gold_reward.main, argv)
 
 
 def test_a_missing_reward_is_counted_and_said(files, capsys):
@@ -93,6 +197,7 @@ def test_bad_input_is_one_line_and_exit_code_2(files, capsys):
         "best_of: got 'base=x'": [base, *reward, "--best_of", "base=x"],
         "must be among the files": [base, *reward, "--best_of", "other=4"],
         "its folder does not exist": [base, *reward, "--output", files / "absent" / "out.json"],
+        "is no regular file": [base, *reward, "--output", files],
         "reference 'x' is not among the files base": [base, *reward, "--reference", "x"],
     }
     for message, argv in cases.items():

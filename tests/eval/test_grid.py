@@ -1,6 +1,8 @@
 """A sweep, a speed comparison and their report, on models of two layers."""
 
 import json
+import shutil
+import statistics
 
 import pytest
 import torch
@@ -69,9 +71,19 @@ def write(config):
     return ["--config", str(folder / "grid.yaml")]
 
 
+def count_loads(monkeypatch, script, name):
+    """Count the calls of what loads models, and let them go on."""
+    calls, load = [], vars(script)[name]
+    monkeypatch.setattr(script, name, lambda *args: calls.append(args) or load(*args))
+    return calls
+
+
 @pytest.mark.slow
-def test_a_sweep_measures_every_cell_and_runs_none_twice(config, capsys):
+def test_a_sweep_measures_every_cell_and_runs_none_twice(config, monkeypatch, capsys):
+    all_models = count_loads(monkeypatch, sweep, "load_grid")
+    base_alone = count_loads(monkeypatch, sweep, "load_models")
     sweep.main(write(config))
+    assert (len(all_models), len(base_alone)) == (1, 0)
     out = config[1] / "out"
     data = json.loads((out / "sweep.json").read_text())
     names = ["base", "token_implicit-beta0", "token_implicit-beta2", "chunk_explicit-W2-K2-L3"]
@@ -86,10 +98,11 @@ def test_a_sweep_measures_every_cell_and_runs_none_twice(config, capsys):
     assert cost["best_of_n-W1-K4-Lall"]["flops_per_prompt"] > cost["base"]["flops_per_prompt"] > 0
     for x in ("distance", "flops", "tokens"):
         assert (out / "figures" / f"frontier_{x}.png").stat().st_size > 1000
-    # A second run decodes nothing: every cell's file stays as it is.
+    # A second run decodes nothing: every cell's file stays as it is, and no guide is loaded.
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.jsonl")}
     sweep.main(write(config))
     assert {path: path.stat().st_mtime_ns for path in out.glob("*.jsonl")} == before
+    assert (len(all_models), len(base_alone)) == (1, 1)
     assert "Sweep over guidance settings" in capsys.readouterr().out
 
 
@@ -103,9 +116,27 @@ def test_changed_settings_decode_again(config):
 
 
 @pytest.mark.slow
-def test_a_speed_comparison_counts_what_each_method_feeds(config, capsys):
+def test_models_trained_again_at_the_same_path_decode_again(config):
+    data, folder = config
+    for name in ("tuned", "other"):
+        tiny.model({"tuned": 1, "other": 9}[name]).save_pretrained(folder / name)
+        tiny.tokenizer().save_pretrained(folder / name)
+    data["pairs"][0]["tuned"]["path"] = str(folder / "tuned")
+    data["grid"] = GRID[:1]
+    sweep.main(write(config))
+    path = folder / "out" / "token_implicit-beta2.jsonl"
+    before = read_decoded("m", path).responses
+    shutil.copy(folder / "other" / "model.safetensors", folder / "tuned" / "model.safetensors")
+    sweep.main(write(config))
+    assert read_decoded("m", path).responses != before
+
+
+@pytest.mark.slow
+def test_a_speed_comparison_counts_what_each_method_feeds(config, monkeypatch, capsys):
     config[0].update(lengths=[4, 8], repeats=2)
+    loads = count_loads(monkeypatch, speed, "load_grid")
     speed.main(write(config))
+    assert len(loads) == 1  # but for the processes of their own in which memory is measured on a CPU
     data = json.loads((config[1] / "out" / "speed.json").read_text())
     assert len(data["runs"]) == 2 * 5
     by_name = {(run["method"], run["max_new_tokens"], run["beta"]): run for run in data["runs"]}
@@ -115,6 +146,15 @@ def test_a_speed_comparison_counts_what_each_method_feeds(config, capsys):
     assert best["base_tokens_fed"] > 2 * base["base_tokens_fed"]
     assert len(base["seconds_of_each"]) == 2
     assert all(run["seconds_per_prompt"] > 0 for run in data["runs"])
+    assert all(run["seconds_per_prompt"] == statistics.median(run["seconds_of_each"]) for run in data["runs"])
+    # A process that has loaded torch: far from nothing and from all there is. A GPU counts tensors alone.
+    least = 0 if torch.cuda.is_available() else 50
+    assert all(least < run["peak_memory_mib"] < 20_000 for run in data["runs"])
+    for run in data["runs"]:
+        reward = run["gold_reward"]  # how often w3 is among at most so many tokens
+        assert (reward["n"], reward["missing"]) == (6, 0)
+        assert 0 <= reward["mean"] <= run["num_tokens"] <= run["max_new_tokens"]
+    assert any(run["gold_reward"]["mean"] > 0 for run in data["runs"])
     assert len(data["findings"]) == 2  # two kinds of chunk guidance
     printed = " ".join(capsys.readouterr().out.split())
     assert "Seconds and memory by response length" in printed
@@ -148,6 +188,17 @@ def test_a_report_shows_all_of_it_on_one_page(config):
         ({"grid": [{"method": "m", "chunk_guidance": "explicit", "num_beams": 0}]}, "num_beams is 0"),
         ({"grid": [{"method": "base"}]}, "the grid holds base twice"),
         ({"grid": []}, "grid is missing"),
+        ({"grid": "ivg"}, "grid is 'ivg'; give a list of entries"),
+        ({"grid": ["ivg"]}, "grid holds 'ivg'; give each entry keys"),
+        ({"grid": [{"method": "a/b"}]}, "method 'a/b' cannot name a file"),
+        ({"grid": [{"method": "sweep"}]}, "method 'sweep' cannot name a file"),
+        ({"lengths": 18}, "lengths is 18; give a list"),
+        ({"lengths": [18, "x"]}, "one of lengths is 'x'; give an integer >= 1"),
+        ({"repeats": "many"}, "repeats is 'many'; give an integer >= 1"),
+        ({"repeats": 0}, "repeats is 0"),
+        ({"reward": "ivg.rewards.vader"}, "reward is 'ivg.rewards.vader'; give keys"),
+        ({"output": "/proc/nowhere"}, "No such file or directory; give a folder that can be written"),
+        ({"output": __file__}, "File exists; give a folder that can be written"),
         ({"search": {"num_beams": 2}}, "search belongs to the grid's entries"),
         ({"values": []}, "chunk_guidance explicit needs a value model"),
         ({"reward": {"function": "ivg.rewards.vador"}}, "defines no vador"),
@@ -155,9 +206,11 @@ def test_a_report_shows_all_of_it_on_one_page(config):
         ({"input": "absent.jsonl"}, "absent.jsonl"),
     ],
 )
-def test_a_bad_grid_is_one_line_and_exit_code_2(config, capsys, change, message):
+@pytest.mark.parametrize("script", [sweep, speed], ids=["sweep", "speed"])
+def test_a_bad_grid_is_one_line_and_exit_code_2(config, monkeypatch, capsys, script, change, message):
     config[0].update(change)
-    assert message in scripts.refused(capsys, sweep.main, write(config))
+    monkeypatch.setattr(script, "load_grid", lambda *_: pytest.fail("weights were loaded"))
+    assert message in scripts.refused(capsys, script.main, write(config))
 
 
 def test_a_report_on_nothing_is_one_line_and_exit_code_2(tmp_path, capsys):

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import math
+from pathlib import Path
 
 import huggingface_hub
 import numpy as np
@@ -10,7 +11,7 @@ from scipy.special import expit
 
 from ivg.errors import UserError
 from ivg.evaluation import alpaca, alpaca_files, annotators
-from ivg.evaluation.alpaca_view import notes
+from ivg.evaluation.alpaca_view import OPENAI_ENDPOINT, notes
 from tests.evaluation import gamed
 
 
@@ -31,7 +32,7 @@ def official(monkeypatch):
     """805 stand-in instructions, taken for AlpacaEval's."""
     names = [f"instruction {i}" for i in range(805)]
     digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
-    monkeypatch.setattr(alpaca, "OFFICIAL_INSTRUCTIONS", digest)
+    monkeypatch.setattr(alpaca_files, "OFFICIAL_INSTRUCTIONS", digest)
     return names
 
 
@@ -71,8 +72,8 @@ def test_arms_are_compared_on_the_same_instructions():
         "base": [annotation("a", 1.0), annotation("b", 1.5), annotation("c", None)],
         "mine": [annotation("a", 1.2), annotation("b", 1.9), annotation("c", 2.0)],
     }
-    annotator = annotators.Annotator("other", None, "small-judge")
-    report = alpaca.sum_up(arms, annotator, outputs("abc"))
+    annotator = annotators.Annotator("other", Path("configs.yaml"), "small-judge")
+    report = alpaca.sum_up(arms, annotator, outputs("abc"), OPENAI_ENDPOINT)
     assert report["paired"]["mean"] == pytest.approx(30)  # (20 + 40) / 2; c lacks a side
     assert (report["paired"]["n"], report["paired"]["missing"]) == (2, 1)
     said = " ".join(notes(report))
@@ -80,16 +81,38 @@ def test_arms_are_compared_on_the_same_instructions():
     assert "judge its unguided base" in " ".join(notes({**report, "arms": {"mine": report["arms"]["mine"]}}))
     assert "Not comparable with the public leaderboard: judge other is not the leaderboard's" in said
     assert "base: 1 of 3 without a preference (no answer, or none in it)" in said
+    assert "Judged at" not in said
+    own = alpaca.sum_up(arms, annotator, outputs("abc"), "http://localhost:8000/v1/")
+    assert own["judge"]["endpoint"] == "http://localhost:8000/v1/"
+    assert "Judged at http://localhost:8000/v1/, not at OpenAI's own endpoint" in " ".join(notes(own))
     assert "mine: no length-controlled win rate: needs AlpacaEval's 805" in said
 
 
-def test_only_the_official_judge_and_reference_are_comparable(official):
-    judge = annotators.Annotator(annotators.OFFICIAL_ANNOTATOR, None, "gpt-4-1106-preview")
+def test_only_the_official_judge_and_reference_are_comparable(official, tmp_path):
+    judge = annotators.find_annotator(annotators.OFFICIAL_ANNOTATOR, None, tmp_path)
     reference = outputs(official, generator="gpt4_1106_preview")
     assert alpaca.why_not_comparable(judge, reference) is None
     assert "the reference is not" in alpaca.why_not_comparable(judge, reference[:100])
     assert "the reference is not" in alpaca.why_not_comparable(judge, reference[::-1])
     assert "the reference is not" in alpaca.why_not_comparable(judge, outputs(official))
+
+
+def test_a_file_that_takes_the_official_name_is_another_judge(official, tmp_path):
+    """Anyone can write a file whose annotator is called as the leaderboard's, whatever it asks."""
+    package = annotators.find_annotator(annotators.OFFICIAL_ANNOTATOR, None, tmp_path).path
+    own = tmp_path / "configs" / "configs.yaml"
+    own.parent.mkdir()
+    config = yaml.safe_load(package.read_text())
+    template = package.parents[1] / config[annotators.OFFICIAL_ANNOTATOR]["prompt_template"]
+    config[annotators.OFFICIAL_ANNOTATOR]["prompt_template"] = str(template)
+    own.write_text(yaml.safe_dump(config))
+    judge = annotators.find_annotator(str(own), None, tmp_path)
+    assert judge.name == annotators.OFFICIAL_ANNOTATOR
+    assert not judge.is_official
+    assert judge.price is None
+    reference = outputs(official, generator="gpt4_1106_preview")
+    assert f"of {own} is not the leaderboard's" in alpaca.why_not_comparable(judge, reference)
+    assert annotators.find_annotator(str(package), None, tmp_path).is_official  # by its path: the same file
 
 
 def test_length_control_finds_what_preferences_were_made_from(official, hub_cache):
@@ -158,6 +181,29 @@ def test_bad_annotators_are_refused(tmp_path):
         annotators.find_annotator(str(several), None, tmp_path)
 
 
+ASKS = "fn_completions: openai_completions"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", r"0 annotators \(none\)"),
+        ("a: [1", "not valid YAML"),
+        ("- a", "expected a mapping of keys, got a list"),
+        ("a: text", "annotator a is 'text'; give its keys"),
+        (f"a: {{{ASKS}}}", "annotator a has no completions_kwargs.model_name"),
+        (f"a: {{{ASKS}, completions_kwargs: 3}}", "annotator a has no completions_kwargs.model_name"),
+        (f"a: {{{ASKS}, completions_kwargs: {{model_name: m}}}}", "annotator a needs a prompt_template"),
+    ],
+)
+def test_annotator_files_of_another_shape_are_refused(tmp_path, content, message):
+    path = tmp_path / "folder" / "configs.yaml"
+    path.parent.mkdir()
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        annotators.find_annotator(str(path), None, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -192,9 +238,8 @@ def submit(folder, mine, reference, annotations):
     )  # fmt: skip
 
 
-def test_a_submission_has_what_a_pull_request_needs(tmp_path):
-    names = list(map(str, range(805)))
-    reference = outputs(names, "ref")
+def test_a_submission_has_what_a_pull_request_needs(tmp_path, official):
+    names, reference = official, outputs(official, "gpt4_1106_preview")
     submit(tmp_path, outputs(names[::-1]), reference, [annotation(n, 1.5) for n in names])
     written = json.loads((tmp_path / "results/mine/model_outputs.json").read_text())
     assert [row["instruction"] for row in written] == names
@@ -204,15 +249,25 @@ def test_a_submission_has_what_a_pull_request_needs(tmp_path):
     assert (tmp_path / "models_configs" / config["prompt_template"]).read_text() == "{instruction}"
 
 
-def test_a_submission_that_would_be_turned_down_is_refused(tmp_path):
-    names = list(map(str, range(805)))
-    reference, annotations = outputs(names, "ref"), [annotation(n, 1.5) for n in names]
-    with pytest.raises(UserError, match="100 outputs, the leaderboard needs 805"):
-        submit(tmp_path, outputs(names[:100]), reference[:100], annotations[:100])
+def test_a_submission_that_would_be_turned_down_is_refused(tmp_path, official):
+    names, reference = official, outputs(official, "gpt4_1106_preview")
+    annotations = [annotation(n, 1.5) for n in names]
+    with pytest.raises(UserError, match="705 of the reference's 805 instructions are missing"):
+        submit(tmp_path, outputs(names[:100]), reference, annotations[:100])
     blank = outputs(names)
     blank[7]["output"] = " "
-    with pytest.raises(UserError, match="1 outputs are empty, such as that for '7'"):
+    with pytest.raises(UserError, match="1 outputs are empty, such as that for 'instruction 7'"):
         submit(tmp_path, blank, reference, annotations)
+    others = {
+        "in another order": reference[::-1],
+        "of another model": outputs(names, "mine"),
+        "too few": reference[:100],
+        "to another instruction": outputs([*names[:-1], "else"], "gpt4_1106_preview"),
+    }
+    for other in others.values():
+        answers = outputs([row["instruction"] for row in other])
+        with pytest.raises(UserError, match="the reference is not the leaderboard's 805 answers"):
+            submit(tmp_path, answers, other, annotations[: len(other)])
     with pytest.raises(UserError, match="804 annotations for 805 outputs"):
         submit(tmp_path, outputs(names), reference, annotations[1:])
     assert not list(tmp_path.iterdir())

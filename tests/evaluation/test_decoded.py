@@ -49,6 +49,12 @@ def test_files_with_different_prompts_are_refused(tmp_path):
         ('{"prompt": "x", "response": "r"}\n{"prompt"', "line 2: not JSON"),
         ('{"prompt": "x"}\n', "line 1: expected a string 'response', found prompt"),
         ('{"response": "r"}\n', "line 1: expected one of prompt, messages, instruction; found response"),
+        (
+            '{"prompt": "x", "response": "r", "sample": "two"}\n',
+            "line 1: sample is 'two'; expected an integer",
+        ),
+        ('{"prompt": "x", "response": "r", "num_tokens": null}\n', "line 1: num_tokens is None"),
+        ('{"prompt": "x", "response": "r", "token_ids": ["a"]}\n', r"line 1: token_ids is \['a'\]"),
     ],
 )
 def test_bad_files_are_refused_with_their_line(tmp_path, content, message):

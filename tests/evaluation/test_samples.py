@@ -48,6 +48,12 @@ def test_samples_meet_by_prompt_and_put_the_base_first(folder):
     assert sample.traced == [ivg]
 
 
+def test_what_an_alpacaeval_run_keeps_is_no_method(tmp_path):
+    (tmp_path / "judge_answers.jsonl").write_text('{"key": "k", "answer": {}}\n')
+    (tmp_path / "instructions.jsonl").write_text('{"instruction": "Say it."}\n')
+    assert read_samples(tmp_path, 5) == []
+
+
 def test_the_page_strikes_out_what_was_dropped_and_escapes_text(folder):
     page = html("t", [Section("Samples", samples=read_samples(folder, 5))])
     assert "Say &lt;b&gt;" in page
