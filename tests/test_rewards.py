@@ -1,13 +1,19 @@
 """Rewards: VADER by sentence, sequence classifiers by their head, callables by dotted name."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2ForSequenceClassification
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2ForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from ivg import rewards
@@ -74,6 +80,22 @@ def test_bad_function_names(name: str, message: str) -> None:
         rewards.load_reward(rewards.RewardConfig(function=name))
 
 
+def hesitant(rows: Sequence[Any], responses: Sequence[str]) -> list[float | None]:
+    return [None if not text else 1.0 for text in responses]
+
+
+def test_no_score_is_nan() -> None:
+    scores = rewards.score(hesitant, ROWS, ["a", ""], "hesitant")
+    assert scores[0] == 1.0
+    assert math.isnan(scores[1])
+
+
+@pytest.mark.parametrize("returned", [None, ["high", "low"], [[1.0], [2.0]]])
+def test_what_is_no_number_is_refused(returned: Any) -> None:
+    with pytest.raises(UserError, match=r"reward odd returned .*; return a list of numbers"):
+        rewards.score(lambda rows, responses: returned, ROWS, ["a", "b"], "odd")
+
+
 def test_one_score_per_response() -> None:
     with pytest.raises(UserError, match="returned 1 scores for 2 responses"):
         rewards.score(too_few, ROWS, ["a", "b"], "too_few")
@@ -86,6 +108,8 @@ def test_one_score_per_response() -> None:
         ({"function": "a.b", "model": "m"}, "exactly one"),
         ({"model": "m", "batch_size": 0}, "batch_size is 0"),
         ({"function": "a.b", "label": "POSITIVE"}, "label and template belong to a classifier"),
+        ({"model": "m", "template": "Human:"}, "template 'Human:' has no '{prompt}'"),
+        ({"model": "m", "template": ""}, "template '' has no '{prompt}'"),
     ],
 )
 def test_config_checks(values: dict[str, Any], message: str) -> None:
@@ -140,3 +164,62 @@ def test_wrong_heads_are_found_before_weights_load(tmp_path: Path) -> None:
         rewards.load_reward(rewards.RewardConfig(model=causal))
     with pytest.raises(UserError, match="not a model folder or Hub name"):
         rewards.load_reward(rewards.RewardConfig(model=str(tmp_path / "nowhere")))
+
+
+def _encoder(folder: Path, *, num_positions: int = 12, **config: Any) -> str:
+    """A BERT whose tokenizer opens texts with [CLS], closes them with [SEP] and knows no limit."""
+    plain = tiny.tokenizer()
+    vocab = plain.get_vocab() | {"[CLS]": len(plain), "[SEP]": len(plain) + 1}
+    core = Tokenizer(models.WordLevel(vocab, unk_token=tiny.EOS))
+    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    marks = [("[CLS]", vocab["[CLS]"]), ("[SEP]", vocab["[SEP]"])]
+    core.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=marks)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token=tiny.PAD, cls_token="[CLS]", sep_token="[SEP]"
+    )
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape = BertConfig(vocab_size=len(vocab), max_position_embeddings=num_positions, **sizes, **config)
+    return tiny.save(folder, tiny.scale_up(BertForSequenceClassification(shape)), tokenizer)
+
+
+def test_an_encoder_reads_up_to_its_context_and_says_so_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = _encoder(tmp_path / "rm", num_labels=1)
+    reward = rewards.ClassifierReward.load(rewards.RewardConfig(model=path, device="cpu"))
+    # With the prompt's two letters and both marks: 12 tokens just fit.
+    whole, cut = reward([ROWS[0]] * 2, ["c" * 8, "c" * 8 + "dd"])
+    assert cut == pytest.approx(whole, abs=1e-5)
+    assert caplog.messages == [
+        f"reward model {path}: 1 of 2 texts are longer than its context of 12 tokens and are read up to there"
+    ]
+    reward([ROWS[0]] * 2, ["c" * 20, "c" * 21])
+    assert reward.num_cut == 3
+    assert len(caplog.messages) == 1
+
+
+def test_a_decoder_gives_no_score_beyond_its_context(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = _classifier(tmp_path / "rm", num_labels=1)
+    reward = rewards.load_reward(rewards.RewardConfig(model=path, device="cpu"))
+    # With the prompt's two letters and EOS: 64 tokens just fit.
+    scores = reward([ROWS[0]] * 3, ["c" * 62, "c" * 61, "c"])
+    assert [math.isnan(value) for value in scores] == [True, False, False]
+    assert scores[1:] == pytest.approx([_logits(path, f"ab{'c' * n}")[0] for n in (61, 1)], abs=1e-4)
+    assert "1 of 3 texts are longer than its context of 64 tokens and get no score" in caplog.text
+
+
+@pytest.mark.parametrize("make", [_encoder, _classifier])
+def test_chat_needs_a_chat_template(tmp_path: Path, make: Callable[..., str]) -> None:
+    path = make(tmp_path / "rm", num_labels=1)
+    with pytest.raises(UserError, match=r"template chat: the tokenizer .* has no chat template"):
+        rewards.load_reward(rewards.RewardConfig(model=path, template="chat", device="cpu"))
+
+
+def test_a_classifier_without_tokenizer(tmp_path: Path) -> None:
+    path = _classifier(tmp_path / "rm", num_labels=1)
+    for file in (tmp_path / "rm").glob("tokenizer*"):
+        file.write_text("{")
+    with pytest.raises(UserError, match=r"reward model .*: its tokenizer cannot be loaded"):
+        rewards.load_reward(rewards.RewardConfig(model=path))

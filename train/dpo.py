@@ -4,8 +4,8 @@
 
 Rows: {"prompt", "chosen", "rejected"}, plain or conversational. A thin script over TRL's DPOTrainer, whose
 keys all apply, beside those of ivg/training/arguments.py. With `use_peft` (LoRA) the adapter switched off is
-the reference, and with `precompute_ref_log_probs` its log-probabilities are computed once: no second copy of
-the model is held in either case.
+the reference, and with `precompute_ref_log_probs` its log-probabilities are computed once, and kept with the
+rows in output_dir/_rows: no second copy of the model is held in either case.
 """
 
 import sys
@@ -39,6 +39,7 @@ def main() -> None:
     data_args, training, model_args = arguments.parse_arguments(
         (arguments.DataArguments, DPOConfig, arguments.ModelArguments), sys.argv[1:]
     )
+    model_args.set_task("CAUSAL_LM")
     job = running.prepare(data_args, training, model_args, (checks.PREFERENCE,))
     trainer = running.build(Trainer, job, training, model_args)
     facts = {

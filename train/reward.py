@@ -29,7 +29,7 @@ def main() -> None:
     data_args, training, model_args = arguments.parse_arguments(
         (arguments.DataArguments, RewardConfig, arguments.ModelArguments), sys.argv[1:]
     )
-    model_args.lora_task_type = "SEQ_CLS"
+    model_args.set_task("SEQ_CLS")
     job = running.prepare(data_args, training, model_args, (checks.PREFERENCE,))
     trainer = running.build(Trainer, job, training, model_args)
     facts = {"objective": "Bradley-Terry", "reward unit": "preference logit"}

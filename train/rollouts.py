@@ -7,7 +7,6 @@ rejected) and statistics.json. Killed and started again with the same command, i
 finished block; several processes share the blocks. Keys: ivg/training/rollout_arguments.py.
 """
 
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -17,12 +16,12 @@ with needs("train"):
     from rich.console import Console
     from rich.table import Table
 
-    from ivg import load_models
+    from ivg.loading import load_inspected
     from ivg.processes import end_processes, join_processes
     from ivg.rewards import load_reward
     from ivg.training import arguments, labelling, rollouts
     from ivg.training.data import read_jsonl
-    from ivg.training.resume import claim_output, write_json
+    from ivg.training.resume import claim_output, settings_of, write_json
     from ivg.training.rollout_arguments import RolloutArguments
 
 
@@ -32,15 +31,13 @@ def main() -> None:
     state = join_processes()
     (args,) = arguments.parse_arguments((RolloutArguments,), sys.argv[1:])
     prompts = rollouts.load_prompts(args)
-    args.sampling()  # checks the ranges
-    policy, reward_config = args.policy(), args.reward()
-    settings = {k: v for k, v in dataclasses.asdict(args).items() if k != "overwrite_output"}
-    claim_output(args.output_dir, settings, overwrite=args.overwrite_output)
+    policy, reward_config = rollouts.inspect_policy(prompts, args), args.reward()
+    claim_output(args.output_dir, settings_of(args), overwrite=args.overwrite_output)
     samples_dir = Path(args.output_dir) / "samples"
     samples_dir.mkdir(exist_ok=True)
 
     reward = load_reward(reward_config)
-    rollouts.sample_blocks(prompts, load_models(policy), reward, args, samples_dir)
+    rollouts.sample_blocks(prompts, load_inspected(policy), reward, args, samples_dir)
     if state.is_main_process:
         label(args, samples_dir)
     end_processes()

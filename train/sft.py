@@ -30,6 +30,7 @@ def main() -> None:
         (arguments.DataArguments, merging.SFTArguments, arguments.ModelArguments), sys.argv[1:]
     )
     merging.check_merging(training, model_args)
+    model_args.set_task("CAUSAL_LM")
     text_field = training.dataset_text_field
     columns = (checks.COMPLETION, ("messages",), (text_field,))
     job = running.prepare(data_args, training, model_args, columns, text_field)

@@ -22,7 +22,7 @@ with needs("train"):
     from ivg.training.policy import load_policy
     from ivg.training.resume import write_json
     from ivg.training.value_arguments import ValueTrainingArguments
-    from ivg.training.value_metrics import plot_evaluation
+    from ivg.training.value_figure import plot_evaluation
     from ivg.training.value_trainer import ValueTrainer
 
 
@@ -58,8 +58,7 @@ def main() -> None:
     if trainer.table and trainer.is_world_process_zero():
         output = Path(training.output_dir)
         write_json(output / "value_evaluation.json", trainer.table)
-        if training.objective != "prefix-bt":
-            plot_evaluation(trainer.table, output / "value_evaluation.png", training.unit)
+        plot_evaluation(trainer.table, output / "value_evaluation.png", training.judged_unit)
     end_processes()
 
 

@@ -71,7 +71,7 @@ def resolve_function(name: str) -> Reward:
 
 
 def score(reward: Reward, rows: Sequence[Row], responses: Sequence[str], name: str) -> list[float]:
-    """Call a reward and check that it returned one number per response.
+    """Call a reward and check that it returned one number per response; None, no score, becomes NaN.
 
     Args:
         reward: the callable.
@@ -80,9 +80,15 @@ def score(reward: Reward, rows: Sequence[Row], responses: Sequence[str], name: s
         name: what to call the reward in an error message.
 
     Raises:
-        UserError: another number of scores than responses.
+        UserError: another number of scores than responses, or something that is no number.
     """
-    scores = [float(value) for value in reward(rows, responses)]
+    returned = reward(rows, responses)
+    try:
+        scores = [float("nan") if value is None else float(value) for value in returned]
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"reward {name} returned {returned!r:.60}; return a list of numbers or None"
+        ) from error
     if len(scores) != len(responses):
         raise UserError(
             f"reward {name} returned {len(scores)} scores for {len(responses)} responses; return one for each"

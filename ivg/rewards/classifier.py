@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,13 +11,19 @@ from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedTokenizerBase,
 )
 
 from ivg.errors import UserError
-from ivg.prompts import Row, encode_prompt
+from ivg.inspection import context_length
+from ivg.prompts import Row, encode_prompt, resolve_template
 from ivg.rewards.config import RewardConfig
 from ivg.rewards.sentiment import plain_prompt
+
+logger = logging.getLogger(__name__)
+# Tokenizers without a limit of their own say 1e30.
+_NO_LIMIT = 2**31
 
 
 class ClassifierReward:
@@ -24,6 +31,12 @@ class ClassifierReward:
 
     With several labels the reward is log p(label) - log(1 - p(label)), which for two labels is the
     difference of the raw logits.
+
+    An encoder reads a text that is longer than its context up to there, as it was trained to; a decoder,
+    whose verdict stands at the last token, gives such a text no score (NaN). Both are counted.
+
+    Attributes:
+        num_cut: texts that were longer than the context, up to now.
     """
 
     def __init__(
@@ -33,13 +46,24 @@ class ClassifierReward:
         self.tokenizer = tokenizer
         self.label_id = label_id
         self.config = config
+        self.limit = context_of(model.config, tokenizer)
+        self.num_cut = 0
 
     @classmethod
     def load(cls, config: RewardConfig) -> ClassifierReward:
-        """Load a classifier after checking its head from its configuration alone."""
+        """Load a classifier after checking its head from its configuration alone.
+
+        Raises:
+            UserError: not a sequence classifier, no tokenizer, or a template that it does not have.
+        """
         path = str(config.model)
         label_id = check_classifier(path, config.revision, config.label)
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=config.revision)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path, revision=config.revision)
+        except (OSError, ValueError, TypeError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"reward model {path}: its tokenizer cannot be loaded: {reason}") from error
+        resolve_template(tokenizer, config.template)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -53,19 +77,25 @@ class ClassifierReward:
 
         An encoder (a tokenizer that closes texts with a separator) gets its own closing token instead.
         """
-        if self.tokenizer.cls_token_id is not None and not self.tokenizer.chat_template:
+        if self.is_encoder:
             text = (self.config.template or "{prompt}").replace("{prompt}", plain_prompt(row)) + response
-            return list(self.tokenizer(text, truncation=True)["input_ids"])
+            return list(self.tokenizer(text)["input_ids"])
         ids = encode_prompt(self.tokenizer, row, self.config.template)
         ids = ids + list(self.tokenizer(response, add_special_tokens=False)["input_ids"])
         return ids if self.tokenizer.eos_token_id is None else [*ids, self.tokenizer.eos_token_id]
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether the tokenizer closes texts with a separator."""
+        return self.tokenizer.cls_token_id is not None and not self.tokenizer.chat_template
 
     @torch.inference_mode()
     def __call__(self, rows: Sequence[Row], responses: Sequence[str]) -> list[float]:
         """Score responses in batches of `batch_size`, longest together so that padding stays short."""
         encoded = [self.encode(row, text) for row, text in zip(rows, responses, strict=True)]
-        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-        scores = [0.0] * len(encoded)
+        fits = self._fit(encoded)
+        order = sorted((i for i, ok in enumerate(fits) if ok), key=lambda i: len(encoded[i]))
+        scores = [float("nan")] * len(encoded)
         for start in range(0, len(order), self.config.batch_size):
             batch = order[start : start + self.config.batch_size]
             padded = self.tokenizer.pad({"input_ids": [encoded[i] for i in batch]}, return_tensors="pt")
@@ -74,12 +104,40 @@ class ClassifierReward:
                 scores[i] = value
         return scores
 
+    def _fit(self, encoded: list[list[int]]) -> list[bool]:
+        """Tell which texts can be scored; an encoder's are cut in place, before their closing token."""
+        limit = self.limit
+        if limit is None:
+            return [True] * len(encoded)
+        too_long = [i for i, ids in enumerate(encoded) if len(ids) > limit]
+        if too_long and self.num_cut == 0:
+            logger.warning(
+                "reward model %s: %d of %d texts are longer than its context of %d tokens and %s",
+                self.config.model,
+                len(too_long),
+                len(encoded),
+                limit,
+                "are read up to there" if self.is_encoder else "get no score",
+            )
+        self.num_cut += len(too_long)
+        if not self.is_encoder:
+            return [len(ids) <= limit for ids in encoded]
+        for i in too_long:
+            encoded[i] = [*encoded[i][: limit - 1], encoded[i][-1]]
+        return [True] * len(encoded)
+
     def _reward(self, logits: torch.Tensor) -> torch.Tensor:
         """Turn logits (R, labels) into rewards (R,)."""
         if self.label_id is None:
             return logits[:, 0]
         others = torch.cat([logits[:, : self.label_id], logits[:, self.label_id + 1 :]], dim=1)
         return logits[:, self.label_id] - others.logsumexp(dim=1)
+
+
+def context_of(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return how many tokens a classifier reads; a tokenizer may allow less than there are positions for."""
+    shortest = min(tokenizer.model_max_length, context_length(config) or _NO_LIMIT)
+    return int(shortest) if shortest < _NO_LIMIT else None
 
 
 def check_classifier(path: str, revision: str | None, label: str | None) -> int | None:

@@ -19,7 +19,8 @@ class RewardConfig:
         function: dotted name of a callable `f(rows, responses) -> list[float]`, such as `ivg.rewards.vader`.
         model: folder or Hub name of a sequence classifier.
         revision: its Hub revision.
-        template: how the classifier sees the prompt (`chat`, a format string, or unset; see `ivg.prompts`).
+        template: how the classifier sees the prompt: `chat`, a format string with `{prompt}`, or unset (see
+            `ivg.prompts`).
         label: the label whose log-odds are the reward; needed where the classifier has more than one.
         batch_size: responses per forward pass of the classifier.
         device: where the classifier runs; default: CUDA if there is one, else CPU.
@@ -40,3 +41,7 @@ class RewardConfig:
             raise UserError(f"reward batch_size is {self.batch_size}; give an integer >= 1")
         if self.function is not None and (self.label is not None or self.template is not None):
             raise UserError("reward: label and template belong to a classifier, but a function was given")
+        if self.template is not None and self.template != "chat" and "{prompt}" not in self.template:
+            raise UserError(
+                f"reward template {self.template!r} has no '{{prompt}}'; give 'chat' or a text that has it"
+            )

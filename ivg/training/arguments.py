@@ -12,7 +12,8 @@ import os
 import types
 import typing
 from argparse import Action
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from enum import Enum
 from typing import Any, NoReturn
 
 import trl
@@ -89,6 +90,9 @@ class ModelArguments(trl.ModelConfig):
     tokenizer_path: str | None = dataclasses.field(
         default=None, metadata={"help": "Tokenizer folder or Hub name; unset: the model's own."}
     )
+    lora_task_type: str | None = dataclasses.field(
+        default=None, metadata={"help": "PEFT's name for the task; follows from the script."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,6 +102,16 @@ class ModelArguments(trl.ModelConfig):
             raise UserError("give exactly one of model_name_or_path and model_config")
         if self.model_config is not None and self.tokenizer_path is None:
             raise UserError("model_config starts a new model and needs a tokenizer: give tokenizer_path")
+
+    def set_task(self, task: str) -> None:
+        """Set PEFT's name for what is trained.
+
+        Raises:
+            UserError: the user has named another task.
+        """
+        if self.lora_task_type not in (None, task):
+            raise UserError(f"lora_task_type is {self.lora_task_type}, but {task} is trained; drop it")
+        self.lora_task_type = task
 
 
 class _Parser(trl.TrlParser):
@@ -125,10 +139,8 @@ def parse_arguments(classes: Sequence[type], argv: Sequence[str]) -> tuple[Any, 
     arguments, config_path = _split_config(list(argv))
     if config_path is not None:
         data = read_yaml(config_path)
-        for key, value in (data.pop("env", None) or {}).items():
-            os.environ[str(key)] = str(value)
-        _check_keys(data, classes, config_path)
-        parser.set_defaults_with_config(**data)
+        _set_environment(data.pop("env", None), config_path)
+        parser.set_defaults_with_config(**_checked(data, classes, config_path))
     try:
         *outputs, unknown = parser.parse_args_into_dataclasses(
             arguments, return_remaining_strings=True, look_for_args_file=False
@@ -154,42 +166,61 @@ def _split_config(argv: list[str]) -> tuple[list[str], str | None]:
     return argv, None
 
 
-def _check_keys(data: dict[str, Any], classes: Sequence[type], path: str) -> None:
+def _set_environment(variables: object, path: str) -> None:
+    if not isinstance(variables, Mapping | None):
+        raise UserError(f"{path}: env is {variables!r:.60}; expected a mapping of names to values")
+    for name, value in (variables or {}).items():
+        os.environ[str(name)] = str(value)
+
+
+def _checked(data: Mapping[str, Any], classes: Sequence[type], path: str) -> dict[str, Any]:
+    """Return the values for the fields; one value stands for a list of one.
+
+    Raises:
+        UserError: an unknown key or a value of the wrong type (argparse checks flags only).
+    """
     hints: dict[str, Any] = {}
+    checked: dict[str, Any] = {}
     for cls in classes:
         hints |= {field.name: typing.get_type_hints(cls)[field.name] for field in dataclasses.fields(cls)}
     for key, value in data.items():
         if key not in hints:
             raise UserError(f"{path}: unknown key {key!r}; {nearest(key, hints)}")
-        if not _fits(value, hints[key]):
-            expected = _describe(hints[key])
-            raise UserError(f"{path}: {key} is {value!r}; expected {expected}")
+        # transformers' hint says str, its documentation knows true and false too.
+        is_resume = key == "resume_from_checkpoint" and isinstance(value, bool)
+        if _fits(value, hints[key]) or is_resume:
+            checked[key] = value
+        elif _fits([value], hints[key]):
+            checked[key] = [value]
+        else:
+            raise UserError(f"{path}: {key} is {value!r}; expected {_describe(hints[key])}")
+    return checked
 
 
 def _fits(value: object, hint: Any) -> bool:
-    """Tell whether a YAML value can stand for a field of this type (argparse checks flags only)."""
-    members = typing.get_args(hint) if isinstance(hint, types.UnionType) or _is_union(hint) else (hint,)
-    choices = [choice for member in members if _is_literal(member) for choice in typing.get_args(member)]
-    if choices:
-        return value in choices or (value is None and type(None) in members)
-    if any(member in (int, float) for member in members) and str not in members:
-        numeric = isinstance(value, int | float) and not isinstance(value, bool)
-        whole = float in members or isinstance(value, int)
-        return (numeric and whole) or (value is None and type(None) in members)
-    if bool in members and str not in members:
-        return isinstance(value, bool) or (value is None and type(None) in members)
+    """Tell whether a YAML value can stand for a field of this type; types not known here take anything."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, member) for member in arguments)
+    if origin is typing.Literal:
+        return any(value == choice and type(value) is type(choice) for choice in arguments)
+    kind = origin or hint
+    if kind is list:
+        return isinstance(value, list) and all(_fits(entry, arg) for arg in arguments for entry in value)
+    if kind in (bool, str, dict, types.NoneType):
+        return isinstance(value, kind)
+    if kind in (int, float):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return whole or (kind is float and isinstance(value, float))
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return value in [member.value for member in kind]
     return True
 
 
 def _describe(hint: Any) -> str:
-    if _is_literal(hint):
+    if typing.get_origin(hint) is typing.Literal:
         return " or ".join(map(str, typing.get_args(hint)))
-    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-
-
-def _is_literal(hint: Any) -> bool:
-    return typing.get_origin(hint) is typing.Literal
-
-
-def _is_union(hint: Any) -> bool:
-    return typing.get_origin(hint) is typing.Union
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        members = [member for member in typing.get_args(hint) if member is not types.NoneType]
+        return " or ".join(_describe(member) for member in members)
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)

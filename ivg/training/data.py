@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
+from datasets.exceptions import DatasetsError
 from transformers import PreTrainedTokenizerBase
 
 from ivg.errors import UserError
 from ivg.prompts import Row, resolve_template
 from ivg.training.adapters import adapt
 from ivg.training.arguments import DataArguments
+from ivg.training.tables import table_of
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
@@ -51,14 +54,14 @@ def load_rows(name: str, config: str | None, split: str) -> datasets.Dataset:
     """Load rows from a JSONL file, a folder saved by `datasets`, or the Hub.
 
     Raises:
-        UserError: it cannot be read, or it has no such split.
+        UserError: it cannot be read, a column is of several types, or it has no such split.
     """
     path = Path(name)
     if path.suffix in (".jsonl", ".json") or path.is_file():
-        return datasets.Dataset.from_list(read_jsonl(path))
+        return table_of(read_jsonl(path), name)
     try:
         loaded = datasets.load_from_disk(name) if path.is_dir() else datasets.load_dataset(name, config)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, DatasetsError, pa.ArrowException) as error:
         raise UserError(
             f"dataset {name}: {error}; give a JSONL file, a saved folder or a Hub name"
         ) from error
@@ -72,12 +75,12 @@ def load_rows(name: str, config: str | None, split: str) -> datasets.Dataset:
 def load_training_data(data: DataArguments) -> tuple[datasets.Dataset, datasets.Dataset | None]:
     """Load the training rows and, where one is named, the evaluation rows, in TRL's columns."""
     train = load_rows(data.dataset_name, data.dataset_config, data.dataset_train_split)
-    train = _first(adapt(train, data.adapter), data.max_train_rows)
+    train = _first(adapt(train, data.adapter, data.dataset_name), data.max_train_rows)
     if data.eval_dataset_name is None and data.dataset_test_split is None:
         return train, None
     name = data.eval_dataset_name or data.dataset_name
     evaluation = load_rows(name, data.dataset_config, data.dataset_test_split or "test")
-    return train, _first(adapt(evaluation, data.adapter), data.max_eval_rows)
+    return train, _first(adapt(evaluation, data.adapter, name), data.max_eval_rows)
 
 
 def _first(rows: datasets.Dataset, count: int | None) -> datasets.Dataset:
@@ -108,7 +111,7 @@ def apply_template(
         return rows
     resolved = resolve_template(tokenizer, template)
     transform = _to_chat if resolved == "chat" else _to_text(resolved)
-    return datasets.Dataset.from_list([transform(row) for row in rows])
+    return table_of([transform(row) for row in rows], "rows in their template")
 
 
 def _to_chat(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,11 @@ class Pairs:
 
 def usable(samples: Iterable[Sample]) -> list[Sample]:
     """Keep samples with a response to learn from and a finite reward."""
-    return [s for s in samples if s["completion"].strip() and math.isfinite(s["reward"])]
+    return [s for s in samples if s["completion"].strip() and _is_scored(s)]
+
+
+def _is_scored(sample: Sample) -> bool:
+    return sample["reward"] is not None and math.isfinite(sample["reward"])
 
 
 def preference_pairs(samples: Sequence[Sample], *, strategy: PairStrategy, margin: float = 0.0) -> Pairs:
@@ -92,7 +96,7 @@ def describe(samples: Sequence[Sample], pairs: Pairs) -> dict[str, Any]:
         "num_prompts": len({sample["id"] for sample in samples}),
         "num_samples": len(samples),
         "num_empty": sum(not sample["completion"].strip() for sample in samples),
-        "num_without_reward": sum(not math.isfinite(sample["reward"]) for sample in samples),
+        "num_without_reward": sum(not _is_scored(sample) for sample in samples),
         "num_completions": len(rewards),
         "share_ended": _mean([float(sample["finish_reason"] == "eos") for sample in samples]),
         "mean_tokens": _mean([float(sample["num_tokens"]) for sample in samples]),

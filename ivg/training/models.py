@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from ivg.config_file import nearest
-from ivg.errors import UserError, is_main_process
+from ivg.errors import UserError, first_line, is_main_process
 from ivg.training.arguments import ModelArguments
 
 
@@ -29,17 +29,25 @@ def load_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
     Raises:
         UserError: there is none at that path, or it has no EOS token.
     """
-    path = arguments.tokenizer_path or arguments.model_name_or_path
-    revision = None if arguments.tokenizer_path else arguments.model_revision
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-    except (OSError, ValueError) as error:
-        raise UserError(f"tokenizer {path}: {_first_line(error)}; give a folder or a Hub name") from error
+    path = str(arguments.tokenizer_path or arguments.model_name_or_path)
+    tokenizer = read_tokenizer(path, None if arguments.tokenizer_path else arguments.model_revision)
     if tokenizer.eos_token is None:
         raise UserError(f"tokenizer {path} has no EOS token; a response could never end")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def read_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Read a tokenizer.
+
+    Raises:
+        UserError: there is none at that path.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(path, revision=revision)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"tokenizer {path}: {first_line(error)}; give a folder or a Hub name") from error
 
 
 def read_model_config(path: str, revision: str | None = None) -> PretrainedConfig:
@@ -54,11 +62,7 @@ def read_model_config(path: str, revision: str | None = None) -> PretrainedConfi
     try:
         return AutoConfig.from_pretrained(path, revision=revision)
     except (OSError, ValueError) as error:
-        raise UserError(f"model {path}: {_first_line(error)}; give a model folder or a Hub name") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"model {path}: {first_line(error)}; give a model folder or a Hub name") from error
 
 
 def context_length(config: PretrainedConfig) -> int | None:

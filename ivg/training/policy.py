@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ivg.errors import UserError
 from ivg.prompts import encode_prompt
@@ -16,7 +16,7 @@ from ivg.training import checks
 from ivg.training.data import as_prompt_row
 from ivg.training.heads import NextLogits
 from ivg.training.merging import whole_weights
-from ivg.training.models import context_length, read_model_config
+from ivg.training.models import context_length, read_model_config, read_tokenizer
 from ivg.training.value_arguments import ValueTrainingArguments
 from ivg.vocab import compare
 
@@ -97,7 +97,7 @@ def add_policy_prompts(
     if training.policy_model is None:
         return
     config = read_model_config(training.policy_model, training.policy_revision)
-    policy_tokenizer = AutoTokenizer.from_pretrained(training.policy_model, revision=training.policy_revision)
+    policy_tokenizer = read_tokenizer(training.policy_model, training.policy_revision)
     check_vocabulary(policy_tokenizer, tokenizer, training.policy_model)
     for new, row in zip(encoded, rows, strict=True):
         prompt = as_prompt_row(row["prompt"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -28,10 +29,19 @@ _FREE_KEYS = {"overwrite_output", "resume_from_checkpoint", "logging_dir", "disa
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write a JSON file so that it is either whole or not there."""
+    """Write a JSON file so that it is either whole or not there; NaN and infinity, not JSON, become null."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    text = json.dumps(_plain(content), indent=2, sort_keys=True, allow_nan=False)
+    partial.write_text(text + "\n", encoding="utf-8")
     os.replace(partial, path)
+
+
+def _plain(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {str(key): _plain(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_plain(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 class CompleteCheckpoints(TrainerCallback):  # type: ignore[misc, unused-ignore]
@@ -92,6 +102,37 @@ def last_complete_checkpoint(output_dir: str) -> str | None:
     return str(complete[-1]) if complete else None
 
 
+def checkpoint_to_resume(arguments: TrainingArguments) -> str | None:
+    """Return the checkpoint to go on from: the one named, else the last complete one; None to start anew.
+
+    `resume_from_checkpoint` may be a folder, `true` (as if unset) or `false`.
+
+    Raises:
+        UserError: the folder named is not a complete checkpoint.
+    """
+    named = _named_checkpoint(arguments)
+    check_resume(arguments)
+    if isinstance(named, str):
+        return named
+    return last_complete_checkpoint(arguments.output_dir) if named else None
+
+
+def check_resume(arguments: TrainingArguments) -> None:
+    """Refuse a `resume_from_checkpoint` that is not a complete checkpoint."""
+    named = _named_checkpoint(arguments)
+    if isinstance(named, str) and not is_complete(Path(named)):
+        raise UserError(
+            f"resume_from_checkpoint {named} is not a complete checkpoint from here: no {MARKER} there "
+            "that fits its files; leave it out to go on from the last complete one"
+        )
+
+
+def _named_checkpoint(arguments: TrainingArguments) -> str | bool:
+    named = arguments.resume_from_checkpoint
+    words = {"none": True, "true": True, "false": False}
+    return words.get(str(named).lower(), str(named))
+
+
 def _checkpoints(output: Path) -> list[Path]:
     """Return the checkpoint folders, oldest step first."""
     found = [(f.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"), f) for f in output.glob("checkpoint-*")]
@@ -116,9 +157,15 @@ def settings_of(*arguments: Any) -> dict[str, Any]:
         else:
             values |= dataclasses.asdict(argument)
     for key in ("dataset_name", "eval_dataset_name"):
-        if values.get(key) is not None and Path(values[key]).is_file():
-            values[f"{key}_sha256"] = hashlib.sha256(Path(values[key]).read_bytes()).hexdigest()
+        if values.get(key) is not None and Path(values[key]).exists():
+            values[f"{key}_sha256"] = _digest(Path(values[key]))
     return {key: value for key, value in values.items() if key not in _FREE_KEYS}
+
+
+def _digest(data: Path) -> str:
+    """Hash a data file, or the states of a saved dataset, which hold a fingerprint of its content."""
+    files = [data] if data.is_file() else sorted(data.rglob("state.json"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _processes(arguments: TrainingArguments) -> str:
@@ -140,7 +187,7 @@ def claim_output(output_dir: str, settings: Mapping[str, Any], *, overwrite: boo
     """
     folder = Path(output_dir)
     state = PartialState()
-    ours = json.loads(json.dumps(settings, sort_keys=True, default=str))
+    ours = _plain(json.loads(json.dumps(settings, sort_keys=True, default=str)))
     theirs = _read_settings(folder / SETTINGS)
     if theirs is not None and theirs != ours and not overwrite:
         changed = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))

@@ -7,7 +7,9 @@ alone, not on the number of processes or on interruptions.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +19,10 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from ivg import generate
+from ivg.engine import lane_infos, make_tasks
+from ivg.errors import UserError
 from ivg.loading import Models
+from ivg.plan import ModelInfos, inspect_models
 from ivg.prompts import check_row, prompt_ids, prompt_text
 from ivg.rewards import Reward, score
 from ivg.training.adapters import adapt
@@ -33,7 +38,7 @@ def load_prompts(arguments: RolloutArguments) -> list[dict[str, Any]]:
     """
     dataset = load_rows(arguments.dataset_name, arguments.dataset_config, arguments.dataset_split)
     distinct: dict[str, dict[str, Any]] = {}
-    for number, row in enumerate(adapt(dataset, arguments.adapter), start=1):
+    for number, row in enumerate(adapt(dataset, arguments.adapter, arguments.dataset_name), start=1):
         checked = check_row(_prompt_part(row), f"{arguments.dataset_name} row {number}")
         distinct.setdefault(json.dumps({**checked, "id": None}, sort_keys=True), checked)
     rows = list(distinct.values())[: arguments.max_prompts]
@@ -46,6 +51,24 @@ def _prompt_part(row: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(part.get("prompt"), list):
         part["messages"] = part.pop("prompt")
     return part
+
+
+def inspect_policy(prompts: Sequence[dict[str, Any]], arguments: RolloutArguments) -> ModelInfos:
+    """Describe the policy, and check every prompt against its template and context before any is sampled.
+
+    Raises:
+        UserError: no such model, a setting out of range, or prompts that do not fit (with the first one).
+    """
+    infos = inspect_models(arguments.policy())
+    once = dataclasses.replace(arguments.sampling(), num_samples=1)
+    _, bad = make_tasks(prompts, lane_infos(infos.base, ()), once)
+    if bad:
+        first = prompts[bad[0].index]
+        raise UserError(
+            f"{arguments.dataset_name}: {len(bad)} of {len(prompts)} distinct prompts cannot be answered; "
+            f"the first, {prompt_text(first) or first['messages']!r:.60}: {bad[0].reason}"
+        )
+    return infos
 
 
 def sample_blocks(
@@ -93,7 +116,8 @@ def _samples(
             "sample": index % arguments.num_samples,
             "prompt": row["messages"] if row.get("messages") is not None else prompt_text(row),
             "completion": response.text,
-            "reward": value,
+            # JSON has no NaN: null where there is no score.
+            "reward": value if math.isfinite(value) else None,
             "num_tokens": response.num_tokens,
             "finish_reason": response.finish_reason,
         }
@@ -117,5 +141,5 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write a JSONL file so that it is either whole or not there."""
     partial = path.with_name(path.name + ".partial")
     with open(partial, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     os.replace(partial, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import datasets
 import trl
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-from ivg.errors import is_main_process
+from ivg.errors import UserError, is_main_process
 from ivg.training import checks
 from ivg.training.arguments import DataArguments, ModelArguments
 from ivg.training.cards import CardMixin, hub_name, launch_command, model_card
@@ -19,11 +20,13 @@ from ivg.training.data import apply_template, load_training_data
 from ivg.training.models import init_kwargs, load_tokenizer, planned_config, starting_point
 from ivg.training.resume import (
     CompleteCheckpoints,
+    check_resume,
+    checkpoint_to_resume,
     claim_output,
-    last_complete_checkpoint,
     settings_of,
     write_json,
 )
+from ivg.training.tables import STORED, stored
 
 METRICS = "metrics.json"
 
@@ -68,17 +71,23 @@ def prepare(
     tokenizer = load_tokenizer(model)
     config = planned_config(model, tokenizer)
     names = (data.dataset_name, data.eval_dataset_name or data.dataset_name)
-    prepared = []
     for name, part in zip(names, rows, strict=True):
         if part is not None:
             checks.check_columns(part, columns, name)
-            checks.check_rows(part, name)
-            part = apply_template(part, tokenizer, data.prompt_template)
-            cut = checks.check_lengths(part, name, tokenizer, config, training.max_length, text_field)
-            if cut and is_main_process():
-                print(f"{name}: {cut} of {len(part)} rows are cut at {training.max_length} tokens")  # noqa: T201
-        prepared.append(part)
+            checks.check_rows(part, name, text_field)
+            checks.check_chat(part, name, tokenizer)
+    prepared = [
+        None if part is None else apply_template(part, tokenizer, data.prompt_template) for part in rows
+    ]
+    for name, part in zip(names, prepared, strict=True):
+        if part is not None:
+            over = checks.check_lengths(part, name, tokenizer, config, training.max_length, text_field)
+            _tell_overlong(over, len(part), name, training)
     claim_output(training.output_dir, settings_of(data, training, model), overwrite=data.overwrite_output)
+    check_resume(training)
+    if isinstance(training, trl.DPOConfig) and training.precompute_ref_log_probs:
+        folder = Path(training.output_dir) / STORED
+        prepared = [None if part is None else stored(part, folder) for part in prepared]
     training.model_init_kwargs = init_kwargs(model, training.model_init_kwargs)
     return Job(
         model=starting_point(model, config, tokenizer, training),
@@ -86,6 +95,26 @@ def prepare(
         train_rows=prepared[0],
         eval_rows=prepared[1],
     )
+
+
+def _tell_overlong(over: checks.Overlong, num_rows: int, name: str, training: Any) -> None:
+    """Say what TRL does with rows beyond `max_length`, and refuse data of which it would leave nothing."""
+    limit = training.max_length
+    if isinstance(training, trl.RewardConfig):
+        num_left_out = over.num_rows
+    elif training.truncation_mode == "keep_start" and not _learns_prompts(training):
+        num_left_out = over.num_filled
+    else:
+        num_left_out = 0
+    if num_left_out == num_rows:
+        raise UserError(f"{name}: none of {num_rows} rows fits max_length {limit}; raise it")
+    for count, what in ((over.num_rows - num_left_out, "cut at"), (num_left_out, "left out, longer than")):
+        if count and is_main_process():
+            print(f"{name}: {count} of {num_rows} rows are {what} {limit} tokens")  # noqa: T201
+
+
+def _learns_prompts(training: Any) -> bool:
+    return isinstance(training, trl.SFTConfig) and training.completion_only_loss is False
 
 
 def build(kind: type[Any], job: Job, training: TrainingArguments, model: ModelArguments) -> Any:
@@ -126,7 +155,7 @@ def train(
     arguments = trainer.args
     trainer.card = _card(trainer, stage, data, model, facts, None)
     trainer.add_callback(CompleteCheckpoints(arguments))
-    checkpoint = arguments.resume_from_checkpoint or last_complete_checkpoint(arguments.output_dir)
+    checkpoint = checkpoint_to_resume(arguments)
     if checkpoint is not None:
         trainer.accelerator.print(f"resuming from {checkpoint}")
     result = trainer.train(resume_from_checkpoint=checkpoint)
@@ -136,7 +165,7 @@ def train(
     metrics["train_loss"] = mean_train_loss(trainer.state.log_history, metrics["train_loss"])
     trainer.card = _card(trainer, stage, data, model, facts, metrics)
     if trainer.is_world_process_zero():
-        write_json(Path(arguments.output_dir) / METRICS, metrics)
+        write_json(Path(arguments.output_dir) / METRICS, with_reasons(metrics))
     trainer.save_state()
     trainer.create_model_card()
     trainer.save_model(arguments.output_dir)  # pushes too, where push_to_hub is set
@@ -169,6 +198,16 @@ def _card(
         base_model=hub_name(model.model_name_or_path),
         dataset=hub_name(data.dataset_name),
     )
+
+
+def with_reasons(metrics: Mapping[str, float]) -> dict[str, Any]:
+    """Add `missing`: why a metric is null in the file, where one is no finite number."""
+    missing = {
+        name: f"{value}: not defined on these rows, or training has diverged"
+        for name, value in metrics.items()
+        if not math.isfinite(value)
+    }
+    return {**metrics, "missing": missing} if missing else dict(metrics)
 
 
 def mean_train_loss(history: Sequence[Mapping[str, float]], since_resume: float) -> float:

@@ -103,6 +103,11 @@ class ValueTrainingArguments(TrainingArguments):
             return "preference logit"
         return "logit" if self.binary_reward else "reward"
 
+    @property
+    def judged_unit(self) -> str:
+        """What the evaluation compares with the final rewards: of a logit, the probability of reward 1."""
+        return "probability" if self.binary_reward else self.unit
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RewardScale:

@@ -32,8 +32,8 @@ def encode_rewarded(
 ) -> list[dict[str, Any]]:
     """Encode rows of prompt, completion and reward.
 
-    A column `finish_reason`, where there is one, tells which responses ended with EOS (`eos`); without it
-    all did.
+    A field `finish_reason`, where there is one, tells which responses ended with EOS (`eos`); rows without
+    it did.
 
     Returns:
         Per row: `sequences` (one list of ids), `num_prompt_tokens`, `reward`, and `group`, a number that
@@ -43,7 +43,7 @@ def encode_rewarded(
     encoded = []
     for row in rows:
         prompt = encode_prompt(tokenizer, as_prompt_row(row["prompt"]), template)
-        ended = row.get("finish_reason", "eos") == "eos"
+        ended = (row.get("finish_reason") or "eos") == "eos"
         encoded.append(
             {
                 "sequences": [prompt + encode_response(tokenizer, row["completion"], ended=ended)],

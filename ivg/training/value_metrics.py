@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +10,10 @@ from scipy import stats
 
 POSITIONS = (10, 25, 50, 75, 100)
 _NUM_BINS = 10
+_WHY_MISSING = {
+    "rank_correlation": "all values or all rewards are equal",
+    "pairwise_accuracy": "no two responses to the same prompt have different rewards",
+}
 
 Array = NDArray[Any]
 
@@ -92,12 +94,15 @@ def evaluate_values(values: Array, mask: Array, rewards: Array, groups: Array) -
     """Judge prefix values against final rewards, one entry per prefix position.
 
     Args:
-        values: (N, T), in the reward's unit.
+        values: (N, T), in the reward's unit (for rewards of 0 and 1, probabilities).
         mask: response positions (N, T).
         rewards: (N,).
         groups: which prompt each response belongs to (N,).
+
+    Returns:
+        Per position the figures, `calibration`, and `missing`: why a figure is NaN, where one is.
     """
-    table = []
+    table: list[dict[str, Any]] = []
     for percent in POSITIONS:
         at = values_at(values, mask, percent)
         pairs = pairwise_accuracy(at, rewards, groups)
@@ -112,6 +117,8 @@ def evaluate_values(values: Array, mask: Array, rewards: Array, groups: Array) -
                 "calibration": calibration(at, rewards),
             }
         )
+        missing = {name: why for name, why in _WHY_MISSING.items() if np.isnan(table[-1][name])}
+        table[-1] |= {"missing": missing} if missing else {}
     return table
 
 
@@ -128,38 +135,3 @@ def pair_accuracy_by_position(values: Array, mask: Array) -> list[dict[str, Any]
         accuracy = float(np.mean((1 + np.sign(margins)) / 2))
         table.append({"percent": percent, "pairwise_accuracy": accuracy, "num_pairs": len(margins)})
     return table
-
-
-def plot_evaluation(table: Sequence[dict[str, Any]], path: Path, unit: str) -> None:
-    """Draw rank correlation and pairwise accuracy by prefix position, and calibration, into a PNG.
-
-    Args:
-        table: from `evaluate_values`.
-        path: the PNG file.
-        unit: the reward's unit, for the axes.
-    """
-    # Optional dependency: only an evaluation that draws needs it.
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    percents = [row["percent"] for row in table]
-    left.plot(percents, [row["rank_correlation"] for row in table], marker="o", label="rank correlation")
-    left.plot(percents, [row["pairwise_accuracy"] for row in table], marker="s", label="pairwise accuracy")
-    left.set(xlabel="share of the response seen (%)", ylabel="agreement with the final reward")
-    left.set_ylim(-0.05, 1.05)
-    left.legend()
-    for row in table:
-        bins = row["calibration"]
-        label = f"{row['percent']} %"
-        right.plot([b["value"] for b in bins], [b["reward"] for b in bins], marker=".", label=label)
-    span = [b[key] for row in table for b in row["calibration"] for key in ("value", "reward")]
-    diagonal = [min(span), max(span)]
-    right.plot(diagonal, diagonal, color="grey", linestyle=":", label="calibrated")
-    right.set(xlabel=f"predicted value ({unit})", ylabel=f"mean final reward ({unit})")
-    right.legend(title="response seen")
-    figure.suptitle(f"Value model on {table[0]['num_responses']} held-out responses")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)

@@ -29,7 +29,7 @@ from ivg.training.models import (
     starting_point,
 )
 from ivg.training.policy import add_policy_prompts
-from ivg.training.resume import claim_output, settings_of
+from ivg.training.resume import check_resume, claim_output, settings_of
 from ivg.training.value_arguments import RewardScale, ValueTrainingArguments
 from ivg.training.value_data import encode_pairs, encode_rewarded
 
@@ -61,6 +61,7 @@ def prepare(data: DataArguments, training: ValueTrainingArguments, model: ModelA
     Raises:
         UserError: anything wrong with data, model or output folder.
     """
+    model.set_task("TOKEN_CLS")
     tokenizer = load_tokenizer(model)
     config = planned_config(model, tokenizer)
     check_architecture(config)
@@ -73,6 +74,7 @@ def prepare(data: DataArguments, training: ValueTrainingArguments, model: ModelA
     scaled = training.normalize_rewards and training.objective != "prefix-bt" and not training.binary_reward
     scale = RewardScale.of([row["reward"] for row in train_rows]) if scaled else RewardScale()
     claim_output(training.output_dir, settings_of(data, training, model), overwrite=data.overwrite_output)
+    check_resume(training)
     assert not isinstance(training.model_init_kwargs, str)
     training.model_init_kwargs = init_kwargs(model, training.model_init_kwargs)
     return ValueJob(
@@ -164,5 +166,4 @@ def load_model(
 
     if quantization is not None:
         model = prepare_model_for_kbit_training(model)
-    peft_config.task_type = "TOKEN_CLS"
     return get_peft_model(model, peft_config)

@@ -112,8 +112,9 @@ class ValueTrainer(CardMixin):
         if rewards is None:
             self.table = pair_accuracy_by_position(prediction.predictions, mask)
         else:
-            own_unit = values[:, 0].numpy() * self.scale.std + self.scale.mean
-            self.table = evaluate_values(own_unit, mask, targets[1], targets[2])
+            own_unit = values[:, 0] * self.scale.std + self.scale.mean  # (N, T)
+            judged = own_unit.sigmoid() if self.args.binary_reward else own_unit
+            self.table = evaluate_values(judged.numpy(), mask, targets[1], targets[2])
         return {"loss": float(loss), **_flat(self.table)}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

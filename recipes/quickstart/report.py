@@ -81,10 +81,17 @@ def value_table(quality: Sequence[Mapping[str, Any]]) -> Table:
     """Tabulate how well the value model ranks validation responses from the first part of them."""
     header = ["part of the response read", "rank correlation", "pairwise accuracy"]
     rows = [
-        [f"{entry['percent']}%", f"{entry['rank_correlation']:.2f}", f"{entry['pairwise_accuracy']:.2f}"]
+        [
+            f"{entry['percent']}%",
+            *(_figure(entry[name]) for name in ("rank_correlation", "pairwise_accuracy")),
+        ]
         for entry in quality
     ]
     return Table("Value model against the final gold reward", header, rows)
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
 
 
 def task_facts() -> dict[str, Any]:

@@ -48,6 +48,14 @@ def folder(tmp_path: Path) -> Path:
     write_rows(tmp_path / "longpair.jsonl", [PAIRS[0], {**PAIRS[0], "chosen": "b" * 80}])
     write_rows(tmp_path / "longtext.jsonl", [{"prompt": "a", "completion": "b" * n} for n in (80, 1)])
     write_rows(tmp_path / "noprompt.jsonl", [{"prompt": "a"}, {"text": "b"}])
+    write_rows(tmp_path / "later.jsonl", [PAIRS[0], {"chosen": "a", "rejected": "b"}])
+    answer = [{"role": "assistant", "content": "a"}]
+    write_rows(tmp_path / "mixed.jsonl", [PAIRS[0], {**PAIRS[0], "chosen": answer}])
+    write_rows(tmp_path / "number.jsonl", [{"prompt": "a", "completion": n, "reward": n} for n in (1, 2)])
+    write_rows(tmp_path / "nulltext.jsonl", [{"text": "a"}, {"text": None}])
+    write_rows(tmp_path / "messages.jsonl", [{"messages": answer}] * 2)
+    tiny.gpt2_config(len(tiny.LETTERS) + 2).save_pretrained(tmp_path / "untold")
+    (tmp_path / "untold" / "tokenizer.json").write_text("{")
     write_rows(tmp_path / "empty.jsonl", [])
     (tmp_path / "notamodel").mkdir()
     (tmp_path / "file").write_text("")
@@ -124,6 +132,26 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("rollouts", {"reward_function": None, "reward_model": "model"}, "is a GPT2LMHeadModel; expected"),
     ("rollouts", {"reward_function": None, "reward_model": "two"}, "has 2 labels, but no label was given"),
     ("rollouts", {"temperature": -1.0}, "temperature is -1.0"),
+    ("rollouts", {"stop": [1]}, r"stop is \[1\]; expected list"),
+    ("rollouts", {"max_new_tokens": 64}, "distinct prompts cannot be answered; the first, 'ab'"),
+    ("dpo", {"dataset_name": "later.jsonl"}, r"1 of 2 rows have no prompt \(first: row 2\)"),
+    ("dpo", {"dataset_name": "mixed.jsonl"}, "column chosen is of several types, text in 1"),
+    ("value", {"dataset_name": "number.jsonl"}, "2 of 2 rows have a completion that is neither text nor"),
+    ("sft", {"dataset_name": "nulltext.jsonl"}, r"1 of 2 rows have no text \(first: row 2\)"),
+    ("sft", {"dataset_name": "messages.jsonl"}, "has messages, but the tokenizer .* has no chat template"),
+    ("dpo", {"prompt_template": 5}, "prompt_template is 5; expected str"),
+    ("dpo", {"env": ["A"]}, r"env is \['A'\]; expected a mapping"),
+    ("reward", {"use_peft": True, "lora_task_type": "CAUSAL_LM"}, "lora_task_type is CAUSAL_LM, but SEQ_CLS"),
+    ("value", {"use_peft": True, "lora_task_type": "SEQ_CLS"}, "lora_task_type is SEQ_CLS, but TOKEN_CLS"),
+    ("reward", {"max_length": 2}, "none of 16 rows fits max_length 2; raise it"),
+    ("dpo", {"max_length": 1}, "none of 16 rows fits max_length 1; raise it"),
+    ("dpo", {"resume_from_checkpoint": "nowhere"}, "nowhere is not a complete checkpoint"),
+    ("value", {"resume_from_checkpoint": "nowhere"}, "nowhere is not a complete checkpoint"),
+    (
+        "value",
+        {"objective": "cd-q", "policy_model": "untold"},
+        "tokenizer .*untold: .*; give a folder or a Hub name",
+    ),
 ]
 PATHS = ("dataset_name", "model_name_or_path", "tokenizer_path", "output_dir", "reward_model", "policy_model")
 
@@ -132,7 +160,7 @@ def _config(folder: Path, script: str, keys: dict[str, Any]) -> str:
     rows = {"value": "rewarded.jsonl"}.get(script, "pairs.jsonl")
     common = {"model_name_or_path": "model", "dataset_name": rows, "output_dir": "out"}
     if script == "rollouts":
-        common["reward_function"] = "ivg.rewards.vader"
+        common |= {"reward_function": "ivg.rewards.vader", "max_new_tokens": 8}
     else:
         common |= TINY if script == "value" else TRL_TINY
     if "model_config" in keys:

@@ -1,7 +1,9 @@
 """Rollouts: samples of distinct prompts, labelled, the same however many processes share them."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +24,11 @@ def keys(tmp_path: Path) -> dict[str, object]:
         "block_size": 2,
         "output_dir": str(tmp_path / "out"),
     }
+
+
+def silent_on_short(rows: Sequence[Any], responses: Sequence[str]) -> list[float | None]:
+    """Reward: the length, and no score for what is shorter than four characters."""
+    return [float(len(text)) if len(text) >= 4 else None for text in responses]
 
 
 def _read(path: Path) -> list[dict]:
@@ -58,3 +65,47 @@ def test_blocks_do_not_depend_on_how_prompts_are_cut_among_processes(
     run_here("rollouts", str(tmp_path / "c.yaml"), monkeypatch)
     assert blocks[0].read_bytes() == first
     assert blocks[1].stat().st_mtime_ns == second
+
+
+def test_other_prompts_under_the_same_name_are_another_run(
+    tmp_path: Path,
+    keys: dict[str, object],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = write_config(tmp_path / "c.yaml", **keys)
+    run_here("rollouts", config, monkeypatch)
+    write_rows(tmp_path / "prompts.jsonl", [{"prompt": "b"}, {"prompt": "c"}, {"prompt": "dd e"}])
+    with pytest.raises(SystemExit):
+        run_here("rollouts", config, monkeypatch)
+    assert "holds a run with other settings (dataset_name_sha256)" in capsys.readouterr().err
+    run_here("rollouts", config, monkeypatch, "--overwrite_output")
+    assert {row["prompt"] for row in _read(tmp_path / "out" / "completions.jsonl")} == {"b", "c", "dd e"}
+
+
+def test_prompts_that_do_not_fit_are_found_before_any_is_sampled(
+    tmp_path: Path,
+    keys: dict[str, object],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    prompts = [{"prompt": "a"}, {"prompt": "b"}, {"prompt": "c" * 60}]
+    keys |= {"dataset_name": write_rows(tmp_path / "long.jsonl", prompts), "block_size": 1}
+    with pytest.raises(SystemExit):
+        run_here("rollouts", write_config(tmp_path / "c.yaml", **keys), monkeypatch)
+    assert "1 of 3 distinct prompts cannot be answered; the first, 'cccc" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_samples_without_a_score_are_null_and_counted(
+    tmp_path: Path, keys: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys["reward_function"] = "tests.train.test_rollouts.silent_on_short"
+    run_here("rollouts", write_config(tmp_path / "c.yaml", **keys), monkeypatch)
+    samples = [row for block in (tmp_path / "out" / "samples").iterdir() for row in _read(block)]
+    num_short = sum(len(row["completion"]) < 4 for row in samples)
+    assert sum(row["reward"] is None for row in samples) == num_short
+    facts = json.loads((tmp_path / "out" / "statistics.json").read_text())
+    assert facts["num_without_reward"] == num_short
+    assert all(row["reward"] >= 4 for row in _read(tmp_path / "out" / "completions.jsonl"))
+    assert 0 < num_short < len(samples)

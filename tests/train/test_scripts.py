@@ -5,6 +5,7 @@ import json
 import math
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,9 +21,10 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
 )
-from trl import DPOTrainer
+from trl import DPOTrainer, RewardTrainer
 
 from ivg.training import heads
+from ivg.training.value_trainer import ValueTrainer
 from tests import tiny
 from tests.train.launching import (
     COMPLETIONS,
@@ -139,6 +141,9 @@ def test_dpo_with_computed_reference_holds_no_second_copy(
     assert ours == pytest.approx(theirs, abs=1e-6)
     assert "computed before training, no second copy" in (computed / "README.md").read_text()
     assert "a second copy of the model" in (held / "README.md").read_text()
+    # A restart reads what it has computed.
+    monkeypatch.setattr(DPOTrainer, "compute_ref_log_probs", None)
+    run_here("dpo", config, monkeypatch)
 
 
 def test_dpo_lora_trains_the_adapter_only(
@@ -252,6 +257,31 @@ def test_reward_gives_a_single_output_classifier(
     _check_log(tmp_path / "out")
 
 
+def test_reward_tells_of_rows_that_it_leaves_out(
+    tmp_path: Path, untuned: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = write_rows(tmp_path / "rows.jsonl", PAIRS)
+    config = write_config(
+        tmp_path / "reward.yaml",
+        **{**TRL_TINY, "max_length": 9, "max_steps": 1},
+        model_name_or_path=untuned,
+        dataset_name=name,
+        output_dir=str(tmp_path / "out"),
+    )
+    seen: list[int] = []
+    real = RewardTrainer.train
+
+    def train(trainer: RewardTrainer, **kwargs: object) -> object:
+        seen.append(len(trainer.train_dataset))
+        return real(trainer, **kwargs)
+
+    monkeypatch.setattr(RewardTrainer, "train", train)
+    run_here("reward", config, monkeypatch)
+    # With EOS every fourth pair's "b cdcd cdc" has 11 tokens; the next longest, "ab ef gh", just fits.
+    assert f"{name}: 4 of 16 rows are left out, longer than 9 tokens" in capsys.readouterr().out
+    assert seen == [12]
+
+
 @pytest.mark.parametrize(("objective", "head"), [("fudge", "vocabulary"), ("cd-q", "scalar")])
 def test_value_predicts_in_the_rewards_own_unit(
     tmp_path: Path, untuned: str, monkeypatch: pytest.MonkeyPatch, objective: str, head: str
@@ -282,6 +312,35 @@ def test_value_predicts_in_the_rewards_own_unit(
     assert [row["percent"] for row in table] == [10, 25, 50, 75, 100]
     assert table[-1]["pairwise_accuracy"] > 0.8
     assert (output / "value_evaluation.png").exists()
+
+
+def test_value_of_binary_rewards_is_judged_as_a_probability(
+    tmp_path: Path, untuned: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    rows = [{**row, "reward": int(row["reward"] > 0)} for row in REWARDED]
+    config = write_config(
+        tmp_path / "value.yaml",
+        **{**TINY, "max_steps": 60, "logging_steps": 20, "lr_scheduler_type": "constant"},
+        model_name_or_path=untuned,
+        binary_reward=True,
+        dataset_name=write_rows(tmp_path / "rows.jsonl", rows),
+        eval_dataset_name=str(tmp_path / "rows.jsonl"),
+        output_dir=str(output),
+    )
+    units: list[str] = []
+    monkeypatch.setattr(
+        "ivg.training.value_figure.plot_evaluation", lambda table, path, unit: units.append(unit)
+    )
+    run_here("value", config, monkeypatch)
+    assert units == ["probability"]
+    last = json.loads((output / "value_evaluation.json").read_text())[-1]
+    assert all(0 <= part["value"] <= 1 for part in last["calibration"])
+    # Half of the rewards are 1; a logit large enough to tell them apart would lie far from both.
+    assert last["mean_squared_error"] < 0.25
+    # The saved head still gives logits, and says so.
+    model = AutoModelForTokenClassification.from_pretrained(output)
+    assert model.config.value_unit == "logit"
 
 
 def test_value_learns_the_expectation_under_the_base(
@@ -325,21 +384,53 @@ def test_value_learns_the_expectation_under_the_base(
 def test_value_lora_trains_adapter_and_head_beside_frozen_weights(
     tmp_path: Path, untuned: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    rows = [{**row, "reward": 100 + 10 * row["reward"]} for row in REWARDED]
     config = write_config(
         tmp_path / "value.yaml",
         **TINY,
         model_name_or_path=untuned,
         use_peft=True,
         lora_r=2,
-        normalize_rewards=False,
-        dataset_name=write_rows(tmp_path / "rows.jsonl", REWARDED),
+        dataset_name=write_rows(tmp_path / "rows.jsonl", rows),
         output_dir=str(tmp_path / "out"),
     )
+    trained: dict[str, torch.Tensor] = {}
+    real = ValueTrainer.save_model
+
+    def save_model(trainer: ValueTrainer, *args: Any, **kwargs: Any) -> None:
+        trained.update({name: tensor.clone() for name, tensor in trainer.model.state_dict().items()})
+        real(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(ValueTrainer, "save_model", save_model)
     run_here("value", config, monkeypatch)
     adapter = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert all(tensor.abs().sum() > 0 for name, tensor in adapter.items() if "lora_B" in name)
     assert {name.rsplit(".", 2)[-2] for name in adapter} == {"lora_A", "lora_B", "classifier"}
     _check_log(tmp_path / "out")
+    # What is frozen is bit for bit what it was.
+    before = load_file(Path(untuned) / "model.safetensors")
+    prefix = "base_model.model."
+    frozen = {
+        name.removeprefix(prefix).replace(".base_layer", ""): tensor
+        for name, tensor in trained.items()
+        if "lora_" not in name and "classifier" not in name
+    }
+    assert len(frozen) > 20
+    assert not _changed(frozen, before)
+    # Read back: the value of a response in the reward's own unit, as the model in training had it normalised.
+    num_labels = len(tiny.tokenizer())
+    base = AutoModelForTokenClassification.from_pretrained(untuned, num_labels=num_labels)
+    model = PeftModel.from_pretrained(base, tmp_path / "out").eval()
+    rewards = torch.tensor([row["reward"] for row in rows], dtype=torch.float64)
+    ids = torch.arange(6).unsqueeze(0)
+    with torch.no_grad():
+        own_unit = model(ids).logits
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(trained[name])
+        in_training = model(ids).logits
+    expected = in_training * rewards.std(correction=0).float() + rewards.mean().float()
+    torch.testing.assert_close(own_unit, expected, atol=1e-3, rtol=1e-4)
+    assert (own_unit - 100).abs().max() < 60
 
 
 def test_value_from_pairs(tmp_path: Path, untuned: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,6 +446,7 @@ def test_value_from_pairs(tmp_path: Path, untuned: str, monkeypatch: pytest.Monk
     run_here("value", config, monkeypatch)
     table = json.loads((tmp_path / "out" / "value_evaluation.json").read_text())
     assert [row["num_pairs"] for row in table] == [16] * 5
+    assert (tmp_path / "out" / "value_evaluation.png").exists()
     _check_log(tmp_path / "out")
 
 

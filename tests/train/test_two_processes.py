@@ -21,6 +21,7 @@ from transformers import (
 
 from tests import tiny
 from tests.train.launching import (
+    COMPLETIONS,
     PAIRS,
     REWARDED,
     TINY,
@@ -39,6 +40,7 @@ pytestmark = [
 ]
 CLASSES = {
     "dpo": AutoModelForCausalLM,
+    "sft": AutoModelForCausalLM,
     "reward": AutoModelForSequenceClassification,
     "value": AutoModelForTokenClassification,
 }
@@ -129,6 +131,31 @@ def _weights(script: str, folder: Path, base: str, *, lora: bool) -> dict[str, t
     model, report = CLASSES[script].from_pretrained(folder, output_loading_info=True)
     assert not report["missing_keys"]
     return dict(model.state_dict())
+
+
+@pytest.mark.usefixtures("deepspeed")
+@pytest.mark.parametrize("stage", [2, 3])
+def test_an_adapter_of_two_processes_is_merged_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
+) -> None:
+    keys = _keys(tmp_path, "sft", lora=True) | {
+        "merge_adapter": True,
+        "dataset_name": write_rows(tmp_path / "rows.jsonl", COMPLETIONS),
+    }
+    two, one = tmp_path / "two", tmp_path / "one"
+    config = write_config(
+        tmp_path / "two.yaml", **{**keys, "per_device_train_batch_size": 2}, output_dir=str(two)
+    )
+    run_two("sft", config, tmp_path, f"zero{stage}")
+    run_here("sft", write_config(tmp_path / "one.yaml", **keys, output_dir=str(one)), monkeypatch)
+    assert losses(two) == pytest.approx(losses(one), abs=1e-4)
+    untuned = AutoModelForCausalLM.from_pretrained(keys["model_name_or_path"]).state_dict()
+    ours, theirs = (_weights("sft", folder / "merged", "", lora=False) for folder in (two, one))
+    assert ours.keys() == theirs.keys() == untuned.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], atol=2e-4, rtol=0, msg=name)
+    # The adapter is really in it.
+    assert max(float((tensor - untuned[name]).abs().max()) for name, tensor in ours.items()) > 1e-3
 
 
 def test_rollouts_shared_by_two_processes_equal_those_of_one(

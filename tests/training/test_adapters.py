@@ -58,6 +58,57 @@ def test_another_schema_is_refused_by_name(name: str) -> None:
         _adapt(name, {"text": "x"})
 
 
+@pytest.mark.parametrize(
+    ("name", "row", "message"),
+    [
+        (
+            "imdb_preference",
+            {"prompt": "p", "responses": ["x", "y"], "chosen": 2},
+            "row 2: chosen is 2 and there are 2 responses; expected 0 or 1, and two",
+        ),
+        (
+            "imdb_preference",
+            {"prompt": "p", "responses": ["x", "y", "z"], "chosen": 1},
+            "row 2: chosen is 1 and there are 3 responses",
+        ),
+        (
+            "imdb_preference",
+            {"prompt": "p", "responses": None, "chosen": 1},
+            r"cannot read row 2 \(.*\); it expects prompt, responses, chosen = index of the better one",
+        ),
+        ("summarize_comparisons", {"prompt": "p", "chosen": None, "rejected": "b"}, "cannot read row 2"),
+        ("ultrafeedback_pairs", {"chosen": [], "rejected": _turns("q", "bad")}, "cannot read row 2"),
+        (
+            "ultrafeedback_rewards",
+            {"prompt": "q", "chosen": "a", "rejected": "b", "chosen_reward": None, "rejected_reward": 1.0},
+            "cannot read row 2",
+        ),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_named(name: str, row: dict[str, Any], message: str) -> None:
+    good = {
+        "imdb_preference": {"prompt": "p", "responses": ["x", "y"], "chosen": 0},
+        "summarize_comparisons": {"prompt": "p", "chosen": "a", "rejected": "b"},
+        "ultrafeedback_pairs": {"chosen": _turns("q", "good"), "rejected": _turns("q", "bad")},
+        "ultrafeedback_rewards": {**row, "chosen_reward": 1.0},
+    }[name]
+    with pytest.raises(UserError, match=f"adapter {name},? {message}"):
+        _adapt(name, good, row)
+
+
+def test_rows_left_out_are_counted_by_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = [_turns("q", answer) for answer in ("good", "same", "", "same")]
+    rejected = [_turns("q", answer) for answer in ("bad", "same", "bad", "same")]
+    _adapt(
+        "ultrafeedback_pairs", *({"chosen": c, "rejected": r} for c, r in zip(chosen, rejected, strict=True))
+    )
+    line = capsys.readouterr().out
+    assert "adapter ultrafeedback_pairs left out 3 of 4 rows: 2 with equal responses" in line
+    assert "1 with an empty response" in line
+    _adapt("ultrafeedback_sft", {"chosen": chosen[0]})
+    assert capsys.readouterr().out == ""
+
+
 def test_a_dataset_of_which_nothing_is_left() -> None:
     row = {"prompt": "p", "chosen": "same", "rejected": "same"}
     with pytest.raises(UserError, match="summarize_comparisons left none of the dataset's 1 rows"):

@@ -1,13 +1,19 @@
 """Unknown keys and wrong values are fatal, in one clear line."""
 
 import dataclasses
+import typing
+from enum import Enum
 from pathlib import Path
+from typing import Literal
 
 import pytest
+import trl
 
 from ivg.errors import UserError
+from ivg.training import arguments
 from ivg.training.arguments import DataArguments, ModelArguments, parse_arguments
 from ivg.training.rollout_arguments import RolloutArguments
+from ivg.training.value_arguments import ValueTrainingArguments
 
 
 @dataclasses.dataclass
@@ -16,6 +22,9 @@ class Knobs:
     steps: int = 1
     fast: bool = False
     shape: dict | str | None = None
+    words: list[str] = dataclasses.field(default_factory=list)
+    template: str | None = None
+    kind: Literal["a", "b"] | None = None
 
 
 def _parse(tmp_path: Path, text: str, *flags: str) -> Knobs:
@@ -46,11 +55,51 @@ def test_config_with_an_equals_sign(tmp_path: Path) -> None:
         ("steps: 3", ("--steps", "x"), "invalid int value: 'x'"),
         ("- steps", (), "expected a mapping"),
         ("steps: [", (), "not valid YAML"),
+        ("words: [1]", (), r"words is [1]; expected list[str]"),
+        ("words: {a: b}", (), "words is {'a': 'b'}; expected list[str]"),
+        ("words: 5", (), "words is 5; expected list[str]"),
+        ("template: 5", (), "template is 5; expected str"),
+        ("template: [x]", (), r"template is ['x']; expected str"),
+        ("shape: [1]", (), r"shape is [1]; expected dict or str"),
+        ("kind: c", (), "kind is 'c'; expected a or b"),
+        ("env: [A]", (), r"env is ['A']; expected a mapping of names to values"),
     ],
 )
 def test_refuses(tmp_path: Path, text: str, flags: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message.replace("[", r"\[")):
         _parse(tmp_path, text, *flags)
+
+
+def test_one_text_is_a_list_of_one(tmp_path: Path) -> None:
+    assert _parse(tmp_path, "words: END\n").words == ["END"]
+    assert _parse(tmp_path, "words: [x, y]\n").words == ["x", "y"]
+
+
+@pytest.mark.parametrize("given", [True, False, "runs/checkpoint-3"])
+def test_resuming_is_named_by_a_folder_or_switched(tmp_path: Path, given: bool | str) -> None:
+    (tmp_path / "c.yaml").write_text(f"output_dir: o\nresume_from_checkpoint: {given}\n")
+    parsed = parse_arguments((ValueTrainingArguments,), ["--config", str(tmp_path / "c.yaml")])[0]
+    assert parsed.resume_from_checkpoint == given
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [DataArguments, ModelArguments, RolloutArguments, ValueTrainingArguments, trl.DPOConfig, trl.SFTConfig],
+)
+def test_a_default_written_into_a_recipe_is_of_the_right_type(cls: type) -> None:
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if field.default not in (dataclasses.MISSING, None) and not isinstance(field.default, Enum):
+            assert arguments._fits(field.default, hints[field.name]), field.name
+
+
+def test_a_task_that_the_script_does_not_train() -> None:
+    model = ModelArguments(model_name_or_path="x", lora_task_type="SEQ_2_SEQ_LM")
+    with pytest.raises(UserError, match="lora_task_type is SEQ_2_SEQ_LM, but SEQ_CLS is trained; drop it"):
+        model.set_task("SEQ_CLS")
+    model = ModelArguments(model_name_or_path="x")
+    model.set_task("SEQ_CLS")
+    assert model.lora_task_type == "SEQ_CLS"
 
 
 def test_refuses_a_missing_config() -> None:

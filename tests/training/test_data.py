@@ -6,9 +6,11 @@ from typing import Any
 
 import datasets
 import pytest
+from datasets.exceptions import DatasetGenerationError
 
 from ivg.errors import UserError
 from ivg.training import adapters, checks, data
+from ivg.training.tables import table_of
 from tests import tiny
 
 
@@ -70,11 +72,69 @@ PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
             ],
             r"3 of 4 rows have a reward that is not a finite number \(first: row 2, 3, 4\)",
         ),
+        ([PAIR, {"chosen": "a", "rejected": "b"}], r"1 of 2 rows have no prompt \(first: row 2\)"),
+        ([PAIR, {"prompt": "p", "rejected": "b"}], r"1 of 2 rows have no chosen \(first: row 2\)"),
+        ([{"prompt": 3, "completion": "c"}], "1 of 1 rows have a prompt that is neither text nor messages"),
+        ([{"prompt": "p", "completion": 3}], "1 of 1 rows have a completion that is neither text nor"),
+        ([{"prompt": "p", "completion": []}], "1 of 1 rows have a completion that is neither text nor"),
+        (
+            [{"prompt": [{"role": "user", "content": c}], "completion": "c"} for c in ("a", None)],
+            r"1 of 2 rows have a prompt that is neither text nor messages \(first: row 2\)",
+        ),
+        ([{"text": "t"}, {"text": None}], r"1 of 2 rows have no text \(first: row 2\)"),
+        ([{"text": 3}], "1 of 1 rows have a text that is neither text nor messages"),
+        (
+            [{"messages": [{"role": "user", "content": "a"}]}, {"messages": None}],
+            r"1 of 2 rows have no messages \(first: row 2\)",
+        ),
+        ([{"messages": []}], "1 of 1 rows have messages without role and content"),
+        ([{"messages": [{"role": "user", "content": None}]}], "1 of 1 rows have messages without role"),
     ],
 )
 def test_bad_rows(rows: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        checks.check_rows(datasets.Dataset.from_list(rows), "rows")
+        checks.check_rows(table_of(rows, "rows"), "rows")
+
+
+def test_columns_that_training_does_not_read_may_hold_anything() -> None:
+    checks.check_rows(table_of([{**PAIR, "text": None, "messages": [], "id": 3}], "rows"), "rows")
+
+
+def test_messages_that_call_a_tool_need_no_content() -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
+    checks.check_rows(table_of([{"messages": [{"role": "user", "content": "a"}, call]}], "rows"), "rows")
+
+
+def test_messages_need_a_chat_template() -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows = datasets.Dataset.from_list([{"messages": turns}])
+    with pytest.raises(UserError, match=r"rows has messages, but the tokenizer .* has no chat template"):
+        checks.check_chat(rows, "rows", tiny.tokenizer())
+    checks.check_chat(rows, "rows", tiny.tokenizer(chat=True))
+
+
+def test_a_chat_template_that_refuses_messages() -> None:
+    tokenizer, config = tiny.tokenizer(chat=True), tiny.gpt2_config(33)
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    rows = datasets.Dataset.from_list([{"messages": [{"role": "user", "content": "a"}]}])
+    with pytest.raises(UserError, match="refuses the messages of a row: roles must alternate"):
+        checks.check_lengths(rows, "rows", tokenizer, config, None)
+
+
+def test_a_saved_folder_that_is_damaged(tmp_path: Path) -> None:
+    datasets.Dataset.from_list([{"text": "c"}]).save_to_disk(tmp_path / "saved")
+    (tmp_path / "saved" / "data-00000-of-00001.arrow").write_bytes(b"no table")
+    with pytest.raises(UserError, match=r"dataset .*saved: "):
+        data.load_rows(str(tmp_path / "saved"), None, "train")
+
+
+def test_hub_data_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise DatasetGenerationError("An error occurred while generating the dataset")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(UserError, match="dataset some/name: An error occurred"):
+        data.load_rows("some/name", None, "train")
 
 
 def test_conversational_chosen_equal_to_rejected() -> None:
@@ -89,6 +149,9 @@ def test_columns_that_are_missing_are_named_beside_those_that_are_there() -> Non
     with pytest.raises(UserError, match="has columns question, answer; expected prompt, completion or text"):
         checks.check_columns(rows, (checks.COMPLETION, ("text",)), "rows")
     checks.check_columns(rows, (checks.COMPLETION, ("answer",)), "rows")
+    rows = datasets.Dataset.from_list([{"prompt": "q", "text": "a"}])
+    with pytest.raises(UserError, match="has columns prompt, text; expected prompt, completion;"):
+        checks.check_columns(rows, (checks.COMPLETION, ("text",)), "rows")
 
 
 def test_sequences_beyond_the_context_are_refused_unless_cut() -> None:
@@ -99,7 +162,10 @@ def test_sequences_beyond_the_context_are_refused_unless_cut() -> None:
         checks.check_lengths(rows, "rows", tokenizer, config, None)
     with pytest.raises(UserError, match=r"set max_length \(now 1024\) to at most 8"):
         checks.check_lengths(rows, "rows", tokenizer, config, 1024)
-    assert checks.check_lengths(rows, "rows", tokenizer, config, 8) == 1
+    assert checks.check_lengths(rows, "rows", tokenizer, config, 8) == (1, 0)
+    # Of three tokens the prompt leaves nothing of the response.
+    assert checks.check_lengths(rows, "rows", tokenizer, config, 3) == (2, 2)
+    assert checks.check_lengths(rows, "rows", tokenizer, config, 4) == (2, 0)
 
 
 def test_templates_turn_rows_into_what_decoding_will_feed() -> None:

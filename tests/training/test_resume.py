@@ -1,13 +1,17 @@
 """Only complete checkpoints count, and one folder holds one run."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from ivg.errors import UserError
 from ivg.training import resume
+from ivg.training.rollout_arguments import RolloutArguments
 
 
 def _checkpoint(output: Path, step: int, *, complete: bool = True) -> Path:
@@ -63,6 +67,30 @@ def test_the_best_checkpoint_stays(tmp_path: Path) -> None:
     assert not other.exists()
 
 
+@pytest.mark.parametrize(("given", "step"), [(None, 10), (True, 10), ("true", 10), ("7", 7), (False, None)])
+def test_what_resume_from_checkpoint_takes(
+    tmp_path: Path, given: str | bool | None, step: int | None
+) -> None:
+    for complete in (7, 10):
+        _checkpoint(tmp_path, complete)
+    _checkpoint(tmp_path, 11, complete=False)
+    named = str(tmp_path / f"checkpoint-{given}") if given == "7" else given
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    arguments.resume_from_checkpoint = named
+    expected = None if step is None else str(tmp_path / f"checkpoint-{step}")
+    assert resume.checkpoint_to_resume(arguments) == expected
+
+
+@pytest.mark.parametrize("name", ["checkpoint-11", "checkpoint-12"])
+def test_a_named_checkpoint_must_be_complete(tmp_path: Path, name: str) -> None:
+    _checkpoint(tmp_path, 11, complete=False)
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    arguments.resume_from_checkpoint = str(tmp_path / name)
+    for check in (resume.check_resume, resume.checkpoint_to_resume):
+        with pytest.raises(UserError, match=f"{name} is not a complete checkpoint"):
+            check(arguments)
+
+
 def test_a_folder_belongs_to_the_settings_that_claimed_it(tmp_path: Path) -> None:
     output = str(tmp_path / "run")
     resume.claim_output(output, {"beta": 0.1, "seed": 0}, overwrite=False)
@@ -79,6 +107,32 @@ def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written: Not a directory"):
         resume.claim_output(str(tmp_path / "file" / "run"), {}, overwrite=False)
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_data_that_has_changed_is_another_run(tmp_path: Path, folder: bool) -> None:
+    def settings(text: str) -> dict[str, Any]:
+        name = tmp_path / "rows"
+        if folder:
+            datasets.Dataset.from_list([{"text": text}]).save_to_disk(name)
+        else:
+            name.write_text(text)
+        return resume.settings_of(
+            RolloutArguments(model_name_or_path="m", dataset_name=str(name), output_dir="o")
+        )
+
+    assert settings("a") == settings("a")
+    assert settings("a") != settings("b")
+
+
+def test_json_has_no_nan(tmp_path: Path) -> None:
+    resume.write_json(tmp_path / "a.json", {"x": [float("nan"), 1.5], "y": {"z": float("-inf")}})
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text, parse_constant=refuse) == {"x": [None, 1.5], "y": {"z": None}}
 
 
 def test_json_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

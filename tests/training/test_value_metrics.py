@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ivg.training import value_metrics as vm
+from ivg.training.value_figure import lowest_shown, plot_evaluation
 
 
 def test_values_at_counts_response_tokens_and_rounds_up() -> None:
@@ -90,5 +91,26 @@ def test_the_figure_is_drawn(tmp_path: Path) -> None:
     rewards = rng.normal(size=40)
     values = rewards[:, None] + rng.normal(size=(40, 5))
     table = vm.evaluate_values(values, np.ones((40, 5), dtype=bool), rewards, np.arange(40) // 2)
-    vm.plot_evaluation(table, tmp_path / "value.png", "reward")
+    plot_evaluation(table, tmp_path / "value.png", "reward")
     assert (tmp_path / "value.png").read_bytes()[:4] == b"\x89PNG"
+    pairs = vm.pair_accuracy_by_position(rng.normal(size=(40, 5, 2)), np.ones((40, 5), dtype=bool))
+    plot_evaluation(pairs, tmp_path / "pairs.png", "preference logit")
+    assert (tmp_path / "pairs.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_axis_reaches_down_to_negative_correlations() -> None:
+    assert lowest_shown([0.2, 0.9]) == -0.05
+    assert lowest_shown([0.2, -0.7, float("nan")]) == pytest.approx(-0.75)
+    assert lowest_shown([float("nan")]) == -0.05
+
+
+def test_a_missing_figure_comes_with_its_reason() -> None:
+    rewards, mask = np.arange(4.0), np.ones((4, 2), dtype=bool)
+    table = vm.evaluate_values(np.ones((4, 2)), mask, rewards, np.arange(4))
+    assert math.isnan(table[0]["rank_correlation"])
+    assert table[0]["missing"] == {
+        "rank_correlation": "all values or all rewards are equal",
+        "pairwise_accuracy": "no two responses to the same prompt have different rewards",
+    }
+    table = vm.evaluate_values(rewards[:, None] + np.zeros((4, 2)), mask, rewards, np.zeros(4))
+    assert "missing" not in table[0]
