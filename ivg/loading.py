@@ -19,11 +19,17 @@ from transformers import (
 
 from ivg.config import ModelConfig, PairConfig, ValueConfig
 from ivg.errors import UserError, readable
-from ivg.inspection import ModelInfo
+from ivg.inspection import Kind, ModelInfo
 from ivg.lockstep.lane import Lane
 from ivg.packing import HEAD_NAMES, pack
 from ivg.plan import ModelInfos, PairInfo, ValueInfo, inspect_models
 
+CLASSES: dict[Kind, Any] = {
+    "causal": AutoModelForCausalLM,
+    "scalar": AutoModelForTokenClassification,
+    "vocabulary": AutoModelForTokenClassification,
+    "classifier": AutoModelForSequenceClassification,
+}
 # Heads are gathered row by row, so they stay as they are.
 UNQUANTIZED = ("lm_head", *HEAD_NAMES)
 _TUNED, _UNTUNED = "tuned", "__base__"  # PEFT's name for a row without adapter
@@ -165,12 +171,7 @@ def _load_module(info: ModelInfo) -> PreTrainedModel:
         "device_map": source.device_map,
         "quantization_config": _quantization(source),
     }
-    loader = {
-        "causal": AutoModelForCausalLM,
-        "scalar": AutoModelForTokenClassification,
-        "vocabulary": AutoModelForTokenClassification,
-        "classifier": AutoModelForSequenceClassification,
-    }[info.kind]
+    loader = CLASSES[info.kind]
     path = info.adapter_over or source.path
     if info.adapter_over is not None:
         kwargs.pop("revision")

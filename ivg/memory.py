@@ -8,23 +8,12 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    PretrainedConfig,
-)
+from transformers import PretrainedConfig
 
 from ivg.errors import readable
 from ivg.inspection import Kind, ModelInfo
-from ivg.loading import UNQUANTIZED
+from ivg.loading import CLASSES, UNQUANTIZED
 
-_CLASSES = {
-    "causal": AutoModelForCausalLM,
-    "scalar": AutoModelForTokenClassification,
-    "vocabulary": AutoModelForTokenClassification,
-    "classifier": AutoModelForSequenceClassification,
-}
 _QUANTIZED_BYTES = {"4bit": 0.5, "8bit": 1.0}
 
 
@@ -49,7 +38,7 @@ def estimate(info: ModelInfo) -> Needs:
     """Estimate a model's needs on the meta device; nothing is loaded or allocated."""
     with readable(f"{info.name}: its size cannot be told"), torch.device("meta"):
         dtype = _dtype(info)
-        model = _CLASSES[info.kind].from_config(info.config, trust_remote_code=info.source.trust_remote_code)
+        model = CLASSES[info.kind].from_config(info.config, trust_remote_code=info.source.trust_remote_code)
     num_parameters = sum(p.numel() for p in model.parameters())
     quantized = _num_quantized(model) if info.source.quantization is not None else 0
     per_quantized = _QUANTIZED_BYTES.get(info.source.quantization or "", 0.0)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from transformers import AutoModelForCausalLM
 
 from ivg.config import ModelConfig, PairConfig, SearchConfig
-from ivg.errors import UserError
+from ivg.errors import UserError, first_line
 from ivg.evaluation.decoded import Decoded
 from ivg.evaluation.distance import EncodedResponse, encode_response
 from ivg.evaluation.divergence import sampled_kl
@@ -188,5 +188,5 @@ def _load(path: str, name: str) -> Any:
     try:
         return AutoModelForCausalLM.from_pretrained(path).to(default_device()).eval()
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{name}: cannot be loaded: {reason}") from error

@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ivg.errors import UserError
+from ivg.errors import UserError, first_line
 from ivg.inspection import context_length
 from ivg.prompts import Row, encode_prompt, resolve_template
 from ivg.rewards.config import RewardConfig
@@ -61,7 +61,7 @@ class ClassifierReward:
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, revision=config.revision)
         except (OSError, ValueError, TypeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise UserError(f"reward model {path}: its tokenizer cannot be loaded: {reason}") from error
         resolve_template(tokenizer, config.template)
         if tokenizer.pad_token is None:
