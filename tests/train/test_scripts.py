@@ -253,7 +253,9 @@ def test_reward_gives_a_single_output_classifier(
     before = load_file(Path(untuned) / "model.safetensors")
     after = {name: tensor for name, tensor in model.state_dict().items() if name in before}
     assert len(after) > 20
-    assert _changed({name: before[name] for name in after}, after) == set(after)
+    # The last norm's bias adds the same to both rewards of a pair: its gradient is zero but for rounding.
+    trained = set(after) - {"transformer.ln_f.bias"}
+    assert _changed({name: before[name] for name in trained}, after) == trained
     _check_log(tmp_path / "out")
 
 
