@@ -6,6 +6,8 @@ takes a good part of its time for the few rows of a decoding step. Frozen weight
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from transformers.activations import NewGELUActivation
@@ -43,6 +45,20 @@ class PackedLinear(nn.Module):
         return output
 
 
+class FastGELU(nn.Module):
+    """GELU in its tanh form, on a CPU by way of the sigmoid: tanh(z) = 2 sigmoid(2z) - 1.
+
+    The CPU's vectorized tanh takes three times as long as its sigmoid.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
+        if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+            return nn.functional.gelu(x, approximate="tanh")  # rounds once, not at each step
+        inner = torch.addcmul(x, x.square(), x, value=0.044715)
+        return inner.mul_(math.sqrt(8 / math.pi)).sigmoid_().mul_(x)
+
+
 def pack(module: nn.Module) -> None:
     """Replace a frozen module's layers in place by faster ones: linear layers, and GELUs in several steps.
 
@@ -70,7 +86,7 @@ def num_matrix_weights(module: nn.Module) -> int:
 
 def _faster(layer: nn.Module) -> nn.Module | None:
     if type(layer) is NewGELUActivation:  # eight operations, each with a pass over memory
-        return nn.GELU(approximate="tanh")
+        return FastGELU()
     if type(layer) is nn.Linear:
         weight, bias = layer.weight, layer.bias
     elif type(layer) is Conv1D:

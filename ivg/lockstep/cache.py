@@ -11,7 +11,6 @@ Rows can fork: what is cached becomes a prefix that several rows continue, each 
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -19,11 +18,8 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
+from ivg.lockstep.buffers import COLUMN_STEP, GROWTH, Pool, in_order, move_rows, with_spare_columns
 from ivg.lockstep.forks import Fork, Prefix
-
-# Buffers have a multiple of 16 columns, and grow by a fifth: growth copies all, a reorder the spare ones too.
-COLUMN_STEP = 16
-GROWTH = 1.2
 
 
 class Source(NamedTuple):
@@ -34,36 +30,14 @@ class Source(NamedTuple):
     drop: int
 
 
-class Pool:
-    """Memory of a buffer that was replaced, for the one that replaces the next.
+class _Merge(NamedTuple):
+    """Which forked rows (R',) become whole, the prefix of each, and how the prefixes get there in place."""
 
-    A reorder, a join or growth writes each buffer anew. Fresh memory would cost a page fault for every page,
-    more than the copy itself; handing one spare around also needs one layer's room, not the cache's.
-
-    Args:
-        max_spares: how many buffers to put by, per device.
-    """
-
-    def __init__(self, max_spares: int = 1) -> None:
-        self._max_spares = max_spares
-        self._spares: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-
-    def take(self, like: Tensor, num_rows: int, num_columns: int) -> Tensor:
-        """Return a buffer (num_rows, heads, room for num_columns, head size) like another, not cleared."""
-        room = -(-num_columns // COLUMN_STEP) * COLUMN_STEP
-        shape = num_rows, like.shape[1], room, like.shape[3]
-        spares = self._spares.setdefault((like.device, like.dtype), [])
-        spare = spares.pop() if spares else None
-        if spare is None or len(spare) < math.prod(shape):
-            spare = None  # freed before its successor is allocated
-            spare = like.new_empty(math.prod(shape))
-        return spare[: math.prod(shape)].view(shape)
-
-    def give(self, buffer: Tensor) -> None:
-        """Put a buffer's memory by."""
-        spares = self._spares.setdefault((buffer.device, buffer.dtype), [])
-        if len(spares) < self._max_spares:
-            spares.append(buffer.new_empty(0).set_(buffer.untyped_storage()))
+    rows: Tensor
+    parents: list[int]
+    moves: list[tuple[int, int]]
+    drop: int
+    length: int
 
 
 class RowLayer(CacheLayerMixin):
@@ -168,12 +142,15 @@ class RowCache(Cache):
 
     def merge(self, rows: Tensor, drop: int) -> None:
         """Keep `rows` (R',), each whole again with its prefix, without the prefix's first `drop` columns."""
+        if not self.layers:
+            return
+        parents = self.layers[0].prefix.fork.parents[rows].tolist()
+        merge = _Merge(rows, parents, in_order(parents), drop, self.layers[0].length)
         for layer in self.layers:
-            prefix, length = layer.prefix, layer.length
-            parents = prefix.fork.parents[rows]
-            layer.keys = self._merged(prefix.keys, parents, layer.keys, rows, drop, length)
-            layer.values = self._merged(prefix.values, parents, layer.values, rows, drop, length)
-            layer.length = prefix.keys.shape[2] - drop + length
+            prefix = layer.prefix
+            layer.keys = self._merged(prefix.keys, layer.keys, merge)
+            layer.values = self._merged(prefix.values, layer.values, merge)
+            layer.length = prefix.keys.shape[2] - drop + merge.length
             layer.num_rows, layer.prefix, layer.pool = len(rows), None, self._pool
 
     def rebuild(self, sources: list[Source]) -> None:
@@ -213,16 +190,22 @@ class RowCache(Cache):
         pool.give(buffer)
         return taken
 
-    def _merged(
-        self, prefix: Tensor, parents: Tensor, own: Tensor, rows: Tensor, drop: int, length: int
-    ) -> Tensor:
-        """Return prefixes and own columns side by side, and put the memory of both by."""
-        kept = prefix[:, :, drop:]
-        border = kept.shape[2]
-        merged = self._pool.take(prefix, len(rows), border + length + 1)
-        merged[:, :, :border] = kept.index_select(0, parents)
-        merged[:, :, border : border + length] = own[:, :, :length].index_select(0, rows)
-        self._pool.give(prefix)
+    def _merged(self, prefix: Tensor, own: Tensor, merge: _Merge) -> Tensor:
+        """Return prefixes and own columns side by side; where there is room, in the prefixes' own buffer."""
+        kept, num_rows = prefix[:, :, merge.drop :], len(merge.rows)
+        border, end = kept.shape[2], kept.shape[2] + merge.length
+        merged = with_spare_columns(prefix)
+        is_roomy = end <= merged.shape[2] and num_rows <= len(merged) <= GROWTH * num_rows
+        # Row by row, since to gather all would take fresh memory of their size.
+        if merge.drop == 0 and is_roomy:
+            move_rows(kept, merge.moves)
+            merged = merged[:num_rows]
+        else:
+            merged = self._pool.take(prefix, num_rows, int(end * GROWTH))
+            for row, parent in enumerate(merge.parents):
+                merged[row, :, :border] = kept[parent]
+            self._pool.give(prefix)
+        merged[:, :, border:end] = own[:, :, : merge.length].index_select(0, merge.rows)
         self._own_pool.give(own)
         return merged
 

@@ -218,6 +218,20 @@ def test_rows_that_share_a_prefix_equal_recomputation(
     assert batch.error() < EXACT
 
 
+@pytest.mark.parametrize(
+    "parents", [[0, 0, 2, 1], [1, 0, 2], [2, 2, 0], [2, 0, 1]], ids=["stay", "swap", "repeat", "rotate"]
+)
+def test_rows_become_whole_in_the_memory_of_their_prefixes(batch: Batch, parents: list[int]) -> None:
+    before = {layer.keys.data_ptr() for layer in batch.state.cache.layers}
+    batch.fork(*parents)
+    batch.feed(*[[i + 4] for i in range(len(parents))])
+    batch.merge(*range(3))  # among them the row with the longest prompt, so that no column can go
+    assert {layer.keys.data_ptr() for layer in batch.state.cache.layers} == before
+    assert batch.error() < EXACT
+    batch.feed([1], [2], [3])
+    assert batch.error() < EXACT
+
+
 def test_rows_that_hardly_share_any_more_become_whole(batch: Batch) -> None:
     batch.fork(0, 0, 0, 1, 1, 1, 2, 2, 2)
     batch.feed(*[[i] for i in range(9)])
