@@ -142,8 +142,6 @@ class RowCache(Cache):
 
     def merge(self, rows: Tensor, drop: int) -> None:
         """Keep `rows` (R',), each whole again with its prefix, without the prefix's first `drop` columns."""
-        if not self.layers:
-            return
         parents = self.layers[0].prefix.fork.parents[rows].tolist()
         merge = _Merge(rows, parents, in_order(parents), drop, self.layers[0].length)
         for layer in self.layers:
