@@ -168,7 +168,11 @@ class Decoder:
     def _newcomers(self, joining: Sequence[PromptSearch]) -> list[Newcomer]:
         """Samples of one prompt are prefilled once."""
         groups = [(ids, list(group)) for ids, group in groupby(joining, key=lambda s: s.task.lane_ids)]
-        return [Newcomer(ids, len(group) * self._search.rows_per_prompt) for ids, group in groups]
+        per_prompt = self._search.rows_per_prompt
+        return [
+            Newcomer(ids, len(group) * per_prompt, max(search.task.max_tokens for search in group))
+            for ids, group in groups
+        ]
 
     def _advance(
         self, running: Sequence[PromptSearch]

@@ -10,7 +10,7 @@ from setuptools import find_packages
 ROOT = Path(__file__).parents[1]
 # From the bottom up; a module imports from its own layer and those below it.
 LAYERS = (
-    ("errors",),
+    ("errors", "kernels"),
     ("architectures", "config", "config_file", "prompts", "vocab", "shared_strings"),
     ("hypotheses", "sampling", "search"),
     ("guidance", "packing"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,10 +53,22 @@ class Pool:
             spares.append(buffer.new_empty(0).set_(buffer.untyped_storage()))
 
 
-def in_order(parents: list[int]) -> list[tuple[int, int]]:
-    """Return copies (to, from) after which row i holds what row `parents[i]` held.
+class Move(NamedTuple):
+    """One row written over by another, but for the first `start` columns, which they have in common."""
+
+    to: int
+    source: int
+    start: int
+
+
+def in_order(parents: Sequence[int], common: Callable[[int, int], int]) -> list[Move]:
+    """Return moves after which row i holds what row `parents[i]` held.
 
     No row is written over while it is still to be read; a cycle goes by way of a spare row.
+
+    Args:
+        parents: rows.
+        common: how many first columns two rows have in common.
     """
     pending = {row: parent for row, parent in enumerate(parents) if row != parent}
     moves = []
@@ -63,18 +77,21 @@ def in_order(parents: list[int]) -> list[tuple[int, int]]:
         free = [row for row in pending if row not in read]
         if not free:
             first = next(iter(pending))
-            moves.append((SPARE, first))
+            waiting = [row for row, parent in pending.items() if parent == first]
+            moves.append(Move(SPARE, first, min(common(row, first) for row in waiting)))
             pending = {row: SPARE if parent == first else parent for row, parent in pending.items()}
         for row in free:
-            moves.append((row, pending.pop(row)))
+            moves.append(Move(row, pending.pop(row), common(row, parents[row])))
     return moves
 
 
-def move_rows(columns: Tensor, moves: list[tuple[int, int]]) -> None:
+def move_rows(columns: Tensor, moves: Sequence[Move]) -> None:
     """Copy rows of (rows, heads, columns, size) in place, as `in_order` says."""
-    spare = columns[0]
-    for to, source in moves:
+    spare, spare_start = columns[0], 0
+    for to, source, start in moves:
         if to == SPARE:
-            spare = columns[source].clone()
+            spare, spare_start = columns[source, :, start:].clone(), start
+        elif source == SPARE:
+            columns[to, :, start:] = spare[:, start - spare_start :]
         else:
-            columns[to] = spare if source == SPARE else columns[source]
+            columns[to, :, start:] = columns[source, :, start:]

@@ -18,8 +18,9 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-from ivg.lockstep.buffers import COLUMN_STEP, GROWTH, Pool, in_order, move_rows, with_spare_columns
+from ivg.lockstep.buffers import COLUMN_STEP, GROWTH, Move, Pool, in_order, move_rows, with_spare_columns
 from ivg.lockstep.forks import Fork, Prefix
+from ivg.lockstep.trunks import Trunks
 
 
 class Source(NamedTuple):
@@ -33,9 +34,9 @@ class Source(NamedTuple):
 class _Merge(NamedTuple):
     """Which forked rows (R',) become whole, the prefix of each, and how the prefixes get there in place."""
 
-    rows: Tensor
+    rows: list[int]
     parents: list[int]
-    moves: list[tuple[int, int]]
+    moves: list[Move]
     drop: int
     length: int
 
@@ -97,17 +98,30 @@ class RowLayer(CacheLayerMixin):
 
 
 class RowCache(Cache):
-    """The cache of one model over the rows of the batch."""
+    """The cache of one model over the rows of the batch.
+
+    Attributes:
+        num_expected: columns that the rows may come to have, as far as is known.
+    """
 
     def __init__(self) -> None:
+        self.num_expected = 0
         self._pool = Pool()
         self._own_pool = Pool(max_spares=2**16)  # for the rows' own columns behind a prefix, in every layer
+        self._known_trunks = Trunks()  # of the rows, or of the prefixes while rows are forked
         super().__init__(layer_class_to_replicate=functools.partial(RowLayer, self._pool))
 
     @property
     def width(self) -> int:
         """Columns in use."""
         return int(self.layers[0].get_seq_length()) if self.layers else 0
+
+    @property
+    def trunks(self) -> Trunks:
+        """What the rows, or the prefixes while rows are forked, have in common."""
+        if not self._known_trunks.ids and self.layers:
+            self._known_trunks = Trunks.apart(self.layers[0].num_rows)
+        return self._known_trunks
 
     @property
     def is_forked(self) -> bool:
@@ -122,7 +136,9 @@ class RowCache(Cache):
     def select(self, rows: Tensor) -> None:
         """Replace the rows by `rows` (R',) of them, repeats allowed; prefixes stay where they are."""
         fork = self.layers[0].prefix.fork if self.is_forked else None
-        fewer = None if fork is None else Fork(fork.parents[rows], fork.num_prefixes)
+        fewer = None if fork is None else Fork(fork.parents[rows], fork.trunks)
+        if fork is None:
+            self._known_trunks = self.trunks.select(rows.tolist())
         for layer in self.layers:
             layer.keys = self._taken(layer.keys, rows, layer.pool)
             layer.values = self._taken(layer.values, rows, layer.pool)
@@ -132,7 +148,7 @@ class RowCache(Cache):
 
     def fork(self, parents: Tensor) -> None:
         """Make what is cached a prefix, and let rows (R,) continue row `parents` (R,) of it."""
-        fork = Fork(parents, self.layers[0].num_rows)
+        fork = Fork(parents, self.trunks)
         for layer in self.layers:
             keys, values = (b[: layer.num_rows, :, : layer.length] for b in (layer.keys, layer.values))
             layer.prefix = Prefix(keys, values, fork)
@@ -142,8 +158,10 @@ class RowCache(Cache):
 
     def merge(self, rows: Tensor, drop: int) -> None:
         """Keep `rows` (R',), each whole again with its prefix, without the prefix's first `drop` columns."""
-        parents = self.layers[0].prefix.fork.parents[rows].tolist()
-        merge = _Merge(rows, parents, in_order(parents), drop, self.layers[0].length)
+        first = self.layers[0]
+        parents, width = first.prefix.fork.parents[rows].tolist(), first.prefix.keys.shape[2]
+        merge = _Merge(rows.tolist(), parents, in_order(parents, self.trunks.in_common), drop, first.length)
+        self._known_trunks = self.trunks.continued(parents, width).shifted(-drop)
         for layer in self.layers:
             prefix = layer.prefix
             layer.keys = self._merged(prefix.keys, layer.keys, merge)
@@ -160,12 +178,20 @@ class RowCache(Cache):
         if any(source.cache.is_forked for source in sources):
             raise ValueError("forked rows must be merged before they are stacked")
         columns = [slice(source.drop, source.cache.width) for source in sources]
+        width = max(c.stop - c.start for c in columns)
+        self._known_trunks = functools.reduce(
+            Trunks.followed_by,
+            (
+                source.cache.trunks.select(source.rows.tolist()).shifted(width - source.cache.width)
+                for source in sources
+            ),
+        )
         for index, layer in enumerate(self.layers):
             parts = [source.cache.layers[index] for source in sources]
             rows = [source.rows for source in sources]
             layer.keys = self._stacked(layer.keys, [part.keys for part in parts], rows, columns)
             layer.values = self._stacked(layer.values, [part.values for part in parts], rows, columns)
-            layer.num_rows, layer.length = sum(map(len, rows)), max(c.stop - c.start for c in columns)
+            layer.num_rows, layer.length = sum(map(len, rows)), width
 
     def drop_last(self, counts: Tensor, width: int) -> None:
         """Drop the last `counts` (R,) columns of each row, and keep the last `width` of what stays.
@@ -174,6 +200,7 @@ class RowCache(Cache):
         """
         if self.is_forked:
             raise ValueError("forked rows must be merged before they lose columns")
+        self._known_trunks = Trunks.apart(len(counts))
         columns = torch.arange(self.width - width, self.width, device=counts.device)
         source = (columns - counts[:, None]).clamp(min=0)[:, None, :, None]  # (R, 1, width, 1)
         for layer in self.layers:
@@ -190,7 +217,7 @@ class RowCache(Cache):
 
     def _merged(self, prefix: Tensor, own: Tensor, merge: _Merge) -> Tensor:
         """Return prefixes and own columns side by side; where there is room, in the prefixes' own buffer."""
-        kept, num_rows = prefix[:, :, merge.drop :], len(merge.rows)
+        kept, num_rows = prefix[:, :, merge.drop :], len(merge.parents)
         border, end = kept.shape[2], kept.shape[2] + merge.length
         merged = with_spare_columns(prefix)
         is_roomy = end <= merged.shape[2] and num_rows <= len(merged) <= GROWTH * num_rows
@@ -199,11 +226,13 @@ class RowCache(Cache):
             move_rows(kept, merge.moves)
             merged = merged[:num_rows]
         else:
-            merged = self._pool.take(prefix, num_rows, int(end * GROWTH))
+            # Much room costs nothing on a CPU, where rows fork: memory is taken as it is written.
+            merged = self._pool.take(prefix, num_rows, max(end, self.num_expected))
             for row, parent in enumerate(merge.parents):
                 merged[row, :, :border] = kept[parent]
             self._pool.give(prefix)
-        merged[:, :, border:end] = own[:, :, : merge.length].index_select(0, merge.rows)
+        for row, source in enumerate(merge.rows):
+            merged[row, :, border:end] = own[source, :, : merge.length]
         self._own_pool.give(own)
         return merged
 

@@ -1,11 +1,12 @@
 """Attention of rows that share a prefix: its keys and values are kept and read once for all of them.
 
 On a CPU, decoding single tokens spends much of its time reading caches. The K successors of a beam continue
-the same prefix, so their queries are put together and meet its keys in one matrix product.
+the same prefix, so their queries meet its keys together: in one compiled loop, or else in matrix products.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from ivg.kernels import attention
+from ivg.lockstep.trunks import Trunks
 
 IMPLEMENTATION = "ivg_forked"  # registered with transformers below
 MAX_PADDING = 2  # padded queries to a real one, above which sharing costs more than it saves
@@ -23,11 +27,13 @@ class Fork:
 
     Args:
         parents: (R,) row of the prefix.
-        num_prefixes: P.
+        trunks: of the P prefixes.
     """
 
-    def __init__(self, parents: Tensor, num_prefixes: int) -> None:
+    def __init__(self, parents: Tensor, trunks: Trunks) -> None:
+        num_prefixes = len(trunks.ids)
         self.parents = parents
+        self.trunks = trunks
         self.num_prefixes = num_prefixes
         self.num_reads = 0  # by attention layers, since it was last set to 0
         sizes = parents.bincount(minlength=num_prefixes)
@@ -42,6 +48,11 @@ class Fork:
         self._is_regular = torch.equal(
             self._places, torch.arange(num_prefixes * self._size, device=parents.device)
         )
+
+    @functools.cached_property
+    def order(self) -> attention.Order:
+        """The rows as the compiled loop takes them."""
+        return attention.order(self.parents.tolist(), self.trunks.ids, self.trunks.common)
 
     @staticmethod
     def pays(parents: Tensor, num_prefixes: int) -> bool:
@@ -105,9 +116,13 @@ def attend(
             raise TypeError(f"attention with {unknown} cannot share prefixes")
     num_rows, num_heads, num_new, size = query.shape
     key_heads, width = key.shape[1], prefix.keys.shape[2]
-    queries = (query * (size**-0.5 if scaling is None else scaling)).reshape(num_rows, key_heads, -1, size)
+    scaling = size**-0.5 if scaling is None else scaling
     fork = prefix.fork
     fork.num_reads += 1
+    if attention.can_attend(query, attention_mask):
+        both = (prefix.keys, prefix.values), (key, value)
+        return attention.attend(query, *both, attention_mask, scaling, fork.order), None
+    queries = (query * scaling).reshape(num_rows, key_heads, -1, size)
     before = fork.to_rows(fork.to_groups(queries) @ prefix.keys.transpose(2, 3))
     scores = torch.cat([before, queries @ key.transpose(2, 3)], dim=-1)  # (R, key heads, group * n, columns)
     if attention_mask is not None:

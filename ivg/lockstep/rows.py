@@ -38,10 +38,11 @@ class Chunk(NamedTuple):
 
 
 class Newcomer(NamedTuple):
-    """A prompt that joins: its ids for each lane, and how many rows it owns."""
+    """A prompt that joins: its ids for each lane, how many rows it owns, how many tokens it may grow by."""
 
     lane_ids: Sequence[Sequence[int]]
     num_rows: int
+    max_tokens: int
 
 
 class Lockstep:
@@ -225,7 +226,10 @@ class Lockstep:
         states = []
         for i, lane in enumerate(self.lanes):
             part = Part(lane.prefill([n.lane_ids[i] for n in newcomers]), fresh)
-            states.append(lane.rebuild([Part(self._states[i], kept), part] if len(kept) else [part]))
+            state = lane.rebuild([Part(self._states[i], kept), part] if len(kept) else [part])
+            expected = max(len(n.lane_ids[i]) + n.max_tokens for n in newcomers)
+            state.cache.num_expected = max(state.cache.num_expected, expected)
+            states.append(state)
         self._states = states
         empty = as_float(states[0].last).new_zeros(len(fresh))
         totals = self._totals or [empty[:0]] * len(self.guides)

@@ -33,6 +33,7 @@ from ivg.errors import UserError
 from ivg.lockstep.forks import IMPLEMENTATION, Fork
 from ivg.lockstep.lane import Lane, Part
 from ivg.lockstep.ragged import drop_last, feed_ragged
+from ivg.lockstep.trunks import Trunks
 from tests.tiny import scale_up
 
 V = 32
@@ -267,7 +268,7 @@ def test_a_model_with_attention_of_its_own_cannot_share_prefixes_unnoticed(
 
 def _wrong_parent(batch: Batch) -> None:
     batch.fork(0, 0, 1, 1)
-    mixed_up = Fork(torch.tensor([0, 1, 1, 0]), 3)
+    mixed_up = Fork(torch.tensor([0, 1, 1, 0]), Trunks.apart(3))
     for layer in batch.state.cache.layers:
         layer.prefix = layer.prefix._replace(fork=mixed_up)
     batch.feed([1], [2], [3], [4])

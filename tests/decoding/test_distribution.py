@@ -140,7 +140,7 @@ def sample(beta: float, seed: int, **options: float) -> Counter[Sequence_]:
     counts: Counter[Sequence_] = Counter()
     for part in uniforms.split(50_000):
         rows.clear()
-        rows.keep_and_join([], [], [Newcomer(((0,), (0,), (0,)), len(part))])
+        rows.keep_and_join([], [], [Newcomer(((0,), (0,), (0,)), len(part), LENGTH)])
         counts.update(map(tuple, rows.sample_chunk(part).ids.tolist()))
     return counts
 

@@ -1,0 +1,159 @@
+"""Attention of single tokens in one loop, on a CPU, where decoding spends its time reading caches.
+
+The loop reads the columns that rows share once for all of them, and nothing else of the size of a cache.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ivg.kernels.library import LANES, SUFFIXES, function, library
+
+
+class Arguments(ctypes.Structure):
+    """What the loop takes; `Order` and `attend` say what each is."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                *(
+                    "query",
+                    "prefix_keys",
+                    "prefix_values",
+                    "own_keys",
+                    "own_values",
+                    "mask",
+                    "output",
+                    "scratch",
+                ),
+                *("rows", "row_starts", "prefixes", "prefix_starts", "common"),
+            )
+        ),
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                *("query_row", "query_head", "prefix_row", "prefix_head", "own_row", "own_head"),
+                *("prefix_columns", "own_columns", "scratch_size"),
+            )
+        ),
+        *(
+            (name, ctypes.c_int32)
+            for name in ("num_groups", "num_heads", "queries_per_head", "size", "num_threads")
+        ),
+        ("scaling", ctypes.c_float),
+    )
+
+
+class Order(NamedTuple):
+    """How rows stand below prefixes, and prefixes in groups that begin alike; all int32.
+
+    Attributes:
+        rows: (R,) by their prefix, in the order of `prefixes`.
+        row_starts: (P + 1,) where each prefix's rows start in `rows`, and the end.
+        prefixes: (P,) by their group.
+        prefix_starts: (groups + 1,) where each group starts in `prefixes`, and the end.
+        common: (groups,) columns that the group's prefixes have in common, from the first on.
+        most_rows: of a group.
+    """
+
+    rows: Tensor
+    row_starts: Tensor
+    prefixes: Tensor
+    prefix_starts: Tensor
+    common: Tensor
+    most_rows: int
+
+
+def order(parents: Sequence[int], groups: Sequence[int], common: Sequence[int]) -> Order:
+    """Sort rows by their prefixes.
+
+    Args:
+        parents: (R,) each row's prefix.
+        groups: (P,) each prefix's group.
+        common: (P,) how many first columns all prefixes of its group have in common.
+    """
+    children: list[list[int]] = [[] for _ in groups]
+    for row, parent in enumerate(parents):
+        children[parent].append(row)
+    members: dict[int, list[int]] = {}
+    for prefix, group in enumerate(groups):
+        if children[prefix]:
+            members.setdefault(group, []).append(prefix)
+    prefixes = [prefix for group in members.values() for prefix in group]
+    return Order(
+        _ints(row for prefix in prefixes for row in children[prefix]),
+        _starts(len(children[prefix]) for prefix in prefixes),
+        _ints(prefixes),
+        _starts(len(group) for group in members.values()),
+        _ints(common[group[0]] for group in members.values()),
+        max(sum(len(children[prefix]) for prefix in group) for group in members.values()),
+    )
+
+
+def can_attend(query: Tensor, mask: Tensor | None) -> bool:
+    """Tell whether `attend` takes these."""
+    return (
+        query.shape[2] == 1
+        and query.device.type == "cpu"
+        and query.dtype in SUFFIXES
+        and query.shape[3] % LANES == 0
+        and (mask is None or mask.dtype == torch.bool)
+        and library() is not None
+    )
+
+
+def attend(
+    query: Tensor,
+    prefix: tuple[Tensor, Tensor],
+    own: tuple[Tensor, Tensor],
+    mask: Tensor | None,
+    scaling: float,
+    order: Order,
+) -> Tensor:
+    """Attend from one new token of each row to its prefix's columns and its own.
+
+    Args:
+        query: (R, heads, 1, size).
+        prefix: keys and values (P, key heads, prefix columns, size).
+        own: keys and values (R, key heads, own columns, size).
+        mask: (R, 1, 1, columns of prefix and own) which may be seen; None: all.
+        scaling: of the scores.
+        order: of the rows.
+
+    Returns:
+        (R, 1, heads, size).
+    """
+    num_rows, num_heads, _, size = query.shape
+    key_heads = prefix[0].shape[1]
+    queries_per_head = num_heads // key_heads
+    columns = prefix[0].shape[2] + own[0].shape[2]
+    num_threads = torch.get_num_threads()
+    scratch_size = order.most_rows * queries_per_head * (columns + LANES + 2 * size + 1)
+    scratch = torch.empty(num_threads, scratch_size)
+    output = query.new_empty(num_rows, 1, num_heads, size)
+    mask = None if mask is None else mask.expand(num_rows, 1, 1, columns).contiguous()
+    query = query if query.stride(3) == 1 else query.contiguous()
+    pointers = (query, *prefix, *own, mask, output, scratch, *order[:-1])
+    arguments = Arguments(
+        *(None if tensor is None else tensor.data_ptr() for tensor in pointers),
+        *(stride for tensor in (query, prefix[0], own[0]) for stride in tensor.stride()[:2]),
+        *(prefix[0].shape[2], own[0].shape[2], scratch_size),
+        *(len(order.common), key_heads, queries_per_head, size, num_threads),
+        scaling,
+    )
+    function("attend", query.dtype)(ctypes.byref(arguments))
+    return output
+
+
+def _ints(numbers: Iterable[int]) -> Tensor:
+    return torch.tensor(list(numbers), dtype=torch.int32)
+
+
+def _starts(sizes: Iterable[int]) -> Tensor:
+    return torch.tensor([0, *sizes], dtype=torch.int32).cumsum(0, dtype=torch.int32)
