@@ -14,7 +14,8 @@ setup(
     ext_modules=[
         Extension(
             "ivg.kernels._kernels",
-            sources=["ivg/kernels/kernels.cpp"],
+            sources=[f"ivg/kernels/{name}.cpp" for name in ("activation", "attention", "logits")],
+            depends=["ivg/kernels/vectors.hpp"],
             extra_compile_args=["-O3", "-std=c++17", "-fopenmp", "-Wno-psabi", *x86_flags],
             extra_link_args=["-fopenmp"],
             optional=True,

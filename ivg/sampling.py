@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ivg.kernels import logits as loops
+
 
 def filter_logits(logits: Tensor, *, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Tensor:
     """Apply temperature, then top-k, then top-p, in the order transformers uses.
@@ -39,7 +41,7 @@ def filter_logits(logits: Tensor, *, temperature: float, top_k: int = 0, top_p: 
     return logits
 
 
-def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
+def draw(logits: Tensor, uniforms: Tensor, *, temperature: float = 1.0) -> Tensor:
     """Draw one token per row by inverting the cumulative distribution.
 
     The uniform is scaled by the row's own total, since a float32 running sum misses 1 by up to 1e-5 at large
@@ -48,11 +50,14 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     Args:
         logits: (R, V).
         uniforms: (R,) in [0, 1).
+        temperature: > 0.
 
     Returns:
         (R,) token ids; some valid id where a row's logits are NaN, which the caller checks.
     """
-    cumulative = logits.softmax(dim=-1).cumsum(dim=-1)  # (R, V)
+    if loops.can_draw(logits):
+        return loops.draw(logits, uniforms, temperature)
+    cumulative = (logits / temperature).softmax(dim=-1).cumsum(dim=-1)  # (R, V)
     total = cumulative[:, -1:]
     target = uniforms.to(cumulative.dtype)[:, None] * total  # (R, 1)
     # A uniform just below 1 may round up to 1: stay below the total, inside the last token's interval.
@@ -75,6 +80,8 @@ def next_tokens(
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
+    if not 0 < top_k < logits.shape[-1] and top_p >= 1:
+        return draw(logits, uniforms, temperature=temperature)
     return draw(filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p), uniforms)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ivg.guidance.logps import log_probs
+from ivg.kernels import logits
 
 _CERTAIN = 1e9  # stands for an infinite log-ratio: infinity times a beta of 0 would be NaN
 
@@ -21,6 +22,8 @@ def log_ratio(tuned_logits: Tensor, untuned_logits: Tensor) -> Tensor:
     Returns:
         (..., V) log-ratios.
     """
+    if logits.can_compare(tuned_logits, untuned_logits):
+        return logits.log_ratios(tuned_logits, untuned_logits, _CERTAIN)
     ratio = log_probs(tuned_logits) - log_probs(untuned_logits)
     return ratio.nan_to_num_(nan=0.0, posinf=_CERTAIN, neginf=-_CERTAIN)
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 
-from ivg.kernels.library import SUFFIXES, function, library
+from ivg.kernels.library import SUFFIXES, address, call, library
 
 
 def can_gelu(x: Tensor) -> bool:
@@ -18,8 +16,5 @@ def can_gelu(x: Tensor) -> bool:
 def gelu(x: Tensor) -> Tensor:
     """Return x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), computed in float32 and rounded once."""
     output = torch.empty_like(x)
-    address, size = ctypes.c_void_p, ctypes.c_int64(x.numel())
-    function("gelu", x.dtype)(
-        address(x.data_ptr()), address(output.data_ptr()), size, ctypes.c_int32(torch.get_num_threads())
-    )
+    call("gelu", x.dtype, address(x), address(output), x.numel())
     return output

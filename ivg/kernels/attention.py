@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ivg.kernels.library import LANES, SUFFIXES, function, library
+from ivg.kernels.library import LANES, SUFFIXES, call, library
 
 
 class Arguments(ctypes.Structure):
@@ -42,10 +42,7 @@ class Arguments(ctypes.Structure):
                 *("prefix_columns", "own_columns", "scratch_size"),
             )
         ),
-        *(
-            (name, ctypes.c_int32)
-            for name in ("num_groups", "num_heads", "queries_per_head", "size", "num_threads")
-        ),
+        *((name, ctypes.c_int32) for name in ("num_groups", "num_heads", "queries_per_head", "size")),
         ("scaling", ctypes.c_float),
     )
 
@@ -133,9 +130,8 @@ def attend(
     key_heads = prefix[0].shape[1]
     queries_per_head = num_heads // key_heads
     columns = prefix[0].shape[2] + own[0].shape[2]
-    num_threads = torch.get_num_threads()
     scratch_size = order.most_rows * queries_per_head * (columns + LANES + 2 * size + 1)
-    scratch = torch.empty(num_threads, scratch_size)
+    scratch = torch.empty(torch.get_num_threads(), scratch_size)
     output = query.new_empty(num_rows, 1, num_heads, size)
     mask = None if mask is None else mask.expand(num_rows, 1, 1, columns).contiguous()
     query = query if query.stride(3) == 1 else query.contiguous()
@@ -144,10 +140,10 @@ def attend(
         *(None if tensor is None else tensor.data_ptr() for tensor in pointers),
         *(stride for tensor in (query, prefix[0], own[0]) for stride in tensor.stride()[:2]),
         *(prefix[0].shape[2], own[0].shape[2], scratch_size),
-        *(len(order.common), key_heads, queries_per_head, size, num_threads),
+        *(len(order.common), key_heads, queries_per_head, size),
         scaling,
     )
-    function("attend", query.dtype)(ctypes.byref(arguments))
+    call("attend", query.dtype, arguments)
     return output
 
 

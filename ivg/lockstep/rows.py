@@ -13,6 +13,7 @@ from ivg.guidance.implicit import chosen
 from ivg.guidance.logps import as_float
 from ivg.lockstep.forks import Fork
 from ivg.lockstep.guides import Guide
+from ivg.lockstep.heap import keep_freed_memory
 from ivg.lockstep.lane import Lane, Part, RowState
 from ivg.lockstep.static import StaticRunner
 from ivg.sampling import next_tokens
@@ -64,6 +65,8 @@ class Lockstep:
     def __init__(
         self, base: Lane, guides: Sequence[Guide], sampling: SamplingConfig, *, static_steps: bool = False
     ) -> None:
+        if base.device.type == "cpu":
+            keep_freed_memory()
         self.base = base
         self.guides = tuple(guides)
         self._sampling = sampling
@@ -162,7 +165,7 @@ class Lockstep:
             guide = self.guides[i]
             end = start + len(guide.lanes)
             bonuses[i] = guide.token_scores(states[start:end]).to(guided.device)
-            guided = guided + guide.weights.beta * bonuses[i]
+            guided = torch.add(guided, bonuses[i], alpha=guide.weights.beta)
             start = end
         s = self._sampling
         ids = next_tokens(guided, uniforms, temperature=s.temperature, top_k=s.top_k, top_p=s.top_p)

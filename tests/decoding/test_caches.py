@@ -30,6 +30,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ivg.errors import UserError
+from ivg.kernels import attention
+from ivg.kernels.library import library
 from ivg.lockstep.forks import IMPLEMENTATION, Fork
 from ivg.lockstep.lane import Lane, Part
 from ivg.lockstep.ragged import drop_last, feed_ragged
@@ -128,13 +130,22 @@ def batch(request: pytest.FixtureRequest) -> Batch:
     return Batch(model, PROMPTS, plain=model)
 
 
+@pytest.fixture(params=["compiled loops", "torch alone"])
+def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the compiled loops, and as where they could not be built."""
+    if request.param == "torch alone":
+        monkeypatch.setattr(attention, "library", lambda: None)
+    elif library() is None:
+        pytest.skip("the compiled loops are not there")
+
+
 def test_outputs_are_spread_out(batch: Batch) -> None:
     """Bugs hide behind flat outputs."""
     assert batch.state.last.std() >= 1
     assert max(map(len, PROMPTS)) > WINDOW
 
 
-def test_every_step_equals_recomputation(batch: Batch) -> None:
+def test_every_step_equals_recomputation(batch: Batch, loops: None) -> None:
     assert batch.error() < EXACT  # prefill
     fed = batch.feed([1, 2, 3], [4, 5, 6], [7, 8, 9])
     assert batch.error() < EXACT
@@ -187,7 +198,7 @@ def test_ragged_rows_equal_recomputation(batch: Batch) -> None:
     ids=["equal groups", "uneven"],
 )
 def test_rows_that_share_a_prefix_equal_recomputation(
-    batch: Batch, parents: list[int], kept: tuple[int, ...]
+    loops: None, batch: Batch, parents: list[int], kept: tuple[int, ...]
 ) -> None:
     assert batch.lane.can_fork
     batch.fork(*parents)
@@ -222,7 +233,9 @@ def test_rows_that_share_a_prefix_equal_recomputation(
 @pytest.mark.parametrize(
     "parents", [[0, 0, 2, 1], [1, 0, 2], [2, 2, 0], [2, 0, 1]], ids=["stay", "swap", "repeat", "rotate"]
 )
-def test_rows_become_whole_in_the_memory_of_their_prefixes(batch: Batch, parents: list[int]) -> None:
+def test_rows_become_whole_in_the_memory_of_their_prefixes(
+    loops: None, batch: Batch, parents: list[int]
+) -> None:
     before = {layer.keys.data_ptr() for layer in batch.state.cache.layers}
     batch.fork(*parents)
     batch.feed(*[[i + 4] for i in range(len(parents))])
@@ -233,7 +246,7 @@ def test_rows_become_whole_in_the_memory_of_their_prefixes(batch: Batch, parents
     assert batch.error() < EXACT
 
 
-def test_rows_that_hardly_share_any_more_become_whole(batch: Batch) -> None:
+def test_rows_that_hardly_share_any_more_become_whole(batch: Batch, loops: None) -> None:
     batch.fork(0, 0, 0, 1, 1, 1, 2, 2, 2)
     batch.feed(*[[i] for i in range(9)])
     batch.select(1, 2, 0, 8)  # one group of three, padded to it another of one, and an empty one: 9 for 4
@@ -274,6 +287,15 @@ def _wrong_parent(batch: Batch) -> None:
     batch.feed([1], [2], [3], [4])
 
 
+def _too_much_in_common(batch: Batch) -> None:
+    """Rows with prompts of their own taken for beams of one."""
+    batch.fork(0, 0, 1, 1, 2, 2)
+    mixed_up = Fork(torch.tensor([0, 0, 1, 1, 2, 2]), Trunks((0, 0, 0), (batch.state.cache.width,) * 3))
+    for layer in batch.state.cache.layers:
+        layer.prefix = layer.prefix._replace(fork=mixed_up)
+    batch.feed(*[[row] for row in range(6)])
+
+
 def _wrong_row(batch: Batch) -> None:
     batch.state.cache.select(torch.tensor([0, 2, 1]))
     batch.feed([1], [2], [3])
@@ -307,6 +329,12 @@ def _joined_without_alignment(batch: Batch) -> None:
 
 PLANTED = [
     _wrong_parent,
+    pytest.param(
+        _too_much_in_common,
+        marks=pytest.mark.skipif(
+            library() is None, reason="torch alone does not read columns once per trunk"
+        ),
+    ),
     _wrong_row,
     _stale_token,
     _padding_attended,

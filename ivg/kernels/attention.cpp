@@ -1,49 +1,10 @@
-// Loops for decoding on a CPU; `attention.py` and `activation.py` call them and say what they take.
-//
-// Every number is computed in an order that depends on nothing but the row's own columns, so a row's result is
-// the same whichever rows it shares columns with.
+// Attention of one new token per row over shared and own columns; `attention.py` says what it takes.
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
+#include "vectors.hpp"
+
 #include <omp.h>
 
-#define INLINE inline __attribute__((always_inline))
-
 namespace {
-
-constexpr int LANES = 8;
-typedef float Vector __attribute__((vector_size(4 * LANES)));
-typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
-typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
-typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
-
-struct Float32 {
-    using Element = float;
-    static INLINE Vector load(const float *from) {
-        Vector x;
-        std::memcpy(&x, from, sizeof x);
-        return x;
-    }
-    static INLINE void store(float *to, Vector x) { std::memcpy(to, &x, sizeof x); }
-};
-
-struct BFloat16 {
-    using Element = uint16_t;
-    static INLINE Vector load(const uint16_t *from) {
-        Halves halves;
-        std::memcpy(&halves, from, sizeof halves);
-        return reinterpret_cast<Vector>(__builtin_convertvector(halves, Bits) << 16);
-    }
-    static INLINE void store(uint16_t *to, Vector x) {  // to the nearest, ties to even; NaN stays NaN
-        Bits bits = reinterpret_cast<Bits>(x);
-        Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-        Halves halves = __builtin_convertvector(x == x ? rounded : Bits{} + 0x7fc0, Halves);
-        std::memcpy(to, &halves, sizeof halves);
-    }
-};
-
-INLINE Vector all(float x) { return Vector{} + x; }
 
 INLINE Vector added(Vector a, Vector b, Ints first, Ints second) {
     return __builtin_shuffle(a, b, first) + __builtin_shuffle(a, b, second);
@@ -60,36 +21,21 @@ INLINE Vector sums_of_lanes(const Vector *v) {
                  low, high);
 }
 
-// e^x for x <= 0, and 0 below -87: x = n ln 2 + r with |r| <= ln(2) / 2, and e^r by Cephes' polynomial.
-INLINE Vector exponential(Vector x) {
-    const Vector rounder = all(12582912.0f);  // 1.5 * 2^23: adding it rounds off the fraction
-    Vector n = (x < -87.0f ? all(0) : x) * 1.44269504f + rounder - rounder;
-    Vector r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    Vector p = all(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    Vector power = reinterpret_cast<Vector>((__builtin_convertvector(n, Ints) + 127) << 23);
-    return x < -87.0f ? all(0) : p * power;
-}
-
-// The processor waits for memory: ask for what comes next while this is computed.
+// The loops wait for memory. While a column of keys is read, the same one of values is asked for, and while values
+// are read, the keys of the next head.
 template <class Element>
 INLINE void fetch(const Element *from, long num) {
-    for (long i = 0; i < num; i += 64 / sizeof(Element)) __builtin_prefetch(from + i);
+    for (long i = 0; i < num; i += 64 / sizeof(Element)) __builtin_prefetch(from + i, 0, 2);
 }
 
 // scores[q * stride + c] = keys[c] . queries[q], eight sums at a time: Q queries by 8 / Q columns.
 template <class Type, int Q>
-INLINE void score_some(const typename Type::Element *keys, long columns, int size, const float *queries, float *scores,
-                       long stride) {
+INLINE void score_some(const typename Type::Element *keys, const typename Type::Element *next, long columns, int size,
+                       const float *queries, float *scores, long stride) {
     constexpr int C = LANES / Q;
     for (long c = 0; c < columns; c += C) {
         const int num = columns - c < C ? columns - c : C;
-        if (c + 2 * LANES <= columns) fetch(keys + (c + LANES) * size, C * size);
+        if (next) fetch(next + c * size, num * size);
         const typename Type::Element *key[C];  // past the end, the last one again
         for (int j = 0; j < C; j++) key[j] = keys + (c + (j < num ? j : num - 1)) * size;
         Vector sums[LANES] = {};
@@ -108,15 +54,15 @@ INLINE void score_some(const typename Type::Element *keys, long columns, int siz
 }
 
 template <class Type>
-INLINE void score(const typename Type::Element *keys, long columns, int size, const float *queries, int num_queries,
-                  float *scores, long stride) {
+INLINE void score(const typename Type::Element *keys, const typename Type::Element *next, long columns, int size,
+                  const float *queries, int num_queries, float *scores, long stride) {
     int q = 0;
-    for (; q + 4 <= num_queries; q += 4)
-        score_some<Type, 4>(keys, columns, size, queries + q * size, scores + q * stride, stride);
-    for (; q + 2 <= num_queries; q += 2)
-        score_some<Type, 2>(keys, columns, size, queries + q * size, scores + q * stride, stride);
-    for (; q < num_queries; q++)
-        score_some<Type, 1>(keys, columns, size, queries + q * size, scores + q * stride, stride);
+    for (; q + 4 <= num_queries; q += 4, next = nullptr)
+        score_some<Type, 4>(keys, next, columns, size, queries + q * size, scores + q * stride, stride);
+    for (; q + 2 <= num_queries; q += 2, next = nullptr)
+        score_some<Type, 2>(keys, next, columns, size, queries + q * size, scores + q * stride, stride);
+    for (; q < num_queries; q++, next = nullptr)
+        score_some<Type, 1>(keys, next, columns, size, queries + q * size, scores + q * stride, stride);
 }
 
 // Replace scores by e^(score - highest), padded with zeros to whole vectors; returns their sum.
@@ -130,15 +76,13 @@ INLINE float exponentials(float *scores, long columns, const uint8_t *mask) {
         Vector x = Float32::load(scores + c);
         tops = x > tops ? x : tops;
     }
-    float top = tops[0], sum = 0;
-    for (int i = 1; i < LANES; i++) top = tops[i] > top ? tops[i] : top;
+    const float top = highest(tops);
     for (long c = 0; c < padded; c += LANES) {
         Vector x = exponential(Float32::load(scores + c) - top);
         sums += x;
         Float32::store(scores + c, x);
     }
-    for (int i = 0; i < LANES; i++) sum += sums[i];
-    return sum;
+    return sum(sums);
 }
 
 template <class Type, int Q, int B>
@@ -168,12 +112,12 @@ INLINE void mix_some(const typename Type::Element *values, long columns, int siz
 }
 
 template <class Type>
-INLINE void mix(const typename Type::Element *values, long columns, int size, const float *weights, long stride,
-                int num_queries, float *mixed) {
+INLINE void mix(const typename Type::Element *values, const typename Type::Element *next, long columns, int size,
+                const float *weights, long stride, int num_queries, float *mixed) {
     constexpr long TILE = 16;  // columns that stay in the first cache while all queries meet them
-    for (long c = 0; c < columns; c += TILE, values += TILE * size, weights += TILE) {
+    for (long c = 0; c < columns; c += TILE, values += TILE * size, next += TILE * size, weights += TILE) {
         const long num = columns - c < TILE ? columns - c : TILE;
-        if (c + 2 * TILE <= columns) fetch(values + TILE * size, TILE * size);
+        fetch(next, num * size);
         int q = 0;
         for (; q + 4 <= num_queries; q += 4)
             mix_some<Type, 4>(values, num, size, weights + q * stride, stride, mixed + q * size);
@@ -193,7 +137,7 @@ struct Arguments {
     const int32_t *rows, *row_starts, *prefixes, *prefix_starts, *common;
     int64_t query_row, query_head, prefix_row, prefix_head, own_row, own_head;
     int64_t prefix_columns, own_columns, scratch_size;
-    int32_t num_groups, num_heads, queries_per_head, size, num_threads;
+    int32_t num_groups, num_heads, queries_per_head, size;
     float scaling;
 };
 
@@ -224,28 +168,32 @@ INLINE void attend_one(const Arguments &a, int group, int head, float *scratch) 
             Float32::store(mixed + q * size + i, Vector{});
         }
     }
-    score<Type>(prefix(a.prefix_keys, first), common, size, queries, num_queries, scores, stride);
+    score<Type>(prefix(a.prefix_keys, first), prefix(a.prefix_values, first), common, size, queries, num_queries, scores,
+                stride);
     for (int p = first; p < last; p++) {
         const int q = (starts[p] - starts[first]) * per_row, num = (starts[p + 1] - starts[p]) * per_row;
-        score<Type>(prefix(a.prefix_keys, p) + common * size, rest, size, queries + q * size, num,
-                    scores + q * stride + common, stride);
+        score<Type>(prefix(a.prefix_keys, p) + common * size, prefix(a.prefix_values, p) + common * size, rest, size,
+                    queries + q * size, num, scores + q * stride + common, stride);
     }
     for (int r = 0; r < num_rows; r++) {
         const int q = r * per_row;
-        score<Type>(own(a.own_keys, r), a.own_columns, size, queries + q * size, per_row,
+        score<Type>(own(a.own_keys, r), own(a.own_values, r), a.own_columns, size, queries + q * size, per_row,
                     scores + q * stride + a.prefix_columns, stride);
         const uint8_t *mask = a.mask ? a.mask + rows[r] * columns : nullptr;
         for (int i = q; i < q + per_row; i++) sums[i] = exponentials(scores + i * stride, columns, mask);
     }
-    mix<Type>(prefix(a.prefix_values, first), common, size, scores, stride, num_queries, mixed);
+    const long next_prefix = head + 1 < a.num_heads ? a.prefix_head : 0;
+    const long next_own = head + 1 < a.num_heads ? a.own_head : 0;
+    mix<Type>(prefix(a.prefix_values, first), prefix(a.prefix_keys, first) + next_prefix, common, size, scores, stride,
+              num_queries, mixed);
     for (int p = first; p < last; p++) {
         const int q = (starts[p] - starts[first]) * per_row, num = (starts[p + 1] - starts[p]) * per_row;
-        mix<Type>(prefix(a.prefix_values, p) + common * size, rest, size, scores + q * stride + common, stride, num,
-                  mixed + q * size);
+        mix<Type>(prefix(a.prefix_values, p) + common * size, prefix(a.prefix_keys, p) + next_prefix + common * size, rest,
+                  size, scores + q * stride + common, stride, num, mixed + q * size);
     }
     for (int r = 0; r < num_rows; r++)
-        mix<Type>(own(a.own_values, r), a.own_columns, size, scores + r * per_row * stride + a.prefix_columns, stride,
-                  per_row, mixed + r * per_row * size);
+        mix<Type>(own(a.own_values, r), own(a.own_keys, r) + next_own, a.own_columns, size,
+                  scores + r * per_row * stride + a.prefix_columns, stride, per_row, mixed + r * per_row * size);
     for (int q = 0; q < num_queries; q++) {
         auto to = static_cast<Element *>(a.output) +
                   ((rows[q / per_row] * a.num_heads + head) * per_row + q % per_row) * long(size);
@@ -254,40 +202,13 @@ INLINE void attend_one(const Arguments &a, int group, int head, float *scratch) 
 }
 
 template <class Type>
-void attend(const Arguments &a) {
-#pragma omp parallel for schedule(static) num_threads(a.num_threads)
+void attend(const Arguments &a, int num_threads) {
+#pragma omp parallel for schedule(static) num_threads(num_threads)
     for (int i = 0; i < a.num_groups * a.num_heads; i++)
         attend_one<Type>(a, i / a.num_heads, i % a.num_heads, a.scratch + omp_get_thread_num() * a.scratch_size);
 }
 
-template <class Type>
-INLINE Vector gelu_of(const typename Type::Element *from) {
-    Vector x = Type::load(from), z = 1.59576912f * (x + 0.044715f * x * x * x);  // sqrt(8 / pi)
-    Vector e = exponential(z > 0.0f ? -z : z);  // the sigmoid of z is 1 / (1 + e) or e / (1 + e)
-    return x * (z > 0.0f ? all(1) : e) / (e + 1.0f);
-}
-
-template <class Type>
-void gelu(const typename Type::Element *from, typename Type::Element *to, int64_t num, int num_threads) {
-    const int64_t whole = num / LANES * LANES;
-#pragma omp parallel for schedule(static) num_threads(num_threads) if (num > 1 << 14)
-    for (int64_t i = 0; i < whole; i += LANES) Type::store(to + i, gelu_of<Type>(from + i));
-    if (whole < num) {
-        typename Type::Element last[LANES] = {};
-        std::memcpy(last, from + whole, sizeof(last[0]) * (num - whole));
-        Type::store(last, gelu_of<Type>(last));
-        std::memcpy(to + whole, last, sizeof(last[0]) * (num - whole));
-    }
-}
-
 }  // namespace
 
-extern "C" void ivg_attend_float32(const Arguments *arguments) { attend<Float32>(*arguments); }
-extern "C" void ivg_attend_bfloat16(const Arguments *arguments) { attend<BFloat16>(*arguments); }
-
-extern "C" void ivg_gelu_float32(const float *from, float *to, int64_t num, int num_threads) {
-    gelu<Float32>(from, to, num, num_threads);
-}
-extern "C" void ivg_gelu_bfloat16(const uint16_t *from, uint16_t *to, int64_t num, int num_threads) {
-    gelu<BFloat16>(from, to, num, num_threads);
-}
+extern "C" void ivg_attend_float32(const Arguments *a, int num_threads) { attend<Float32>(*a, num_threads); }
+extern "C" void ivg_attend_bfloat16(const Arguments *a, int num_threads) { attend<BFloat16>(*a, num_threads); }
