@@ -10,6 +10,8 @@ from ivg.config import DecodeConfig, Guidance, SearchConfig, check_guidance
 from ivg.diagnosis import Diagnosis, ModelReport, Possibility
 from ivg.errors import UserError
 from ivg.inspection import ModelInfo, longrope_length
+from ivg.kernels.library import library
+from ivg.loading import default_device
 from ivg.memory import adapter_bytes, estimate
 from ivg.plan import GuidePlan, ModelInfos, inspect_models, plan_guides
 from ivg.prompts import Row, encode_prompt, has_double_bos, render_prompt
@@ -171,6 +173,12 @@ def _warnings(infos: ModelInfos, models: Sequence[ModelReport]) -> list[str]:
     ]
     if not models[0].eos_ids:
         warnings.append(f"{models[0].name}: has no EOS id, so responses end by length or stop string only")
+    source = infos.base.source
+    if source.device_map is None and (source.device or default_device()) == "cpu" and library() is None:
+        warnings.append(
+            "the compiled loops are missing, so this CPU decodes slower than it could; install ivg again "
+            "where there is a C++ compiler"
+        )
     length = longrope_length(infos.base.config)
     if length is not None:
         warnings.append(

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ivg.errors import UserError
+from ivg.kernels.library import library
 
 _MODEL_FILES = (".json", ".safetensors", ".bin", ".model", ".jinja")
 _END_BYTES = 2**20
@@ -181,13 +182,17 @@ def content_hash(data: object) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Return package versions and the git commit of the working folder, if it has one."""
+    """Return package versions, the git commit of the working folder, if it has one, and what was compiled."""
     commit = None
     if shutil.which("git"):
         command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
         git = subprocess.run(command, capture_output=True, text=True, check=False)
         commit = git.stdout.strip() or None
-    return {"packages": {name: version(name) for name in ("ivg", *_PACKAGES)}, "git_commit": commit}
+    return {
+        "packages": {name: version(name) for name in ("ivg", *_PACKAGES)},
+        "git_commit": commit,
+        "compiled_loops": library() is not None,  # without them, last bits differ on a CPU
+    }
 
 
 def fingerprint(folder: Path) -> str:

@@ -102,6 +102,15 @@ def test_faults_are_found(tmp_path: Path) -> None:
     assert "ready to decode" not in _shown(report)
 
 
+def test_missing_loops_are_said_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = guides.base(tmp_path / "base")
+    monkeypatch.setattr("ivg.doctor.library", lambda: None)
+    for device, num_warnings in (("cpu", 1), ("cuda", 0)):
+        monkeypatch.setattr("ivg.doctor.default_device", lambda device=device: device)
+        report = diagnose(DecodeConfig(base=ModelConfig(path=base)), ROWS)
+        assert sum("compiled loops are missing" in warning for warning in report.warnings) == num_warnings
+
+
 def test_quantized_weights_count_as_they_will_be(tmp_path: Path) -> None:
     model = tiny.llama(1).float()
     folder = tiny.save(tmp_path / "base", model)
