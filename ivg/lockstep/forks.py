@@ -107,21 +107,27 @@ def attend(
     """
     prefix: Prefix | None = getattr(key, "prefix", None)
     if prefix is None:
-        forward: tuple[Tensor, None] = sdpa_attention_forward(
+        plain: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
-        return forward
+        return plain
     for unknown in ("softcap", "position_bias", "s_aux"):
         if kwargs.get(unknown) is not None:
             raise TypeError(f"attention with {unknown} cannot share prefixes")
-    num_rows, num_heads, num_new, size = query.shape
-    key_heads, width = key.shape[1], prefix.keys.shape[2]
-    scaling = size**-0.5 if scaling is None else scaling
-    fork = prefix.fork
-    fork.num_reads += 1
+    prefix.fork.num_reads += 1
+    scaling = query.shape[3] ** -0.5 if scaling is None else scaling
     if attention.can_attend(query, attention_mask):
-        both = (prefix.keys, prefix.values), (key, value)
-        return attention.attend(query, *both, attention_mask, scaling, fork.order), None
+        both = prefix[:2], (key, value)
+        return attention.attend(query, *both, attention_mask, scaling, prefix.fork.order), None
+    return _by_products(query, key, value, attention_mask, scaling, prefix), None
+
+
+def _by_products(
+    query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, prefix: Prefix
+) -> Tensor:
+    """Attend by matrix products in which all queries of a prefix meet it."""
+    num_rows, num_heads, num_new, size = query.shape
+    key_heads, width, fork = key.shape[1], prefix.keys.shape[2], prefix.fork
     queries = (query * scaling).reshape(num_rows, key_heads, -1, size)
     before = fork.to_rows(fork.to_groups(queries) @ prefix.keys.transpose(2, 3))
     scores = torch.cat([before, queries @ key.transpose(2, 3)], dim=-1)  # (R, key heads, group * n, columns)
@@ -137,7 +143,7 @@ def attend(
     exact = torch.float64 if scores.dtype == torch.float64 else torch.float32
     weights = scores.softmax(dim=-1, dtype=exact).to(value.dtype)
     output = fork.to_rows(fork.to_groups(weights[..., :width]) @ prefix.values) + weights[..., width:] @ value
-    return output.view(num_rows, num_heads, num_new, size).transpose(1, 2).contiguous(), None
+    return output.view(num_rows, num_heads, num_new, size).transpose(1, 2).contiguous()
 
 
 AttentionInterface.register(IMPLEMENTATION, attend)
