@@ -6,8 +6,8 @@
     python eval/bench.py --workloads chat-1b --dtype bfloat16     # needs a GPU
 
 Prints a table and writes runs/bench/decode.json (decode_growth.json, decode_bfloat16.json and so on). The
-table's last columns: the machine's matrix products before and after, and the share of the time that the
-models' products would have taken at that rate.
+table's last columns: the machine's matrix products before and after, and which share of the time the
+machine could not do without, reading weights and caches at its memory rate or multiplying at its peak.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ COLUMNS = (
     "MiB",
     "x naive",
     "matmul GFLOP/s",
-    "share",
+    "floor",
 )
 
 
@@ -67,10 +67,7 @@ def ladder(workload: str, options: argparse.Namespace, console: Console) -> dict
         result = results[rung] = in_fresh_process(workload, rung, options)
         ratio = results["naive"]["seconds_per_prompt"] / result["seconds_per_prompt"]
         result["ratio_to_naive"] = ratio
-        rate = statistics.mean(result["matmul_gflops"])
-        if result["gflop_per_prompt"] is not None:
-            result["share_of_matmul_rate"] = result["gflop_per_prompt"] / rate / result["seconds_per_prompt"]
-        share = result.get("share_of_matmul_rate")
+        share = result.get("share_of_floor")
         table.add_row(
             rung,
             f"{result['seconds_per_prompt']:.2f}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import resource
 import statistics
 import time
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from ivg.benchmark import naive
+from ivg.benchmark.floor import Floor, bytes_per_prompt, memory_rate, peak_rate
 from ivg.benchmark.workloads import BenchmarkModels, Workload, build_models, build_rows
 from ivg.decoding import Decoder
 from ivg.hypotheses import Endings
@@ -29,12 +31,14 @@ class Work:
         num_prompts: prompts decoded.
         guide_tokens: tokens fed to pair and value model.
         flops: matrix-product operations of all models, or None where they were not counted.
+        bytes_read: at least, of weights, keys and values; or None.
     """
 
     seconds: float
     num_prompts: int
     guide_tokens: int
-    flops: float | None
+    flops: float | None = None
+    bytes_read: float | None = None
 
 
 def measure(
@@ -54,16 +58,28 @@ def measure(
     else:
         work = _run_engine(models, workload, rung, num_prompts, max_batch_rows)
     sampled = workload.new_tokens * workload.search.rows_per_prompt
-    return {
+    figures = {
         "num_prompts": work.num_prompts,
         "seconds_per_prompt": work.seconds / work.num_prompts,
         "returned_tokens_per_second": work.num_prompts * workload.new_tokens / work.seconds,
         "sampled_tokens_per_second": work.num_prompts * sampled / work.seconds,
         "guide_tokens_per_prompt": work.guide_tokens / work.num_prompts,
-        "gflop_per_prompt": None if work.flops is None else work.flops / work.num_prompts / 1e9,
         "peak_memory_mib": _peak_memory(device),
         "matmul_gflops": [rate_before, matmul_rate(dtype, device)],
     }
+    if work.flops is not None and work.bytes_read is not None:
+        rates = memory_rate(device), peak_rate(dtype, device)
+        floor = Floor(work.bytes_read / rates[0], work.flops / rates[1])
+        figures |= {
+            "gflop_per_prompt": work.flops / work.num_prompts / 1e9,
+            "gbyte_per_prompt": work.bytes_read / work.num_prompts / 1e9,
+            "memory_gbyte_per_second": rates[0] / 1e9,
+            "peak_gflops": rates[1] / 1e9,
+            "floor_memory_seconds": floor.memory_seconds / work.num_prompts,
+            "floor_arithmetic_seconds": floor.arithmetic_seconds / work.num_prompts,
+            "share_of_floor": floor.seconds / work.seconds,
+        }
+    return figures
 
 
 def _run_naive(models: BenchmarkModels, workload: Workload, num_prompts: int | None) -> Work:
@@ -72,7 +88,7 @@ def _run_naive(models: BenchmarkModels, workload: Workload, num_prompts: int | N
     naive.decode(models, short, prompts[0])  # first calls pay for memory and kernels
     start = time.perf_counter()
     guide_tokens = sum(naive.decode(models, workload, prompt)[0] for prompt in prompts)
-    return Work(time.perf_counter() - start, len(prompts), guide_tokens, None)
+    return Work(time.perf_counter() - start, len(prompts), guide_tokens)
 
 
 def _run_engine(
@@ -94,7 +110,12 @@ def _run_engine(
     fed = [lane.tokens_fed - already for lane, already in zip(rows.lanes, before, strict=True)]
     costs = [2.0 * num_matrix_weights(lane.module) for lane in rows.lanes]
     flops = sum(tokens * cost for tokens, cost in zip(fed, costs, strict=True))
-    return Work(seconds, len(tasks), sum(fed[1:]), flops)
+    itemsize = models.base.dtype.itemsize
+    # Prompts in a step, on average: batches are full but the last.
+    at_once = min(together, max_batch_rows // per_prompt)
+    in_step = len(tasks) / math.ceil(len(tasks) / at_once)
+    bytes_read = len(tasks) * bytes_per_prompt(workload, rows, in_step, itemsize)
+    return Work(seconds, len(tasks), sum(fed[1:]), flops, bytes_read)
 
 
 def _peak_memory(device: str) -> float:

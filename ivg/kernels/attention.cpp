@@ -6,17 +6,23 @@
 
 namespace {
 
-INLINE Vector added(Vector a, Vector b, Ints first, Ints second) {
-    return __builtin_shuffle(a, b, first) + __builtin_shuffle(a, b, second);
+// The lanes of `a`, then those of `b`, picked by number.
+#ifdef __clang__
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Ints{__VA_ARGS__})
+#endif
+
+// The sums of neighbouring lanes; each shuffle is one instruction of x86.
+INLINE Vector neighbours(Vector a, Vector b) {
+    return SHUFFLE(a, b, 0, 2, 8, 10, 4, 6, 12, 14) + SHUFFLE(a, b, 1, 3, 9, 11, 5, 7, 13, 15);
 }
 
-// Lane i: the sum of the lanes of v[i]. Each shuffle is one instruction of x86.
+// Lane i: the sum of the lanes of v[i].
 INLINE Vector sums_of_lanes(const Vector *v) {
-    const Ints even = {0, 2, 8, 10, 4, 6, 12, 14}, odd = {1, 3, 9, 11, 5, 7, 13, 15};
-    const Ints low = {0, 1, 2, 3, 8, 9, 10, 11}, high = {4, 5, 6, 7, 12, 13, 14, 15};
-    Vector pairs[4];
-    for (int i = 0; i < 4; i++) pairs[i] = added(v[2 * i], v[2 * i + 1], even, odd);
-    return added(added(pairs[0], pairs[1], even, odd), added(pairs[2], pairs[3], even, odd), low, high);
+    Vector a = neighbours(neighbours(v[0], v[1]), neighbours(v[2], v[3]));
+    Vector b = neighbours(neighbours(v[4], v[5]), neighbours(v[6], v[7]));
+    return SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11) + SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
 }
 
 // The loops wait for memory. While a column of keys is read, the same one of values is asked for, and while values

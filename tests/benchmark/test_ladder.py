@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ivg.benchmark import naive
+from ivg.benchmark.floor import Floor, bytes_per_prompt
 from ivg.benchmark.measure import RUNGS, measure
 from ivg.benchmark.workloads import WORKLOADS, Shape, Workload, build_models, build_rows
 from ivg.decoding import Decoder
@@ -63,6 +64,24 @@ def test_the_yardstick_decodes_what_the_engine_does(architecture: str) -> None:
     assert [lane.tokens_fed for lane in rows.lanes] == [prompts + inside + lived_on] * 4
 
 
+def test_what_must_be_read_by_hand() -> None:
+    work = workload("gpt2")
+    rows = build_rows(build_models(work, torch.float32, "cpu"), work)
+    layers = 2 * (16 * 48 + 16 * 16 + 2 * 16 * 64)  # attention in and out, MLP in and out
+    weights = (
+        NUM_NEW * 3 * (layers + 40 * 16) + NUM_NEW / LENGTH * layers
+    )  # three with an output layer; value
+    columns = (4 + 7) / 2 + NUM_NEW / 2
+    states = (NUM_NEW * 3 + NUM_NEW / LENGTH) * columns * 2 * 2 * 16  # keys and values of two layers
+    assert bytes_per_prompt(work, rows, 1, 4) == 4 * (weights + states)
+    assert bytes_per_prompt(work, rows, 2, 2) == 2 * (weights / 2 + states)
+
+
+def test_the_floor_is_the_larger_bound() -> None:
+    assert Floor(memory_seconds=2.0, arithmetic_seconds=1.0).seconds == 2.0
+    assert Floor(memory_seconds=0.5, arithmetic_seconds=1.0).seconds == 1.0
+
+
 def test_every_rung_can_be_measured() -> None:
     for rung in RUNGS:
         found = measure(
@@ -70,6 +89,11 @@ def test_every_rung_can_be_measured() -> None:
         )
         assert found["seconds_per_prompt"] > 0
         assert found["guide_tokens_per_prompt"] > 0
+        assert ("share_of_floor" in found) == (rung != "naive")
+        if rung != "naive":
+            floor = max(found["floor_memory_seconds"], found["floor_arithmetic_seconds"])
+            assert found["share_of_floor"] == pytest.approx(floor / found["seconds_per_prompt"])
+            assert 0 < found["share_of_floor"] < 1
 
 
 def test_the_command_measures_one_rung(
