@@ -24,11 +24,19 @@ def _types(module: nn.Module) -> set[type]:
     return {type(child) for child in module.modules()}
 
 
-@pytest.mark.parametrize("rows", [1, 3, 64, 200])
+@pytest.mark.parametrize("shape", [(37, 53), (256, 1024), (1024, 256)])
+@pytest.mark.parametrize("rows", [1, 2, 3, 32, 40, 200])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_layer_multiplies_by_its_weights(rows: int, bias: bool) -> None:
+@pytest.mark.parametrize("by_mkl", [True, False])
+def test_a_layer_multiplies_by_its_weights(
+    shape: tuple[int, int], rows: int, bias: bool, by_mkl: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both orders, for any number of rows: weights are packed for one and used with every other."""
+    if by_mkl and not (torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear")):
+        pytest.skip("this torch has no MKL")
+    monkeypatch.setattr("ivg.packing._prefers_mkl", lambda: by_mkl)
     torch.manual_seed(0)
-    linear, states = nn.Linear(37, 53, bias=bias).requires_grad_(False), torch.randn(rows, 2, 37)
+    linear, states = nn.Linear(*shape, bias=bias).requires_grad_(False), torch.randn(rows, 2, shape[0])
     packed = PackedLinear(linear.weight, linear.bias)
     product = torch.einsum("rni,oi->rno", states.double(), linear.weight.double())
     expected = product + (linear.bias.double() if bias else 0)
