@@ -7,44 +7,27 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ivg.kernels.library import LANES, SUFFIXES, call, library
 
+_FIELDS: dict[type[ctypes._SimpleCData[Any]], str] = {
+    ctypes.c_void_p: "query prefix_keys prefix_values own_keys own_values mask output scratch "
+    "rows row_starts prefixes prefix_starts common",
+    ctypes.c_int64: "query_row query_head prefix_row prefix_head own_row own_head "
+    "prefix_columns own_columns scratch_size",
+    ctypes.c_int32: "num_groups num_heads queries_per_head size",
+    ctypes.c_float: "scaling",
+}
+
 
 class Arguments(ctypes.Structure):
     """What the loop takes; `Order` and `attend` say what each is."""
 
-    _fields_ = (
-        *(
-            (name, ctypes.c_void_p)
-            for name in (
-                *(
-                    "query",
-                    "prefix_keys",
-                    "prefix_values",
-                    "own_keys",
-                    "own_values",
-                    "mask",
-                    "output",
-                    "scratch",
-                ),
-                *("rows", "row_starts", "prefixes", "prefix_starts", "common"),
-            )
-        ),
-        *(
-            (name, ctypes.c_int64)
-            for name in (
-                *("query_row", "query_head", "prefix_row", "prefix_head", "own_row", "own_head"),
-                *("prefix_columns", "own_columns", "scratch_size"),
-            )
-        ),
-        *((name, ctypes.c_int32) for name in ("num_groups", "num_heads", "queries_per_head", "size")),
-        ("scaling", ctypes.c_float),
-    )
+    _fields_ = tuple((name, kind) for kind, names in _FIELDS.items() for name in names.split())
 
 
 class Order(NamedTuple):
@@ -93,13 +76,18 @@ def order(parents: Sequence[int], groups: Sequence[int], common: Sequence[int]) 
     )
 
 
-def can_attend(query: Tensor, mask: Tensor | None) -> bool:
-    """Tell whether `attend` takes these."""
+def can_attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
+    """Tell whether `attend` takes these queries and masks, and keys and values kept like these."""
+    size = query.shape[3]
     return (
         query.shape[2] == 1
         and query.device.type == "cpu"
         and query.dtype in SUFFIXES
-        and query.shape[3] % LANES == 0
+        and query.dtype == key.dtype == value.dtype
+        and size % LANES == 0
+        and key.shape == value.shape
+        and key.stride() == value.stride()
+        and key.stride()[2:] == (size, 1)
         and (mask is None or mask.dtype == torch.bool)
         and library() is not None
     )

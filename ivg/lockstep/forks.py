@@ -116,7 +116,7 @@ def attend(
             raise TypeError(f"attention with {unknown} cannot share prefixes")
     prefix.fork.num_reads += 1
     scaling = query.shape[3] ** -0.5 if scaling is None else scaling
-    if attention.can_attend(query, attention_mask):
+    if attention.can_attend(query, key, value, attention_mask):
         both = prefix[:2], (key, value)
         return attention.attend(query, *both, attention_mask, scaling, prefix.fork.order), None
     return _by_products(query, key, value, attention_mask, scaling, prefix), None

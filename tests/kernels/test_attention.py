@@ -57,7 +57,7 @@ class Case:
         common = [0] * len(self.groups) if apart else self.common
         ordered = order(self.parents, groups or self.groups, common)
         mask = self.mask if masked else None
-        assert can_attend(self.query, mask)
+        assert can_attend(self.query, *self.own, mask)
         return attend(self.query, self.prefix, self.own, mask, self.scaling, ordered)
 
     def expected(self, *, masked: bool = True) -> Tensor:
@@ -153,10 +153,13 @@ def test_scores_far_apart() -> None:
 
 def test_what_the_loop_does_not_take() -> None:
     query, mask = torch.zeros(2, 3, 1, 16), torch.ones(2, 1, 1, 5, dtype=torch.bool)
-    assert can_attend(query, mask)
-    assert can_attend(query, None)
-    assert not can_attend(query.double(), mask)
-    assert not can_attend(query.half(), mask)
-    assert not can_attend(query.expand(2, 3, 2, 16), mask)  # several new tokens
-    assert not can_attend(query[..., :12], mask)  # not whole vectors
-    assert not can_attend(query, mask.float())  # to be added
+    kept = torch.zeros(2, 3, 5, 16)
+    assert can_attend(query, kept, kept, mask)
+    assert can_attend(query, kept, kept, None)
+    assert not can_attend(query.double(), kept.double(), kept.double(), mask)
+    assert not can_attend(query, kept.bfloat16(), kept.bfloat16(), mask)
+    assert not can_attend(query.expand(2, 3, 2, 16), kept, kept, mask)  # several new tokens
+    assert not can_attend(query[..., :12], kept[..., :12], kept[..., :12], mask)  # not whole vectors
+    assert not can_attend(query, kept, kept, mask.float())  # to be added
+    assert not can_attend(query, kept, kept[..., :8], mask)  # values of another size
+    assert not can_attend(query, kept, kept.transpose(1, 2).contiguous().transpose(1, 2), mask)
