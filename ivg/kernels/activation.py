@@ -9,8 +9,14 @@ from ivg.kernels.library import SUFFIXES, address, call, library
 
 
 def can_gelu(x: Tensor) -> bool:
-    """Tell whether `gelu` takes this."""
-    return x.device.type == "cpu" and x.dtype in SUFFIXES and x.is_contiguous() and library() is not None
+    """Tell whether `gelu` takes this; it has no gradient."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in SUFFIXES
+        and x.is_contiguous()
+        and not x.requires_grad
+        and library() is not None
+    )
 
 
 def gelu(x: Tensor) -> Tensor:

@@ -35,12 +35,13 @@ def draw(logits: Tensor, uniforms: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def can_compare(tuned: Tensor, untuned: Tensor) -> bool:
-    """Tell whether `log_ratios` takes these."""
+    """Tell whether `log_ratios` takes these; it has no gradient."""
     return (
         tuned.device.type == "cpu"
         and untuned.device.type == "cpu"
         and tuned.dtype == untuned.dtype
         and tuned.dtype in SUFFIXES
+        and not (tuned.requires_grad or untuned.requires_grad)
         and library() is not None
     )
 

@@ -32,3 +32,4 @@ def test_what_the_loop_does_not_take() -> None:
     assert can_gelu(x)
     assert not can_gelu(x.double())
     assert not can_gelu(x.t())
+    assert not can_gelu(x.requires_grad_())

@@ -93,3 +93,4 @@ def test_what_the_loops_do_not_take() -> None:
     assert can_compare(logits, logits)
     assert not can_compare(logits, logits.bfloat16())
     assert not can_compare(logits.double(), logits.double())
+    assert not can_compare(logits, logits.clone().requires_grad_())
