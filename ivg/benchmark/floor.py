@@ -7,12 +7,10 @@ sequence's keys and values (its rows may share theirs). The value model reads it
 from __future__ import annotations
 
 import dataclasses
-import statistics
-import time
-from collections.abc import Callable
 
 import torch
 
+from ivg.benchmark.timing import median_seconds
 from ivg.benchmark.workloads import Shape, Workload
 from ivg.lockstep.rows import Lockstep
 from ivg.packing import num_matrix_weights
@@ -59,22 +57,11 @@ def bytes_per_prompt(workload: Workload, rows: Lockstep, batch_prompts: float, i
 def memory_rate(device: str) -> float:
     """Return bytes/s of reading half a gigabyte."""
     numbers = torch.ones(2**27, device=device)
-    return numbers.nbytes / _median_seconds(lambda: numbers.sum(), device)
+    return numbers.nbytes / median_seconds(lambda: numbers.sum(), device)
 
 
 def peak_rate(dtype: torch.dtype, device: str) -> float:
     """Return operations/s of large square matrix products."""
     size = 2048 if device == "cpu" else 8192
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return 2 * size**3 / _median_seconds(lambda: left @ right, device)
-
-
-def _median_seconds(run: Callable[[], object], device: str, times: int = 9) -> float:
-    seconds = []
-    for _ in range(times):
-        start = time.perf_counter()
-        run()
-        if device != "cpu":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    return 2 * size**3 / median_seconds(lambda: left @ right, device)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 
+from ivg.benchmark.timing import median_seconds
 from ivg.benchmark.workloads import Workload, build_models, build_rows
 from ivg.config import SearchConfig
 from ivg.decoding import Decoder
@@ -77,18 +77,9 @@ def cache_seconds(
     spare = torch.empty_like(keys)
     order = torch.arange(shape[0], device=device)
 
-    attention = _median(partial(scaled_dot_product_attention, query, keys, values, attn_mask=mask), device)
+    attention = median_seconds(
+        partial(scaled_dot_product_attention, query, keys, values, attn_mask=mask), device
+    )
     # Keys and values, reordered at each boundary for the kept rows; on a GPU once more for their successors.
-    reorder = _median(partial(torch.index_select, keys, 0, order, out=spare), device)
+    reorder = median_seconds(partial(torch.index_select, keys, 0, order, out=spare), device)
     return float(layers * (attention + (2 if together > 1 else 4) * reorder / search.chunk_length))
-
-
-def _median(work: Callable[[], object], device: str) -> float:
-    seconds = []
-    for _ in range(20):
-        start = time.perf_counter()
-        work()
-        if device != "cpu":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)

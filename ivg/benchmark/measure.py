@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import resource
-import statistics
 import time
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 
 from ivg.benchmark import naive
 from ivg.benchmark.floor import Floor, bytes_per_prompt, memory_rate, peak_rate
+from ivg.benchmark.timing import median_seconds
 from ivg.benchmark.workloads import BenchmarkModels, Workload, build_models, build_rows
 from ivg.decoding import Decoder
 from ivg.hypotheses import Endings
@@ -129,12 +129,9 @@ def matmul_rate(dtype: torch.dtype, device: str) -> float:
     """Return GFLOP/s on matrices like the workload's: 256 x 512 by 512 x 2048."""
     left = torch.randn(256, 512, device=device, dtype=dtype)
     right = torch.randn(2048, 512, device=device, dtype=dtype)
-    rates = []
-    for _ in range(30):
-        start = time.perf_counter()
+
+    def ten() -> None:
         for _ in range(10):
             torch.nn.functional.linear(left, right)
-        if device != "cpu":
-            torch.cuda.synchronize()
-        rates.append(10 * 2 * 256 * 512 * 2048 / (time.perf_counter() - start) / 1e9)
-    return statistics.median(rates)
+
+    return 10 * 2 * 256 * 512 * 2048 / median_seconds(ten, device, times=30) / 1e9
