@@ -57,7 +57,8 @@ def draw(logits: Tensor, uniforms: Tensor, *, temperature: float = 1.0) -> Tenso
     """
     if loops.can_draw(logits):
         return loops.draw(logits, uniforms, temperature)
-    cumulative = (logits / temperature).softmax(dim=-1).cumsum(dim=-1)  # (R, V)
+    scaled = logits if temperature == 1 else logits / temperature
+    cumulative = scaled.softmax(dim=-1).cumsum(dim=-1)  # (R, V)
     total = cumulative[:, -1:]
     target = uniforms.to(cumulative.dtype)[:, None] * total  # (R, 1)
     # A uniform just below 1 may round up to 1: stay below the total, inside the last token's interval.
