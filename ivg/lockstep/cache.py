@@ -34,7 +34,7 @@ class Source(NamedTuple):
 class _Merge(NamedTuple):
     """Which forked rows (R',) become whole, the prefix of each, and how the prefixes get there in place."""
 
-    rows: list[int]
+    rows: Tensor
     parents: list[int]
     moves: list[Move]
     drop: int
@@ -160,7 +160,7 @@ class RowCache(Cache):
         """Keep `rows` (R',), each whole again with its prefix, without the prefix's first `drop` columns."""
         first = self.layers[0]
         parents, width = first.prefix.fork.parents[rows].tolist(), first.prefix.keys.shape[2]
-        merge = _Merge(rows.tolist(), parents, in_order(parents, self.trunks.in_common), drop, first.length)
+        merge = _Merge(rows, parents, in_order(parents, self.trunks.in_common), drop, first.length)
         self._known_trunks = self.trunks.continued(parents, width).shifted(-drop)
         for layer in self.layers:
             prefix = layer.prefix
@@ -231,8 +231,7 @@ class RowCache(Cache):
             for row, parent in enumerate(merge.parents):
                 merged[row, :, :border] = kept[parent]
             self._pool.give(prefix)
-        for row, source in enumerate(merge.rows):
-            merged[row, :, border:end] = own[source, :, : merge.length]
+        merged[:, :, border:end] = own[:, :, : merge.length].index_select(0, merge.rows)
         self._own_pool.give(own)
         return merged
 

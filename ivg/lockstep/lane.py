@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -80,6 +81,12 @@ class Lane:
         """The architecture's configuration."""
         return dict(self.module.config.get_text_config().to_dict())
 
+    @functools.cached_property
+    def has_windows(self) -> bool:
+        """Whether some layers do not attend to everything before."""
+        types = self.text_config.get("layer_types") or ()
+        return bool(set(types) - {"full_attention"} or self.text_config.get("sliding_window"))
+
     @property
     def num_branches(self) -> int:
         """How many times each row runs through the module."""
@@ -133,7 +140,10 @@ class Lane:
             positions = positions.clamp(max=self.max_length - 1)
         state.mask = torch.cat([state.mask, state.mask.new_ones(len(ids), num_new)], dim=1)
         state.lengths = state.lengths + num_new
-        output = self.forward(state.cache, ids, state.mask, positions, num_new)
+        # All that one token may see, and so no mask for transformers to work out.
+        is_whole = num_new == 1 and self.can_fork and not self.has_windows
+        mask = state.mask[:, None, None] if is_whole else state.mask
+        output = self.forward(state.cache, ids, mask, positions, num_new)
         state.last = output[:, -1]
         state.finite = state.finite & self.is_finite(output)
         self.tokens_fed += ids.numel()
@@ -191,7 +201,8 @@ class Lane:
         Args:
             cache: keys and values of the columns before; the new ones are appended.
             ids: (R, n), R counting branches.
-            mask: (R, T) real columns, the new ones included; or (R, 1, n, T) to be added to attention scores.
+            mask: (R, T) real columns, the new ones included; or (R, 1, n, T) of bool, or to be added to
+                attention scores.
             positions: (R, n).
             num_outputs: how many of the last outputs are wanted.
 
@@ -224,6 +235,9 @@ class Lane:
         config._attn_implementation = IMPLEMENTATION
         try:
             yield
+        except RuntimeError as error:  # keys without their prefix do not fit the mask: reported below
+            if fork.num_reads or isinstance(error, torch.OutOfMemoryError):
+                raise
         finally:
             config._attn_implementation = before
         if fork.num_reads != len(cache.layers):

@@ -105,9 +105,7 @@ def check_lanes(lanes: Sequence[Lane]) -> None:
         UserError: a model whose layers do not all attend to everything, or models on several devices.
     """
     for lane in lanes:
-        config = lane.text_config
-        types = config.get("layer_types") or []
-        if any(kind != "full_attention" for kind in types) or config.get("sliding_window"):
+        if lane.has_windows:
             raise UserError(f"{lane.name}: static_steps needs full attention in every layer; turn it off")
         if lane.device != lanes[0].device:
             raise UserError(f"{lane.name}: static_steps needs all models on one device; turn it off")
