@@ -139,12 +139,14 @@ INLINE void mix(const typename Type::Element *values, const typename Type::Eleme
 
 // As `attention.Arguments`; strides and sizes count elements.
 struct Arguments {
-    const void *query, *prefix_keys, *prefix_values, *own_keys, *own_values;
+    const void *query, *new_keys, *new_values, *prefix_keys, *prefix_values;
+    void *own_keys, *own_values;
     const uint8_t *mask;
     void *output;
     float *scratch;
     const int32_t *rows, *row_starts, *prefixes, *prefix_starts, *common;
-    int64_t query_row, query_head, prefix_row, prefix_head, own_row, own_head;
+    int64_t query_row, query_head, new_key_row, new_key_head, new_value_row, new_value_head;
+    int64_t prefix_row, prefix_head, own_row, own_head;
     int64_t prefix_columns, own_columns, scratch_size;
     int32_t num_groups, num_heads, queries_per_head, size;
     float scaling;
@@ -165,10 +167,18 @@ INLINE void attend_one(const Arguments &a, int group, int head, float *scratch) 
     const auto prefix = [&](const void *states, int p) {
         return static_cast<const Element *>(states) + a.prefixes[p] * a.prefix_row + head * a.prefix_head;
     };
-    const auto own = [&](const void *states, int r) {
-        return static_cast<const Element *>(states) + rows[r] * a.own_row + head * a.own_head;
+    const auto own = [&](void *states, int r) {
+        return static_cast<Element *>(states) + rows[r] * a.own_row + head * a.own_head;
+    };
+    const auto append = [&](Element *states, const void *from, long row, long head_stride) {
+        auto column = static_cast<const Element *>(from) + row + head * head_stride;
+        std::memcpy(states + (a.own_columns - 1) * size, column, size * sizeof(Element));
     };
 
+    for (int r = 0; r < num_rows; r++) {  // first, so that they are written when they are read
+        append(own(a.own_keys, r), a.new_keys, rows[r] * a.new_key_row, a.new_key_head);
+        append(own(a.own_values, r), a.new_values, rows[r] * a.new_value_row, a.new_value_head);
+    }
     for (int q = 0; q < num_queries; q++) {
         auto from = static_cast<const Element *>(a.query) + rows[q / per_row] * a.query_row +
                     (head * per_row + q % per_row) * a.query_head;

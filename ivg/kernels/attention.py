@@ -15,10 +15,10 @@ from torch import Tensor
 from ivg.kernels.library import LANES, SUFFIXES, call, library
 
 _FIELDS: dict[type[ctypes._SimpleCData[Any]], str] = {
-    ctypes.c_void_p: "query prefix_keys prefix_values own_keys own_values mask output scratch "
-    "rows row_starts prefixes prefix_starts common",
-    ctypes.c_int64: "query_row query_head prefix_row prefix_head own_row own_head "
-    "prefix_columns own_columns scratch_size",
+    ctypes.c_void_p: "query new_keys new_values prefix_keys prefix_values own_keys own_values "
+    "mask output scratch rows row_starts prefixes prefix_starts common",
+    ctypes.c_int64: "query_row query_head new_key_row new_key_head new_value_row new_value_head "
+    "prefix_row prefix_head own_row own_head prefix_columns own_columns scratch_size",
     ctypes.c_int32: "num_groups num_heads queries_per_head size",
     ctypes.c_float: "scaling",
 }
@@ -95,6 +95,7 @@ def can_attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -
 
 def attend(
     query: Tensor,
+    new: tuple[Tensor, Tensor],
     prefix: tuple[Tensor, Tensor],
     own: tuple[Tensor, Tensor],
     mask: Tensor | None,
@@ -105,6 +106,7 @@ def attend(
 
     Args:
         query: (R, heads, 1, size).
+        new: keys and values (R, key heads, 1, size) of the tokens themselves, written to the last of `own`.
         prefix: keys and values (P, key heads, prefix columns, size).
         own: keys and values (R, key heads, own columns, size).
         mask: (R, 1, 1, columns of prefix and own) which may be seen; None: all.
@@ -122,11 +124,11 @@ def attend(
     scratch = torch.empty(torch.get_num_threads(), scratch_size)
     output = query.new_empty(num_rows, 1, num_heads, size)
     mask = None if mask is None else mask.expand(num_rows, 1, 1, columns).contiguous()
-    query = query if query.stride(3) == 1 else query.contiguous()
-    pointers = (query, *prefix, *own, mask, output, scratch, *order[:-1])
+    query, *states = (t if t.stride(3) == 1 else t.contiguous() for t in (query, *new))
+    pointers = (query, *states, *prefix, *own, mask, output, scratch, *order[:-1])
     arguments = Arguments(
         *(None if tensor is None else tensor.data_ptr() for tensor in pointers),
-        *(stride for tensor in (query, prefix[0], own[0]) for stride in tensor.stride()[:2]),
+        *(stride for tensor in (query, *states, prefix[0], own[0]) for stride in tensor.stride()[:2]),
         *(prefix[0].shape[2], own[0].shape[2], scratch_size),
         *(len(order.common), key_heads, queries_per_head, size),
         scaling,

@@ -19,7 +19,7 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
 from ivg.lockstep.buffers import COLUMN_STEP, GROWTH, Move, Pool, in_order, move_rows, with_spare_columns
-from ivg.lockstep.forks import Fork, Prefix
+from ivg.lockstep.forks import Behind, Fork, Prefix
 from ivg.lockstep.trunks import Trunks
 
 
@@ -71,11 +71,12 @@ class RowLayer(CacheLayerMixin):
             room = max(end, int(self.length * GROWTH))
             self.keys, self.values = self._grown(self.keys, room), self._grown(self.values, room)
         keys, values = self.keys[: self.num_rows, :, :end], self.values[: self.num_rows, :, :end]
-        keys[:, :, self.length :] = key_states
-        values[:, :, self.length :] = value_states
         self.length = end
-        if self.prefix is not None:
-            keys.prefix = self.prefix  # type: ignore[attr-defined]  # see forks.attend
+        if self.prefix is None:
+            keys[:, :, -key_states.shape[2] :] = key_states
+            values[:, :, -key_states.shape[2] :] = value_states
+        else:  # forks.attend writes them
+            keys.behind = Behind(self.prefix, key_states, value_states)  # type: ignore[attr-defined]
         return keys, values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

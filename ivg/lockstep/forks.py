@@ -83,6 +83,14 @@ class Prefix(NamedTuple):
     fork: Fork
 
 
+class Behind(NamedTuple):
+    """New keys and values (R, heads, n, head size) behind a prefix, to be the last of the rows' columns."""
+
+    prefix: Prefix
+    keys: Tensor
+    values: Tensor
+
+
 def attend(
     module: nn.Module,
     query: Tensor,
@@ -94,10 +102,13 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Attend to the columns of a shared prefix, then to the rows' own; the softmax is over both.
 
+    The new tokens' keys and values are written here, where the loop that reads them has them at hand.
+
     Args:
         module: the attention layer.
         query: (R, heads, n, head size).
-        key: (R, key heads, own columns, head size), with the `Prefix` as its attribute `prefix`.
+        key: (R, key heads, own columns, head size), the last ones to be written; its attribute `behind` is a
+            `Behind`.
         value: like `key`.
         attention_mask: (R, 1, n, columns of prefix and own) of bool or to be added; None: everything is seen.
         scaling: of the scores; default 1 / sqrt(head size).
@@ -105,8 +116,8 @@ def attend(
     Returns:
         (R, n, heads, head size), and no weights.
     """
-    prefix: Prefix | None = getattr(key, "prefix", None)
-    if prefix is None:
+    behind: Behind | None = getattr(key, "behind", None)
+    if behind is None:
         plain: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
@@ -114,11 +125,14 @@ def attend(
     for unknown in ("softcap", "position_bias", "s_aux"):
         if kwargs.get(unknown) is not None:
             raise TypeError(f"attention with {unknown} cannot share prefixes")
+    prefix, new_key, new_value = behind
     prefix.fork.num_reads += 1
     scaling = query.shape[3] ** -0.5 if scaling is None else scaling
     if attention.can_attend(query, key, value, attention_mask):
-        both = prefix[:2], (key, value)
-        return attention.attend(query, *both, attention_mask, scaling, prefix.fork.order), None
+        states = (new_key, new_value), prefix[:2], (key, value)
+        return attention.attend(query, *states, attention_mask, scaling, prefix.fork.order), None
+    num_new = query.shape[2]
+    key[:, :, -num_new:], value[:, :, -num_new:] = new_key, new_value
     return _by_products(query, key, value, attention_mask, scaling, prefix), None
 
 
