@@ -1,6 +1,7 @@
 """Measure decoding speed rung by rung, each in a process of its own, all on the same work.
 
     python eval/bench.py                          # what `make bench` runs: the workloads short and long
+    python eval/bench.py --runs 3                 # medians, on a machine that others use too
     python eval/bench.py --growth                 # cost per prompt at 20 and at 100 prompts
     python eval/bench.py --lengths 60 300 --workloads long      # cost per step of short and long responses
     python eval/bench.py --workloads chat-1b --dtype bfloat16     # needs a GPU
@@ -57,14 +58,23 @@ def in_fresh_process(
 
 def ladder(workload: str, options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Measure every rung and print the table."""
-    table = Table(title=f"{workload}, {options.dtype}, max_batch_rows {options.max_batch_rows}")
+    title = f"{workload}, {options.dtype}, max_batch_rows {options.max_batch_rows}"
+    num_runs = options.runs or 1
+    table = Table(title=title + (f", medians of {num_runs} runs" if num_runs > 1 else ""))
     for column in COLUMNS:
         table.add_column(column, justify="left" if column == "rung" else "right")
+    # On a CPU fixed buffers cannot pay off: they are for a captured graph.
+    found: dict[str, list[dict[str, Any]]] = {
+        rung: [] for rung in RUNGS if rung != "static steps" or options.device != "cpu"
+    }
+    for _ in range(num_runs):
+        for rung, runs in found.items():
+            runs.append(in_fresh_process(workload, rung, options))
     results: dict[str, Any] = {}
-    for rung in RUNGS:
-        if rung == "static steps" and options.device == "cpu":
-            continue  # fixed buffers pay off as a captured graph only
-        result = results[rung] = in_fresh_process(workload, rung, options)
+    for rung, runs in found.items():
+        runs.sort(key=lambda run: run["seconds_per_prompt"])
+        result = results[rung] = dict(runs[len(runs) // 2])  # the run of median speed
+        result["seconds_per_prompt_of_runs"] = [run["seconds_per_prompt"] for run in runs]
         ratio = results["naive"]["seconds_per_prompt"] / result["seconds_per_prompt"]
         result["ratio_to_naive"] = ratio
         share = result.get("share_of_floor")
@@ -83,10 +93,10 @@ def ladder(workload: str, options: argparse.Namespace, console: Console) -> dict
     return results
 
 
-def growth(workload: str, options: argparse.Namespace, console: Console, runs: int = 3) -> dict[str, Any]:
-    """Compare 100 prompts with 20, medians of interleaved runs."""
+def growth(workload: str, options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Compare 100 prompts with 20, medians of runs in turns."""
     found: dict[int, list[dict[str, Any]]] = {20: [], 100: []}
-    for _ in range(runs):
+    for _ in range(options.runs or 3):
         for num_prompts, results in found.items():
             results.append(in_fresh_process(workload, "continuous batching", options, prompts=num_prompts))
     ratios = {}
@@ -123,6 +133,9 @@ def _parse_options() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--max_batch_rows", type=int, default=256)
     parser.add_argument("--prompts", type=int, help="number of prompts; default: the workload's")
+    parser.add_argument(
+        "--runs", type=int, help="in turns, for their medians; default: 1 of each rung, 3 for --growth"
+    )
     parser.add_argument("--growth", action="store_true", help="cost per prompt at 20 and at 100 prompts")
     parser.add_argument(
         "--lengths",
@@ -131,11 +144,17 @@ def _parse_options() -> argparse.Namespace:
         metavar=("SHORT", "LONG"),
         help="cost per step of two response lengths",
     )
-    parser.add_argument("--output", type=Path, default=Path("runs/bench/decode.json"))
+    parser.add_argument(
+        "--output", type=Path, help="default: runs/bench/decode.json, or named after the options"
+    )
     parser.add_argument("--one", nargs=2, metavar=("WORKLOAD", "RUNG"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.lengths and not 0 < options.lengths[0] < options.lengths[1]:
         raise UserError(f"lengths are {options.lengths}; give a short and a longer one, both >= 1")
+    if options.runs is not None and (options.runs < 1 or options.lengths):
+        raise UserError(
+            f"runs is {options.runs}; give at least 1, and none with --lengths, which takes three"
+        )
     if options.max_batch_rows < 16:
         raise UserError(f"max_batch_rows is {options.max_batch_rows}; the workloads need at least 16")
     return options
@@ -173,7 +192,7 @@ def main() -> None:
         "results": results,
     }
     kind = ("" if what == "ladder" else f"_{what}") + ("" if options.dtype == "float32" else "_bfloat16")
-    path = options.output.with_stem(options.output.stem + kind)
+    path = options.output or Path(f"runs/bench/decode{kind}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=2) + "\n")
     console.print(f"written to {path}")

@@ -124,6 +124,7 @@ def attend(
     scratch = torch.empty(torch.get_num_threads(), scratch_size)
     output = query.new_empty(num_rows, 1, num_heads, size)
     mask = None if mask is None else mask.expand(num_rows, 1, 1, columns).contiguous()
+    new = new[0].to(query.dtype), new[1].to(query.dtype)  # written as they are
     query, *states = (t if t.stride(3) == 1 else t.contiguous() for t in (query, *new))
     pointers = (query, *states, *prefix, *own, mask, output, scratch, *order[:-1])
     arguments = Arguments(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,6 +95,67 @@ def test_every_rung_can_be_measured() -> None:
             floor = max(found["floor_memory_seconds"], found["floor_arithmetic_seconds"])
             assert found["share_of_floor"] == pytest.approx(floor / found["seconds_per_prompt"])
             assert 0 < found["share_of_floor"] < 1
+
+
+def test_the_ladder_takes_medians_of_runs_in_turns(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    seconds = {
+        "naive": [8.0, 7.0, 12.0],
+        "kept caches": [4.0, 5.0, 3.0],
+        "batched prompts": [1.0, 2.0, 9.0],
+        "continuous batching": [2.5, 1.5, 1.6],
+    }
+    measured: list[str] = []
+
+    def measured_before(workload: str, rung: str, options: object) -> dict[str, object]:
+        measured.append(rung)
+        return {
+            "seconds_per_prompt": seconds[rung][measured.count(rung) - 1],
+            "returned_tokens_per_second": 1.0,
+            "sampled_tokens_per_second": 4.0,
+            "guide_tokens_per_prompt": 10,
+            "peak_memory_mib": 100.0,
+            "matmul_gflops": [1.0, 1.0],
+        }
+
+    bench, path = load("bench"), tmp_path / "found.json"
+    monkeypatch.setattr(bench, "in_fresh_process", measured_before)
+    flags = ["--workloads", "short", "--runs", "3", "--device", "cpu", "--output", str(path)]
+    monkeypatch.setattr("sys.argv", ["bench.py", *flags])
+    bench.main()
+    assert measured == list(seconds) * 3
+    assert "medians of 3 runs" in capsys.readouterr().out
+    found = json.loads(path.read_text())["results"]["short"]
+    assert {rung: result["seconds_per_prompt"] for rung, result in found.items()} == {
+        "naive": 8.0,
+        "kept caches": 4.0,
+        "batched prompts": 2.0,
+        "continuous batching": 1.6,
+    }
+    assert found["continuous batching"]["ratio_to_naive"] == 5
+    assert found["kept caches"]["seconds_per_prompt_of_runs"] == [3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--runs", "0"], "runs is 0; give at least 1"),
+        (["--runs", "2", "--lengths", "6", "9"], "none with --lengths"),
+        (["--lengths", "9", "6"], "lengths are [9, 6]; give a short and a longer one"),
+        (["--max_batch_rows", "8"], "max_batch_rows is 8; the workloads need at least 16"),
+    ],
+)
+def test_bad_options_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, flags: list[str], message: str
+) -> None:
+    monkeypatch.setattr("sys.argv", ["bench.py", *flags])
+    with pytest.raises(SystemExit) as ended:
+        load("bench").main()
+    assert ended.value.code == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("\n") == 1
 
 
 def test_the_command_measures_one_rung(
