@@ -72,8 +72,8 @@ def ladder(workload: str, options: argparse.Namespace, console: Console) -> dict
             runs.append(in_fresh_process(workload, rung, options))
     results: dict[str, Any] = {}
     for rung, runs in found.items():
-        runs.sort(key=lambda run: run["seconds_per_prompt"])
-        result = results[rung] = dict(runs[len(runs) // 2])  # the run of median speed
+        median = sorted(runs, key=lambda run: run["seconds_per_prompt"])[len(runs) // 2]
+        result = results[rung] = dict(median)
         result["seconds_per_prompt_of_runs"] = [run["seconds_per_prompt"] for run in runs]
         ratio = results["naive"]["seconds_per_prompt"] / result["seconds_per_prompt"]
         result["ratio_to_naive"] = ratio
@@ -133,9 +133,7 @@ def _parse_options() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--max_batch_rows", type=int, default=256)
     parser.add_argument("--prompts", type=int, help="number of prompts; default: the workload's")
-    parser.add_argument(
-        "--runs", type=int, help="in turns, for their medians; default: 1 of each rung, 3 for --growth"
-    )
+    parser.add_argument("--runs", type=int, help="in turns; reports medians (default: 1, with --growth 3)")
     parser.add_argument("--growth", action="store_true", help="cost per prompt at 20 and at 100 prompts")
     parser.add_argument(
         "--lengths",
@@ -151,10 +149,10 @@ def _parse_options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.lengths and not 0 < options.lengths[0] < options.lengths[1]:
         raise UserError(f"lengths are {options.lengths}; give a short and a longer one, both >= 1")
-    if options.runs is not None and (options.runs < 1 or options.lengths):
-        raise UserError(
-            f"runs is {options.runs}; give at least 1, and none with --lengths, which takes three"
-        )
+    if options.runs and options.lengths:
+        raise UserError("--lengths takes three runs; leave --runs away")
+    if options.runs is not None and (options.runs < 1 or options.runs % 2 == 0):
+        raise UserError(f"runs is {options.runs}; give an odd number, so that one of them is the median")
     if options.max_batch_rows < 16:
         raise UserError(f"max_batch_rows is {options.max_batch_rows}; the workloads need at least 16")
     return options

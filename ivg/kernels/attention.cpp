@@ -1,4 +1,5 @@
-// Attention of one new token per row over shared and own columns; `attention.py` says what it takes.
+// Attention of one new token per row over shared and own columns, the token's own among them, which is written first;
+// `attention.py` says what it takes.
 
 #include "vectors.hpp"
 
@@ -170,14 +171,14 @@ INLINE void attend_one(const Arguments &a, int group, int head, float *scratch) 
     const auto own = [&](void *states, int r) {
         return static_cast<Element *>(states) + rows[r] * a.own_row + head * a.own_head;
     };
-    const auto append = [&](Element *states, const void *from, long row, long head_stride) {
-        auto column = static_cast<const Element *>(from) + row + head * head_stride;
-        std::memcpy(states + (a.own_columns - 1) * size, column, size * sizeof(Element));
+    const auto append = [&](void *states, int r, const void *from, long row_stride, long head_stride) {
+        auto column = static_cast<const Element *>(from) + rows[r] * row_stride + head * head_stride;
+        std::memcpy(own(states, r) + (a.own_columns - 1) * size, column, size * sizeof(Element));
     };
 
-    for (int r = 0; r < num_rows; r++) {  // first, so that they are written when they are read
-        append(own(a.own_keys, r), a.new_keys, rows[r] * a.new_key_row, a.new_key_head);
-        append(own(a.own_values, r), a.new_values, rows[r] * a.new_value_row, a.new_value_head);
+    for (int r = 0; r < num_rows; r++) {  // long before they are read
+        append(a.own_keys, r, a.new_keys, a.new_key_row, a.new_key_head);
+        append(a.own_values, r, a.new_values, a.new_value_row, a.new_value_head);
     }
     for (int q = 0; q < num_queries; q++) {
         auto from = static_cast<const Element *>(a.query) + rows[q / per_row] * a.query_row +

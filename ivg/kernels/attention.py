@@ -1,6 +1,7 @@
 """Attention of single tokens in one loop, on a CPU, where decoding spends its time reading caches.
 
-The loop reads the columns that rows share once for all of them, and nothing else of the size of a cache.
+The loop reads the columns that rows share once for all of them, and nothing else of the size of a cache. It
+also writes the tokens' own columns.
 """
 
 from __future__ import annotations
@@ -108,23 +109,29 @@ def attend(
         query: (R, heads, 1, size).
         new: keys and values (R, key heads, 1, size) of the tokens themselves, written to the last of `own`.
         prefix: keys and values (P, key heads, prefix columns, size).
-        own: keys and values (R, key heads, own columns, size).
+        own: keys and values (R, key heads, own columns, size); the last columns are written here.
         mask: (R, 1, 1, columns of prefix and own) which may be seen; None: all.
         scaling: of the scores.
         order: of the rows.
 
     Returns:
         (R, 1, heads, size).
+
+    Raises:
+        ValueError: rows or new states that are not those of `own`.
     """
     num_rows, num_heads, _, size = query.shape
     key_heads = prefix[0].shape[1]
+    one_each = (num_rows, key_heads, 1, size)
+    if not (new[0].shape == new[1].shape == one_each and own[0].shape[0] == len(order.rows) == num_rows):
+        raise ValueError(f"new states {tuple(new[0].shape)} and {tuple(new[1].shape)} for {one_each}")
     queries_per_head = num_heads // key_heads
     columns = prefix[0].shape[2] + own[0].shape[2]
     scratch_size = order.most_rows * queries_per_head * (columns + LANES + 2 * size + 1)
     scratch = torch.empty(torch.get_num_threads(), scratch_size)
     output = query.new_empty(num_rows, 1, num_heads, size)
     mask = None if mask is None else mask.expand(num_rows, 1, 1, columns).contiguous()
-    new = new[0].to(query.dtype), new[1].to(query.dtype)  # written as they are
+    new = new[0].to(query.dtype), new[1].to(query.dtype)  # the loop copies bytes
     query, *states = (t if t.stride(3) == 1 else t.contiguous() for t in (query, *new))
     pointers = (query, *states, *prefix, *own, mask, output, scratch, *order[:-1])
     arguments = Arguments(

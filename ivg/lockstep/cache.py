@@ -63,7 +63,10 @@ class RowLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Append (rows, heads, n, head size) states; return all of the rows' states."""
+        """Append (rows, heads, n, head size) states; return the rows' states, behind a prefix without it.
+
+        Behind a prefix the new columns are yet to be written: `forks.attend` does so.
+        """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         end = self.length + key_states.shape[-2]
@@ -71,12 +74,11 @@ class RowLayer(CacheLayerMixin):
             room = max(end, int(self.length * GROWTH))
             self.keys, self.values = self._grown(self.keys, room), self._grown(self.values, room)
         keys, values = self.keys[: self.num_rows, :, :end], self.values[: self.num_rows, :, :end]
-        self.length = end
         if self.prefix is None:
-            keys[:, :, -key_states.shape[2] :] = key_states
-            values[:, :, -key_states.shape[2] :] = value_states
-        else:  # forks.attend writes them
+            keys[:, :, self.length :], values[:, :, self.length :] = key_states, value_states
+        else:
             keys.behind = Behind(self.prefix, key_states, value_states)  # type: ignore[attr-defined]
+        self.length = end
         return keys, values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from ivg.kernels import attention
@@ -108,20 +107,20 @@ def attend(
         module: the attention layer.
         query: (R, heads, n, head size).
         key: (R, key heads, own columns, head size), the last ones to be written; its attribute `behind` is a
-            `Behind`.
+            `Behind`, which it loses if a model changes it after caching.
         value: like `key`.
         attention_mask: (R, 1, n, columns of prefix and own) of bool or to be added; None: everything is seen.
         scaling: of the scores; default 1 / sqrt(head size).
 
     Returns:
         (R, n, heads, head size), and no weights.
+
+    Raises:
+        TypeError: what cannot be done over a shared prefix.
     """
     behind: Behind | None = getattr(key, "behind", None)
     if behind is None:
-        plain: tuple[Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, **kwargs
-        )
-        return plain
+        raise TypeError("attention to other keys than the cache returned cannot share prefixes")
     for unknown in ("softcap", "position_bias", "s_aux"):
         if kwargs.get(unknown) is not None:
             raise TypeError(f"attention with {unknown} cannot share prefixes")
@@ -131,7 +130,7 @@ def attend(
     if attention.can_attend(query, key, value, attention_mask):
         states = (new_key, new_value), prefix[:2], (key, value)
         return attention.attend(query, *states, attention_mask, scaling, prefix.fork.order), None
-    num_new = query.shape[2]
+    num_new = new_key.shape[2]
     key[:, :, -num_new:], value[:, :, -num_new:] = new_key, new_value
     return _by_products(query, key, value, attention_mask, scaling, prefix), None
 

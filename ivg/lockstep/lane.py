@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,9 @@ from transformers import Cache, PreTrainedModel
 from ivg.errors import UserError
 from ivg.lockstep.cache import RowCache, Source
 from ivg.lockstep.forks import IMPLEMENTATION
+
+logger = logging.getLogger(__name__)
+_SAME = 0.1  # of the outputs' standard deviation; bfloat16 differs by some hundredths
 
 
 @dataclasses.dataclass(slots=True)
@@ -73,8 +77,6 @@ class Lane:
         self.branches = branches
         self.tokens_fed = 0
         self.device = next(module.parameters()).device
-        # On a GPU other kernels are faster than reading the prefix once; not measured there.
-        self.can_fork = self.device.type == "cpu" and _can_share_prefixes(module)
 
     @property
     def text_config(self) -> dict[str, Any]:
@@ -84,8 +86,41 @@ class Lane:
     @functools.cached_property
     def has_windows(self) -> bool:
         """Whether some layers do not attend to everything before."""
-        types = self.text_config.get("layer_types") or ()
-        return bool(set(types) - {"full_attention"} or self.text_config.get("sliding_window"))
+        config = self.text_config
+        return bool(
+            set(config.get("layer_types") or ()) - {"full_attention"}
+            or config.get("sliding_window")
+            or any(getattr(layer, "sliding_window", None) for layer in self.module.modules())
+        )
+
+    @functools.cached_property
+    def can_fork(self) -> bool:
+        """Whether rows can share prefixes: on a CPU, with models whose forked rows give what whole ones give.
+
+        On a GPU other kernels are faster than reading the prefix once; not measured there.
+        """
+        if self.device.type != "cpu" or not _can_share_prefixes(self.module):
+            return False
+        self.can_fork = True  # while it is tried
+        num_fed = self.tokens_fed
+        try:
+            return self._forks_exactly()
+        except (RuntimeError, TypeError, ValueError, UserError) as error:  # whatever a model does of its own
+            logger.info("%s: rows do not share prefixes: %s", self.name, error)
+            return False
+        finally:
+            self.tokens_fed = num_fed
+
+    @torch.inference_mode()
+    def _forks_exactly(self) -> bool:
+        """Compare two rows that continue one with that one alone."""
+        whole = self.prefill([(0, 1, 2, 3)]).last.double()
+        state = self.prefill([(0, 1)])
+        self.fork(state, torch.tensor([0, 0]))
+        for token in (2, 3):
+            self.feed(state, torch.tensor([[token], [token]]))
+        error = (state.last.double() - whole.repeat(2, 1)).abs().max()
+        return bool(error < _SAME * whole.std())
 
     @property
     def num_branches(self) -> int:
@@ -235,9 +270,6 @@ class Lane:
         config._attn_implementation = IMPLEMENTATION
         try:
             yield
-        except RuntimeError as error:  # keys without their prefix do not fit the mask: reported below
-            if fork.num_reads or isinstance(error, torch.OutOfMemoryError):
-                raise
         finally:
             config._attn_implementation = before
         if fork.num_reads != len(cache.layers):

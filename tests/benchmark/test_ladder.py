@@ -134,14 +134,15 @@ def test_the_ladder_takes_medians_of_runs_in_turns(
         "continuous batching": 1.6,
     }
     assert found["continuous batching"]["ratio_to_naive"] == 5
-    assert found["kept caches"]["seconds_per_prompt_of_runs"] == [3, 4, 5]
+    assert found["kept caches"]["seconds_per_prompt_of_runs"] == [4, 5, 3]
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--runs", "0"], "runs is 0; give at least 1"),
-        (["--runs", "2", "--lengths", "6", "9"], "none with --lengths"),
+        (["--runs", "0"], "runs is 0; give an odd number"),
+        (["--runs", "2"], "runs is 2; give an odd number"),
+        (["--runs", "5", "--lengths", "6", "9"], "--lengths takes three runs"),
         (["--lengths", "9", "6"], "lengths are [9, 6]; give a short and a longer one"),
         (["--max_batch_rows", "8"], "max_batch_rows is 8; the workloads need at least 16"),
     ],

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
@@ -32,7 +35,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from ivg.errors import UserError
 from ivg.kernels import attention
 from ivg.kernels.library import library
-from ivg.lockstep.forks import IMPLEMENTATION, Fork
+from ivg.lockstep.forks import IMPLEMENTATION, Fork, attend
 from ivg.lockstep.lane import Lane, Part
 from ivg.lockstep.ragged import drop_last, feed_ragged
 from ivg.lockstep.trunks import Trunks
@@ -65,9 +68,27 @@ BUILDERS: dict[str, Callable[..., PreTrainedModel]] = {
         )
     ),
     "phi3": lambda: Phi3ForCausalLM(Phi3Config(**GROUPED, pad_token_id=0)),
+    "deepseek": lambda: DeepseekV3ForCausalLM(
+        DeepseekV3Config(
+            **SIZES,
+            num_key_value_heads=2,
+            q_lora_rank=8,
+            kv_lora_rank=8,
+            qk_rope_head_dim=4,
+            qk_nope_head_dim=8,
+            v_head_dim=8,
+            n_routed_experts=4,
+            n_group=1,
+            topk_group=1,
+            num_experts_per_tok=2,
+            moe_intermediate_size=16,
+            first_k_dense_replace=1,
+        )
+    ),
     "gpt_neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SIZES)),
 }
 SLIDING = ("mistral", "gemma3")
+COPYING = "deepseek"  # keeps keys and values compressed until they are attended to
 PROMPTS = [[1, 2, 3, 9, 8, 7, 3, 2, 4, 11], [5], [13, 2, 2, 30, 17, 21]]
 
 
@@ -124,7 +145,7 @@ def _no_grad() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=BUILDERS)
+@pytest.fixture(params=[name for name in BUILDERS if name != COPYING])
 def batch(request: pytest.FixtureRequest) -> Batch:
     model = build(request.param)
     return Batch(model, PROMPTS, plain=model)
@@ -269,14 +290,36 @@ def test_a_model_with_attention_of_its_own_cannot_share_prefixes_unnoticed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its layers would see the rows' own columns alone."""
+
+    def own_columns(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **kwargs: Any
+    ) -> tuple[Tensor, None]:
+        return sdpa_attention_forward(module, query, key, value, None, **kwargs)
+
     batch = Batch(build("llama"), PROMPTS[1:2], plain=build("llama"))
+    assert batch.lane.can_fork
     batch.fork(0, 0)
-    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, IMPLEMENTATION, sdpa_attention_forward)
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, IMPLEMENTATION, own_columns)
     with pytest.raises(UserError, match="2 of its layers do not use the attention that was set"):
         batch.feed([1], [2])
-    eager = build("llama")
-    eager.set_attn_implementation("eager")
-    assert not Lane(eager, name="model", has_logits=True, num_ids=V, max_length=64).can_fork
+    assert not Lane(build("llama"), name="model", has_logits=True, num_ids=V, max_length=64).can_fork
+
+
+@pytest.mark.parametrize("change", ["eager", "latent", "wrong"])
+def test_rows_of_models_that_cannot_fork_are_copied(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(COPYING if change == "latent" else "llama")
+    if change == "eager":
+        model.set_attn_implementation("eager")
+    if change == "wrong":
+        monkeypatch.setitem(
+            ALL_ATTENTION_FUNCTIONS, IMPLEMENTATION, lambda *a, **k: (1.5 * attend(*a, **k)[0], None)
+        )
+    batch = Batch(model, PROMPTS, plain=model)
+    assert not batch.lane.can_fork
+    assert batch.lane.tokens_fed == sum(map(len, PROMPTS))  # trying is not counted
+    batch.select(0, 0, 2, 1)
+    batch.feed([1], [2], [3], [4])
+    assert batch.error() < EXACT
 
 
 def _wrong_parent(batch: Batch) -> None:
