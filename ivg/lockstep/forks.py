@@ -6,14 +6,17 @@ the same prefix, so their queries meet its keys together: in one compiled loop, 
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
+from ivg.errors import UserError
 from ivg.kernels import attention
 from ivg.lockstep.trunks import Trunks
 
@@ -157,6 +160,43 @@ def _by_products(
     weights = scores.softmax(dim=-1, dtype=exact).to(value.dtype)
     output = fork.to_rows(fork.to_groups(weights[..., :width]) @ prefix.values) + weights[..., width:] @ value
     return output.view(num_rows, num_heads, num_new, size).transpose(1, 2).contiguous()
+
+
+def may_share(model: PreTrainedModel) -> bool:
+    """Tell whether a model's attention can be replaced by `attend`, which knows no soft caps."""
+    config = getattr(model, "config", None)
+    return (
+        config is not None
+        and config._attn_implementation == "sdpa"
+        and getattr(model, "_supports_attention_backend", False)
+        and getattr(config.get_text_config(), "attn_logit_softcapping", None) is None
+    )
+
+
+@contextlib.contextmanager
+def sharing(model: PreTrainedModel, cache: Cache, name: str) -> Iterator[None]:
+    """Let a model attend over the prefixes of forked rows while this is open.
+
+    Args:
+        model: whose attention is replaced.
+        cache: the forked rows'.
+        name: how messages call the model.
+
+    Raises:
+        UserError: a layer did not use the attention that was set, and so saw no prefix.
+    """
+    config, fork = model.config, cache.layers[0].prefix.fork
+    before, fork.num_reads = config._attn_implementation, 0
+    config._attn_implementation = IMPLEMENTATION
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+    if fork.num_reads != len(cache.layers):
+        raise UserError(
+            f"{name}: of its {len(cache.layers)} layers {fork.num_reads} use the attention that was set; "
+            "load it with attn_implementation: eager"
+        )
 
 
 AttentionInterface.register(IMPLEMENTATION, attend)

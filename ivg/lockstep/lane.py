@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from transformers import Cache, PreTrainedModel
 
 from ivg.errors import UserError
 from ivg.lockstep.cache import RowCache, Source
-from ivg.lockstep.forks import IMPLEMENTATION
+from ivg.lockstep.forks import may_share, sharing
 
 logger = logging.getLogger(__name__)
 _SAME = 0.1  # of the outputs' standard deviation; bfloat16 differs by some hundredths
@@ -99,7 +99,7 @@ class Lane:
 
         On a GPU other kernels are faster than reading the prefix once; not measured there.
         """
-        if self.device.type != "cpu" or not _can_share_prefixes(self.module):
+        if self.device.type != "cpu" or not may_share(self.module):
             return False
         self.can_fork = True  # while it is tried
         num_fed = self.tokens_fed
@@ -247,7 +247,8 @@ class Lane:
         kwargs: dict[str, object] = {"logits_to_keep": num_outputs} if self.has_logits else {}
         if self.branches:
             kwargs["adapter_names"] = list(self.branches) * (len(ids) // len(self.branches))
-        with self._sharing(cache):
+        is_forked = isinstance(cache, RowCache) and cache.is_forked
+        with sharing(self.module, cache, self.name) if is_forked else contextlib.nullcontext():
             output = self.module(
                 input_ids=ids.where(ids < self.num_ids, 0),
                 attention_mask=mask,
@@ -258,25 +259,6 @@ class Lane:
             )
         kept: Tensor = output.logits if self.has_logits else output.last_hidden_state[:, -num_outputs:]
         return kept
-
-    @contextlib.contextmanager
-    def _sharing(self, cache: Cache) -> Iterator[None]:
-        """Use the attention that knows of prefixes while rows are forked; make sure that every layer did."""
-        if not (isinstance(cache, RowCache) and cache.is_forked):
-            yield
-            return
-        config, fork = self.module.config, cache.layers[0].prefix.fork
-        before, fork.num_reads = config._attn_implementation, 0
-        config._attn_implementation = IMPLEMENTATION
-        try:
-            yield
-        finally:
-            config._attn_implementation = before
-        if fork.num_reads != len(cache.layers):
-            raise UserError(
-                f"{self.name}: {len(cache.layers) - fork.num_reads} of its layers do not use the attention "
-                "that was set; load it with attn_implementation: eager"
-            )
 
     def is_finite(self, output: Tensor, is_real: Tensor | None = None) -> Tensor:
         """Reduce (R, n, ·) outputs to (R,) by a quantity that is NaN or infinite where a number is.
@@ -299,14 +281,3 @@ class Lane:
             return rows
         branches = torch.arange(self.num_branches, device=self.device)
         return (rows[:, None] * self.num_branches + branches).flatten()
-
-
-def _can_share_prefixes(module: PreTrainedModel) -> bool:
-    """Tell whether a model's attention can be replaced by `forks.attend`, which knows no soft caps."""
-    config = getattr(module, "config", None)
-    return (
-        config is not None
-        and config._attn_implementation == "sdpa"
-        and getattr(module, "_supports_attention_backend", False)
-        and getattr(config.get_text_config(), "attn_logit_softcapping", None) is None
-    )

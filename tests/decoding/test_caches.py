@@ -300,7 +300,7 @@ def test_a_model_with_attention_of_its_own_cannot_share_prefixes_unnoticed(
     assert batch.lane.can_fork
     batch.fork(0, 0)
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, IMPLEMENTATION, own_columns)
-    with pytest.raises(UserError, match="2 of its layers do not use the attention that was set"):
+    with pytest.raises(UserError, match="of its 2 layers 0 use the attention that was set"):
         batch.feed([1], [2])
     assert not Lane(build("llama"), name="model", has_logits=True, num_ids=V, max_length=64).can_fork
 
