@@ -141,7 +141,7 @@ class RowCache(Cache):
         fork = self.layers[0].prefix.fork if self.is_forked else None
         fewer = None if fork is None else Fork(fork.parents[rows], fork.trunks)
         if fork is None:
-            self._known_trunks = self.trunks.select(rows.tolist())
+            self._known_trunks = _of_rows(self.trunks, rows)
         for layer in self.layers:
             layer.keys = self._taken(layer.keys, rows, layer.pool)
             layer.values = self._taken(layer.values, rows, layer.pool)
@@ -185,7 +185,7 @@ class RowCache(Cache):
         self._known_trunks = functools.reduce(
             Trunks.followed_by,
             (
-                source.cache.trunks.select(source.rows.tolist()).shifted(width - source.cache.width)
+                _of_rows(source.cache.trunks, source.rows).shifted(width - source.cache.width)
                 for source in sources
             ),
         )
@@ -263,3 +263,8 @@ class RowCache(Cache):
         gathered[:, :, :width] = buffer[:num_rows].gather(2, index)
         self._pool.give(buffer)
         return gathered
+
+
+def _of_rows(trunks: Trunks, rows: Tensor) -> Trunks:
+    """Return what holds for `rows`; on a GPU, where nothing forks, without waiting for their numbers."""
+    return trunks.select(rows.tolist()) if rows.device.type == "cpu" else Trunks.apart(len(rows))
