@@ -61,7 +61,7 @@ $(VENV)/installed-torch: $(VENV)/created constraints.txt
 	@$(PIP) $(TORCH)
 	@touch $@
 
-$(VENV)/installed-quickstart: $(VENV)/installed-torch pyproject.toml setup.py $(wildcard ivg/kernels/*.?pp)
+$(VENV)/installed-quickstart: $(VENV)/installed-torch pyproject.toml setup.py $(wildcard ivg/engines/lockstep/cpu/*.?pp)
 	@echo "Installing ivg and what training needs: a download of about 150 MB."
 	@$(PIP) --editable '.[train]'
 	@touch $@

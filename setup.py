@@ -13,9 +13,11 @@ x86_flags = ["-mavx2", "-mfma"] if platform.machine() in ("x86_64", "AMD64") els
 setup(
     ext_modules=[
         Extension(
-            "ivg.kernels._kernels",
-            sources=[f"ivg/kernels/{name}.cpp" for name in ("activation", "attention", "logits")],
-            depends=["ivg/kernels/vectors.hpp"],
+            "ivg.engines.lockstep.cpu._kernels",
+            sources=[
+                f"ivg/engines/lockstep/cpu/{name}.cpp" for name in ("activation", "attention", "logits")
+            ],
+            depends=["ivg/engines/lockstep/cpu/vectors.hpp"],
             extra_compile_args=["-O3", "-std=c++17", "-fopenmp", "-Wno-psabi", *x86_flags],
             extra_link_args=["-fopenmp"],
             optional=True,

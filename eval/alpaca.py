@@ -27,19 +27,19 @@ with needs("eval"):
     from rich.console import Console
     from rich.prompt import Confirm
 
-    from ivg.evaluation import alpaca, alpaca_files
-    from ivg.evaluation.alpaca_arms import decode_arms, how_decoded
-    from ivg.evaluation.alpaca_files import Output
-    from ivg.evaluation.alpaca_view import notes, paired_rates_table, rates_table
-    from ivg.evaluation.annotators import (
+    from ivg.evaluation.alpaca import files, win_rates
+    from ivg.evaluation.alpaca.annotators import (
         OFFICIAL_ANNOTATOR,
         Annotations,
         Annotator,
         annotate,
         find_annotator,
     )
-    from ivg.evaluation.answer_cache import AnswerCache
-    from ivg.evaluation.judge import TIMEOUT, Judge, Plan
+    from ivg.evaluation.alpaca.answer_cache import AnswerCache
+    from ivg.evaluation.alpaca.files import Output
+    from ivg.evaluation.alpaca.judge import TIMEOUT, Judge, Plan
+    from ivg.evaluation.alpaca.systems import decode_arms, how_decoded
+    from ivg.evaluation.alpaca.view import notes, paired_rates_table, rates_table
     from ivg.evaluation.options import make_output_folder, option, parse_options
 
 CHARACTERS_PER_TOKEN = 5  # of a judge prompt, as counted over the public recordings; for the estimate
@@ -92,7 +92,7 @@ def check(options: Options) -> None:
 
 def check_leaderboards(annotator: Annotator, reference: list[Output]) -> None:
     """Refuse to make a submission with another judge or reference, before anything is decoded for it."""
-    other = alpaca.why_not_comparable(annotator, reference)
+    other = win_rates.why_not_comparable(annotator, reference)
     if other:
         raise UserError(f"--submission needs the leaderboard's judge and reference, but {other}")
 
@@ -159,7 +159,7 @@ def judge_arms(
                     name: annotate(arms[name], reference, annotator, judge, **work) for name in arms
                 }
     for name, rows in annotations.items():
-        alpaca_files.write_json(folder / name / "annotations.json", rows)
+        files.write_json(folder / name / "annotations.json", rows)
     return annotations, endpoint
 
 
@@ -176,7 +176,7 @@ def submit(
     outputs: list[Output], reference: list[Output], annotations: Annotations, options: Options
 ) -> None:
     """Write the folder for the leaderboard."""
-    folder = alpaca_files.write_submission(
+    folder = files.write_submission(
         Path(options.output) / "submission", outputs, reference, annotations,
         annotator=OFFICIAL_ANNOTATOR, pretty_name=str(options.pretty_name), link=str(options.link),
         **how_decoded(str(options.decode)),
@@ -190,24 +190,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse_options(Options, argv, __doc__ or "")
     check(options)
     output = make_output_folder(options.output)
-    reference = alpaca_files.read_outputs(options.reference) if options.reference else alpaca.hub_reference()
-    leaderboard = alpaca.leaderboard(options.leaderboard)
+    reference = files.read_outputs(options.reference) if options.reference else win_rates.hub_reference()
+    leaderboard = win_rates.leaderboard(options.leaderboard)
     annotator = find_annotator(options.annotator, options.judge_model, output / "annotator")
     if options.submission:
         check_leaderboards(annotator, reference)
     if options.decode:
         arms = decode_arms(options.decode, options.name, reference, output)
     else:
-        arms = alpaca_files.read_arms(options.outputs, reference)
+        arms = files.read_arms(options.outputs, reference)
     name = list(arms)[-1]
     if options.submission:
-        alpaca_files.check_submission(arms[name], reference)  # before the judge is paid
+        files.check_submission(arms[name], reference)  # before the judge is paid
     try:
         annotations, endpoint = judge_arms(arms, reference, annotator, options)
     except KeyboardInterrupt:
         console.print("interrupted; every answer so far is kept, run again to go on")
         sys.exit(EXIT_INTERRUPTED)
-    report = alpaca.sum_up(annotations, annotator, reference, endpoint)
+    report = win_rates.sum_up(annotations, annotator, reference, endpoint)
     report["leaderboard"] = leaderboard
     (output / "alpaca.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     show(report)

@@ -25,10 +25,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ivg.benchmark.lengths import measure_lengths
-from ivg.benchmark.measure import RUNGS, measure
-from ivg.benchmark.workloads import WORKLOADS
 from ivg.errors import UserError, exit_on_user_error
+from ivg.evaluation.benchmark.lengths import measure_lengths
+from ivg.evaluation.benchmark.measure import RUNGS, measure
+from ivg.evaluation.benchmark.workloads import WORKLOADS
 
 COLUMNS = (
     "rung",

@@ -22,16 +22,21 @@ with needs("eval"):
     from rich.console import Console
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from ivg.evaluation.decoded import Decoded, read_named
-    from ivg.evaluation.distance import EncodedResponse, encode_response, response_nll
-    from ivg.evaluation.divergence import best_of_bounds
-    from ivg.evaluation.measures import compare, measure, missing_reasons
+    from ivg.evaluation.measures.decoded import Decoded, read_named
+    from ivg.evaluation.measures.distance import EncodedResponse, encode_response, response_nll
+    from ivg.evaluation.measures.divergence import best_of_bounds
+    from ivg.evaluation.measures.kl_of_run import (
+        Given,
+        TokenGuidance,
+        inspect_token_guidance,
+        token_guidance_kl,
+    )
+    from ivg.evaluation.measures.measures import compare, measure, missing_reasons
+    from ivg.evaluation.measures.statistics import estimate
     from ivg.evaluation.options import make_output_folder, option, parse_options
-    from ivg.evaluation.statistics import estimate
-    from ivg.evaluation.tables import divergence_table, methods_table, paired_table
-    from ivg.evaluation.token_guidance import Given, TokenGuidance, inspect_token_guidance, token_guidance_kl
-    from ivg.records import refuse_other
+    from ivg.evaluation.report.tables import divergence_table, methods_table, paired_table
     from ivg.rewards import RewardConfig, load_reward, score
+    from ivg.run.output_files import refuse_other
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,8 @@ from ivg.errors import UserError, exit_on_user_error, needs
 
 with needs("eval"):
     from ivg.evaluation.options import option, parse_options
-    from ivg.evaluation.page import html, markdown
-    from ivg.evaluation.report import collect
+    from ivg.evaluation.report.page import html, markdown
+    from ivg.evaluation.report.sections import collect
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -23,11 +23,11 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from ivg import ModelConfig, PairConfig, SamplingConfig, SearchConfig, generate
+from ivg.engines.lockstep.cpu.packing import pack
 from ivg.errors import exit_on_user_error
-from ivg.inspection import ModelInfo
-from ivg.loading import LoadedModel, LoadedPair, Models
-from ivg.packing import pack
-from ivg.plan import ModelInfos, PairInfo
+from ivg.models.inspection import ModelInfo
+from ivg.models.loading import LoadedModel, LoadedPair, Models
+from ivg.models.plan import ModelInfos, PairInfo
 
 VOCABULARY = 8192
 

@@ -25,17 +25,16 @@ with needs("eval"):
     from rich.console import Console
     from rich.progress import track
 
-    from ivg.evaluation.cells import CellRun, grid_prompts, load_and_run, load_grid, run_at_length
-    from ivg.evaluation.decoded import row_ids
-    from ivg.evaluation.figures import save_png
-    from ivg.evaluation.grid import Cell, GridConfig, read_grid
-    from ivg.evaluation.memory import peak_in_fresh_process, peak_mib, reset_peak
-    from ivg.evaluation.more_figures import by_length
+    from ivg.evaluation.measures.decoded import row_ids
+    from ivg.evaluation.measures.statistics import estimate, mean_by_prompt
     from ivg.evaluation.options import config_and_overrides, make_output_folder
-    from ivg.evaluation.speed import costs_table, findings
-    from ivg.evaluation.statistics import estimate, mean_by_prompt
-    from ivg.evaluation.tables import speed_table
-    from ivg.prompts import Row
+    from ivg.evaluation.report.figures import by_length, save_png
+    from ivg.evaluation.report.tables import speed_table
+    from ivg.evaluation.sweep.grid import Cell, GridConfig, read_grid
+    from ivg.evaluation.sweep.peak_memory import peak_in_fresh_process, peak_mib, reset_peak
+    from ivg.evaluation.sweep.runs import CellRun, grid_prompts, load_and_run, load_grid, run_at_length
+    from ivg.evaluation.sweep.speed import costs_table, findings
+    from ivg.models.prompts import Row
     from ivg.rewards import load_reward, score
 
 
@@ -68,7 +67,7 @@ def measure_all(grid: GridConfig, rows: Sequence[Row]) -> dict[tuple[int, Cell],
 def entry(length: int, cell: Cell, timed: Timed, rewards: Sequence[float]) -> dict[str, Any]:
     """Sum up the repeats of one cell at one length."""
     first = timed.runs[0]  # texts and tokens are the same in each repeat
-    base_fed, *guides_fed = first.lane_tokens
+    base_fed, *guides_fed = first.runner_tokens
     seconds = [run.seconds / len(first.rows) for run in timed.runs]
     return {
         **dataclasses.asdict(cell),

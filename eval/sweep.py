@@ -19,19 +19,19 @@ with needs("eval"):
     from rich.console import Console
     from rich.progress import track
 
-    from ivg.evaluation.cells import grid_prompts, load_grid, run_cell, weight_files
-    from ivg.evaluation.decoded import read_decoded
-    from ivg.evaluation.distance import encode_response, response_nll
-    from ivg.evaluation.figures import save_png
-    from ivg.evaluation.frontiers import sweep_frontiers
-    from ivg.evaluation.grid import Cell, GridConfig, read_grid
-    from ivg.evaluation.measures import compare, measure, missing_reasons
+    from ivg.evaluation.measures.decoded import read_decoded
+    from ivg.evaluation.measures.distance import encode_response, response_nll
+    from ivg.evaluation.measures.measures import compare, measure, missing_reasons
     from ivg.evaluation.options import config_and_overrides, make_output_folder
-    from ivg.evaluation.tables import sweep_table
-    from ivg.loading import LoadedModel, Models, load_models
-    from ivg.prompts import Row
-    from ivg.records import content_hash, write_atomically
+    from ivg.evaluation.report.figures import save_png
+    from ivg.evaluation.report.frontiers import sweep_frontiers
+    from ivg.evaluation.report.tables import sweep_table
+    from ivg.evaluation.sweep.grid import Cell, GridConfig, read_grid
+    from ivg.evaluation.sweep.runs import grid_prompts, load_grid, run_cell, weight_files
+    from ivg.models.loading import LoadedModel, Models, load_models
+    from ivg.models.prompts import Row
     from ivg.rewards import Reward, load_reward, score
+    from ivg.run.output_files import content_hash, write_atomically
 
 
 class Cells:

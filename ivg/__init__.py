@@ -1,10 +1,10 @@
 """Guided decoding for frozen language models: Integrated Value Guidance (arXiv 2409.17819)."""
 
-from ivg.api import Response as Response
-from ivg.api import generate
 from ivg.config import ModelConfig, PairConfig, SamplingConfig, SearchConfig, ValueConfig
 from ivg.hf import custom_generate
-from ivg.loading import load_models
+from ivg.models.loading import load_models
+from ivg.run.api import Response as Response
+from ivg.run.api import generate
 
 __all__ = [
     "ModelConfig",

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 import yaml
 
-from ivg.cli import main as decode
-from ivg.convert import convert_value
 from ivg.errors import fail
-from ivg.training.rollouts import write_rows
+from ivg.run.cli import main as decode
+from ivg.training.rollouts.sampling import write_rows
+from ivg.training.value.convert import convert_value
 
 ROOT = Path(__file__).parents[1]
 # ultra uses the value model of tulu; quickstart is left to `make quickstart`.

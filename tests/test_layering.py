@@ -1,4 +1,4 @@
-"""Imports only point down, scripts import `ivg` and never each other, and the wheel holds `ivg` alone."""
+"""Rooms import only from rooms below, scripts import no scripts, the wheel holds `ivg` alone."""
 
 import ast
 from graphlib import CycleError, TopologicalSorter
@@ -7,92 +7,75 @@ from pathlib import Path
 import pytest
 from setuptools import find_packages
 
+from tests.layering_report import ROOMS, import_graph, room_of, source_files
+
 ROOT = Path(__file__).parents[1]
-# From the bottom up; a module imports from its own layer and those below it.
-LAYERS = (
-    ("errors", "kernels"),
-    ("architectures", "config", "config_file", "prompts", "vocab", "shared_strings"),
-    ("hypotheses", "sampling", "search"),
-    ("guidance", "packing"),
-    ("inspection", "fit", "plan", "lockstep"),
-    ("prompt_search", "decoding", "loading"),
-    ("response_text", "text_guides", "binding", "streaming"),
-    ("engine", "api", "hf"),
-    ("rewards", "records", "sources", "trace", "processes"),
-    ("blocks", "runner", "memory", "diagnosis", "doctor", "doctor_view"),
-    ("training", "evaluation", "benchmark"),
-    ("convert", "flags", "command_line"),
-    ("cli",),
-)
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 SCRIPTS = sorted(path for folder in ("train", "eval") for path in (ROOT / folder).glob("*.py"))
+ENGINES = sorted(
+    path.name for path in (ROOT / "ivg" / "engines").iterdir() if path.is_dir() and path.name[0] != "_"
+)
 
 
-def modules() -> dict[str, Path]:
-    """Return every module of the package by its dotted name."""
-    found = {}
-    for path in sorted((ROOT / "ivg").rglob("*.py")):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+def test_every_file_stands_in_a_room():
+    at_the_root = {path.stem for path in (ROOT / "ivg").glob("*.py")}
+    assert at_the_root <= {"__init__", "errors"} | {"__main__"}
+    folders = {path.name for path in (ROOT / "ivg").iterdir() if (path / "__init__.py").is_file()}
+    assert folders | {"errors"} == {room for floor in ROOMS for room in floor} & (folders | {"errors"})
 
 
-def imports(path: Path, known: set[str]) -> set[str]:
-    """Return the modules of the package that a file imports, wherever in it."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module is not None and node.level == 0:
-            submodules = {f"{node.module}.{alias.name}" for alias in node.names} & known
-            found |= submodules or {node.module}
-    return {name for name in found if name.split(".")[0] == "ivg"}
-
-
-def level(module: str) -> int:
-    """Return a module's layer; the package itself re-exports the Python interface."""
-    part = module.split(".")[1] if "." in module else "api"
-    assert part in LEVEL, f"ivg/{part} has no layer yet: give it one in {Path(__file__).name}"
-    return LEVEL[part]
-
-
-def test_imports_point_down_the_layers():
-    known = modules()
+def test_rooms_import_from_rooms_below():
+    floor = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
     upward = [
         f"{module} imports {target}"
-        for module, path in known.items()
-        for target in imports(path, set(known))
-        if level(target) > level(module)
+        for module, targets in import_graph().items()
+        for target in targets
+        if room_of(module) != room_of(target) and floor[room_of(target)] >= floor[room_of(module)]
     ]
     assert not upward
 
 
 def test_no_two_modules_import_each_other():
-    known = modules()
-    graph = {module: imports(path, set(known)) - {module} for module, path in known.items()}
+    graph = {module: targets - {module} for module, targets in import_graph().items()}
     try:
         order = list(TopologicalSorter(graph).static_order())
     except CycleError as error:
         pytest.fail(f"modules import each other: {' -> '.join(error.args[1])}")
-    assert set(known) <= set(order)
+    assert set(graph) <= set(order)
+
+
+@pytest.mark.parametrize("room", ["config", "decoding"])
+def test_the_paper_knows_no_transformers(room):
+    """Formulas and settings can be read, and used, without any model library."""
+    for path in sorted((ROOT / "ivg" / room).rglob("*.py")):
+        names = {name.split(".")[0] for name in _imported(path)}
+        assert not names & {"transformers", "vllm", "peft", "accelerate"}, path
+        if room == "config":
+            assert "torch" not in names, path
+
+
+def test_engines_do_not_know_each_other():
+    for module, targets in import_graph().items():
+        if module.startswith("ivg.engines."):
+            own = module.split(".")[2]
+            others = {t.split(".")[2] for t in targets if t.startswith("ivg.engines.") and t.count(".") > 1}
+            assert others <= {own} | (set() if own in ENGINES else set(ENGINES)), module
+
+
+def test_only_lockstep_asks_for_the_cpu_folder_and_in_one_place():
+    """`engines/lockstep/cpu` is a guest: delete it, and nothing else changes."""
+    guest = "ivg.engines.lockstep.cpu"
+    hosts = {
+        module
+        for module, targets in import_graph().items()
+        if not module.startswith(guest) and any(target.startswith(guest) for target in targets)
+    }
+    assert len(hosts) <= 1, hosts
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_scripts_import_no_script(path):
     siblings = {script.stem for script in SCRIPTS} | {"train", "eval"}
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    imported = {
-        alias.name.split(".")[0]
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import)
-        for alias in node.names
-    }
-    imported |= {
-        node.module.split(".")[0]
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module
-    }
-    assert not imported & siblings
+    assert not {name.split(".")[0] for name in _imported(path)} & siblings
 
 
 def test_the_wheel_holds_the_package_alone():
@@ -101,5 +84,15 @@ def test_the_wheel_holds_the_package_alone():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     found = find_packages(str(ROOT), include=settings["packages"]["find"]["include"])
     assert {name.split(".")[0] for name in found} == {"ivg"}
-    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "ivg").rglob("__init__.py")}
+    folders = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for path in source_files(ROOT / "ivg")
+        if path.stem == "__init__"
+    }
     assert set(found) == folders
+
+
+def _imported(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    plain = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
+    return plain | {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module}

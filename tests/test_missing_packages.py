@@ -10,7 +10,7 @@ import pytest
 from ivg import errors
 from ivg.config import ModelConfig
 from ivg.errors import UserError, needs
-from ivg.inspection import inspect_model
+from ivg.models.inspection import inspect_model
 from ivg.rewards import RewardConfig, load_reward
 
 ROOT = Path(__file__).parents[1]

@@ -15,11 +15,11 @@ import pytest
 import yaml
 from trl import DPOConfig, RewardConfig
 
-from ivg.config_file import config_from_dict
+from ivg.config.yaml_file import config_from_dict
 from ivg.training.arguments import DataArguments, ModelArguments, parse_arguments
 from ivg.training.merging import SFTArguments
-from ivg.training.rollout_arguments import RolloutArguments
-from ivg.training.value_arguments import ValueTrainingArguments
+from ivg.training.rollouts.arguments import RolloutArguments
+from ivg.training.value.arguments import ValueTrainingArguments
 from tests.train.launching import environment
 
 ROOT = Path(__file__).parents[1]

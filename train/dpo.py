@@ -11,12 +11,13 @@ rows in output_dir/_rows: no second copy of the model is held in either case.
 import sys
 
 from ivg.errors import exit_on_user_error, needs
+from ivg.training import trl_stage
 
 with needs("train"):
     from trl import DPOConfig, DPOTrainer
 
-    from ivg.processes import end_processes
-    from ivg.training import arguments, checks, running
+    from ivg.run.processes import end_processes
+    from ivg.training import arguments, checks
     from ivg.training.cards import CardMixin
 
 
@@ -40,14 +41,14 @@ def main() -> None:
         (arguments.DataArguments, DPOConfig, arguments.ModelArguments), sys.argv[1:]
     )
     model_args.set_task("CAUSAL_LM")
-    job = running.prepare(data_args, training, model_args, (checks.PREFERENCE,))
-    trainer = running.build(Trainer, job, training, model_args)
+    job = trl_stage.prepare(data_args, training, model_args, (checks.PREFERENCE,))
+    trainer = trl_stage.build(Trainer, job, training, model_args)
     facts = {
         "objective": f"DPO ({', '.join(training.loss_type)})",
         "reward unit": "beta (log tuned - log untuned), in nats",
         "reference": reference(trainer),
     }
-    running.train(trainer, "dpo", data_args, model_args, beta=training.beta, **facts)
+    trl_stage.train(trainer, "dpo", data_args, model_args, beta=training.beta, **facts)
     end_processes()
 
 

@@ -10,12 +10,13 @@ output: it can be an explicit value model as it is, and a reward for train/rollo
 import sys
 
 from ivg.errors import exit_on_user_error, needs
+from ivg.training import trl_stage
 
 with needs("train"):
     from trl import RewardConfig, RewardTrainer
 
-    from ivg.processes import end_processes
-    from ivg.training import arguments, checks, running
+    from ivg.run.processes import end_processes
+    from ivg.training import arguments, checks
     from ivg.training.cards import CardMixin
 
 
@@ -30,10 +31,10 @@ def main() -> None:
         (arguments.DataArguments, RewardConfig, arguments.ModelArguments), sys.argv[1:]
     )
     model_args.set_task("SEQ_CLS")
-    job = running.prepare(data_args, training, model_args, (checks.PREFERENCE,))
-    trainer = running.build(Trainer, job, training, model_args)
+    job = trl_stage.prepare(data_args, training, model_args, (checks.PREFERENCE,))
+    trainer = trl_stage.build(Trainer, job, training, model_args)
     facts = {"objective": "Bradley-Terry", "reward unit": "preference logit"}
-    running.train(trainer, "reward", data_args, model_args, **facts)
+    trl_stage.train(trainer, "reward", data_args, model_args, **facts)
     end_processes()
 
 

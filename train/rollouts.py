@@ -4,25 +4,27 @@
 
 Writes to output_dir: completions.jsonl (prompt, completion, reward), preferences.jsonl (prompt, chosen,
 rejected) and statistics.json. Killed and started again with the same command, it goes on after the last
-finished block; several processes share the blocks. Keys: ivg/training/rollout_arguments.py.
+finished block; several processes share the blocks. Keys: ivg/training/rollouts/arguments.py.
 """
 
 import sys
 from pathlib import Path
 
 from ivg.errors import exit_on_user_error, needs
+from ivg.training.rollouts import sampling
 
 with needs("train"):
     from rich.console import Console
     from rich.table import Table
 
-    from ivg.loading import load_inspected
-    from ivg.processes import end_processes, join_processes
+    from ivg.models.loading import load_inspected
     from ivg.rewards import load_reward
-    from ivg.training import arguments, labelling, rollouts
+    from ivg.run.processes import end_processes, join_processes
+    from ivg.training import arguments
     from ivg.training.data import read_jsonl
     from ivg.training.resume import claim_output, settings_of, write_json
-    from ivg.training.rollout_arguments import RolloutArguments
+    from ivg.training.rollouts import labelling
+    from ivg.training.rollouts.arguments import RolloutArguments
 
 
 @exit_on_user_error
@@ -30,14 +32,14 @@ def main() -> None:
     """Check, sample and score, label."""
     state = join_processes()
     (args,) = arguments.parse_arguments((RolloutArguments,), sys.argv[1:])
-    prompts = rollouts.load_prompts(args)
-    policy, reward_config = rollouts.inspect_policy(prompts, args), args.reward()
+    prompts = sampling.load_prompts(args)
+    policy, reward_config = sampling.inspect_policy(prompts, args), args.reward()
     claim_output(args.output_dir, settings_of(args), overwrite=args.overwrite_output)
     samples_dir = Path(args.output_dir) / "samples"
     samples_dir.mkdir(exist_ok=True)
 
     reward = load_reward(reward_config)
-    rollouts.sample_blocks(prompts, load_inspected(policy), reward, args, samples_dir)
+    sampling.sample_blocks(prompts, load_inspected(policy), reward, args, samples_dir)
     if state.is_main_process:
         label(args, samples_dir)
     end_processes()
@@ -49,8 +51,8 @@ def label(args: RolloutArguments, samples_dir: Path) -> None:
     completions = labelling.usable(samples)
     pairs = labelling.preference_pairs(completions, strategy=args.pairs, margin=args.min_margin)
     output = Path(args.output_dir)
-    rollouts.write_rows(output / "completions.jsonl", completions)
-    rollouts.write_rows(output / "preferences.jsonl", pairs.rows)
+    sampling.write_rows(output / "completions.jsonl", completions)
+    sampling.write_rows(output / "preferences.jsonl", pairs.rows)
     statistics = labelling.describe(samples, pairs)
     write_json(output / "statistics.json", statistics)
     table = Table("statistic", "value", title=f"Rollouts in {output}")

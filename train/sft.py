@@ -10,12 +10,13 @@ Killed and started again with the same command, it goes on from its last complet
 import sys
 
 from ivg.errors import exit_on_user_error, needs
+from ivg.training import trl_stage
 
 with needs("train"):
     from trl import SFTTrainer
 
-    from ivg.processes import end_processes
-    from ivg.training import arguments, checks, merging, running
+    from ivg.run.processes import end_processes
+    from ivg.training import arguments, checks, merging
     from ivg.training.cards import CardMixin
 
 
@@ -33,9 +34,9 @@ def main() -> None:
     model_args.set_task("CAUSAL_LM")
     text_field = training.dataset_text_field
     columns = (checks.COMPLETION, ("messages",), (text_field,))
-    job = running.prepare(data_args, training, model_args, columns, text_field)
-    trainer = running.build(Trainer, job, training, model_args)
-    running.train(trainer, "sft", data_args, model_args, objective="log-likelihood of the next token")
+    job = trl_stage.prepare(data_args, training, model_args, columns, text_field)
+    trainer = trl_stage.build(Trainer, job, training, model_args)
+    trl_stage.train(trainer, "sft", data_args, model_args, objective="log-likelihood of the next token")
     if training.merge_adapter:
         merging.save_merged(job.model, training, job.tokenizer)
     end_processes()

@@ -4,7 +4,7 @@
 
 Rows: {"prompt", "completion", "reward"} for the objectives fudge and cd-q, {"prompt", "chosen", "rejected"}
 for prefix-bt. The evaluation rows say whether the model is any good: rank correlation, pairwise accuracy and
-calibration by prefix position, in `value_evaluation.json` and `.png`. Keys: ivg/training/value_arguments.py,
+calibration by prefix position, in `value_evaluation.json` and `.png`. Keys: ivg/training/value/arguments.py,
 ivg/training/arguments.py, and all of transformers' TrainingArguments.
 """
 
@@ -12,18 +12,20 @@ import sys
 from pathlib import Path
 
 from ivg.errors import exit_on_user_error, needs
+from ivg.training import trl_stage
+from ivg.training.value import stage
 
 with needs("train"):
     import matplotlib  # noqa: F401  what is drawn after training needs it
     from trl import get_peft_config, get_quantization_config
 
-    from ivg.processes import end_processes
-    from ivg.training import arguments, running, value_stage
-    from ivg.training.policy import load_policy
+    from ivg.evaluation.report.figures import plot_evaluation
+    from ivg.run.processes import end_processes
+    from ivg.training import arguments
     from ivg.training.resume import write_json
-    from ivg.training.value_arguments import ValueTrainingArguments
-    from ivg.training.value_figure import plot_evaluation
-    from ivg.training.value_trainer import ValueTrainer
+    from ivg.training.value.arguments import ValueTrainingArguments
+    from ivg.training.value.policy import load_policy
+    from ivg.training.value.trainer import ValueTrainer
 
 
 @exit_on_user_error
@@ -32,10 +34,8 @@ def main() -> None:
     data_args, training, model_args = arguments.parse_arguments(
         (arguments.DataArguments, ValueTrainingArguments, arguments.ModelArguments), sys.argv[1:]
     )
-    job = value_stage.prepare(data_args, training, model_args)
-    model = value_stage.load_model(
-        job, training, get_quantization_config(model_args), get_peft_config(model_args)
-    )
+    job = stage.prepare(data_args, training, model_args)
+    model = stage.load_model(job, training, get_quantization_config(model_args), get_peft_config(model_args))
     trainer = ValueTrainer(
         model=model,
         args=training,
@@ -45,7 +45,7 @@ def main() -> None:
         scale=job.scale,
         policy=load_policy(training),
     )
-    running.train(
+    trl_stage.train(
         trainer,
         "value",
         data_args,

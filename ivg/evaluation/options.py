@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeVar
 
 from transformers import HfArgumentParser
 
-from ivg.config_file import nearest, read_yaml
+from ivg.config.yaml_file import nearest, read_yaml
 from ivg.errors import UserError
 
 T = TypeVar("T")

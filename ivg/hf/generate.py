@@ -21,11 +21,11 @@ from transformers.generation import (
 )
 
 from ivg.config import SamplingConfig, check_guidance
-from ivg.engine import Engine
+from ivg.decoding.sequences import Finished, Task
 from ivg.errors import UserError
 from ivg.hf.guidance import Guidance
-from ivg.hypotheses import Finished, Task
-from ivg.prompts import Row, as_rows
+from ivg.models.prompts import Row, as_rows
+from ivg.run.engine import Engine
 
 _OURS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MaxLengthCriteria, EosTokenCriteria)
 
@@ -71,12 +71,15 @@ def custom_generate(
     check_guidance(guidance.search, sampling, *guidance.configs)
     models = guidance.with_generation(generation_config)
     engine = Engine(models, guidance.search, sampling, on_text=guidance.on_text)
-    lane_ids = guidance.lane_ids(input_ids, model_kwargs.get("attention_mask"), prompts)
-    guidance.check_room(lane_ids, room)
-    rows = [{}] * len(lane_ids) if prompts is None else as_rows(prompts)
+    prompt_ids = guidance.prompt_ids(input_ids, model_kwargs.get("attention_mask"), prompts)
+    guidance.check_room(prompt_ids, room)
+    base = models.infos.base.name
+    rows = [{}] * len(prompt_ids) if prompts is None else as_rows(prompts)
     tasks = [
-        Task(index=i, prompt_id=name, lane_ids=ids, max_tokens=room, row=row)
-        for i, (name, ids, row) in enumerate(zip(_names(lane_ids), lane_ids, rows, strict=True))
+        Task(index=i, prompt_id=name, prompt_ids=ids, max_tokens=room, row=row)
+        for i, (name, ids, row) in enumerate(
+            zip(_names(ids[base] for ids in prompt_ids), prompt_ids, rows, strict=True)
+        )
     ]
     found = engine.run(tasks, max_batch_rows=guidance.max_batch_rows, block_size=len(tasks))
     sequences = _appended(input_ids, found, padding=_given(generation_config.pad_token_id, 0))
@@ -126,12 +129,12 @@ def _given(value: float | None, default: float) -> Any:
     return default if value is None else value
 
 
-def _names(lane_ids: Sequence[tuple[tuple[int, ...], ...]]) -> list[str]:
-    """Identify each prompt by its ids and the occurrence number."""
+def _names(prompts: Iterable[Sequence[int]]) -> list[str]:
+    """Identify each prompt by its ids in the base and the occurrence number."""
     seen: Counter[str] = Counter()
     names = []
-    for ids in lane_ids:
-        digest = hashlib.sha256(repr(ids[0]).encode()).hexdigest()[:16]
+    for ids in prompts:
+        digest = hashlib.sha256(repr(tuple(ids)).encode()).hexdigest()[:16]
         names.append(f"{digest}-{seen[digest]}")
         seen[digest] += 1
     return names

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ivg.architectures import check_rows_can_move
 from ivg.config import (
     ModelConfig,
     PairConfig,
@@ -19,14 +18,14 @@ from ivg.config import (
     check_guidance,
     check_rows,
 )
-from ivg.engine import lane_infos
+from ivg.decoding.streaming import NewText
 from ivg.errors import UserError
-from ivg.inspection import ModelInfo
-from ivg.loading import LoadedModel, Models, load_inspected
-from ivg.plan import inspect_guides, plan_guides
-from ivg.prompts import Row, as_rows, encode_prompt
-from ivg.streaming import NewText
-from ivg.vocab import stop_token_ids
+from ivg.models.architectures import check_rows_can_move
+from ivg.models.inspection import ModelInfo
+from ivg.models.loading import LoadedModel, Models, load_inspected
+from ivg.models.plan import inspect_guides, plan_guides, reading_models
+from ivg.models.prompts import Row, as_rows, encode_prompt
+from ivg.models.vocab import stop_token_ids
 
 
 class Guidance:
@@ -89,10 +88,10 @@ class Guidance:
         infos = dataclasses.replace(self.models.infos, base=base)
         return dataclasses.replace(self.models, infos=infos, base=LoadedModel(base, self.models.base.module))
 
-    def lane_ids(
+    def prompt_ids(
         self, input_ids: Tensor, attention_mask: Tensor | None, prompts: Sequence[str | Row] | None
-    ) -> list[tuple[tuple[int, ...], ...]]:
-        """Return each prompt in every model's ids.
+    ) -> list[dict[str, tuple[int, ...]]]:
+        """Return each prompt in every model's ids, by model name.
 
         Args:
             input_ids: (P, T), padded on the left.
@@ -111,23 +110,25 @@ class Guidance:
             )
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         base_ids = [tuple(ids[m.bool()].tolist()) for ids, m in zip(input_ids, mask, strict=True)]
-        infos = lane_infos(self.models.infos.base, self.plans)[1:]
+        base, *guides = reading_models(self.models.infos.base, self.plans)
         if prompts is None:
-            return [(ids,) * (1 + len(infos)) for ids in base_ids]
+            return [dict.fromkeys((info.name for info in (base, *guides)), ids) for ids in base_ids]
         return [
-            (ids, *(tuple(encode_prompt(info.tokenizer, row, info.template)) for info in infos))
+            {base.name: ids}
+            | {info.name: tuple(encode_prompt(info.tokenizer, row, info.template)) for info in guides}
             for ids, row in zip(base_ids, as_rows(prompts), strict=True)
         ]
 
-    def check_room(self, lane_ids: Sequence[Sequence[Sequence[int]]], max_new_tokens: int) -> None:
+    def check_room(self, prompt_ids: Sequence[Mapping[str, Sequence[int]]], max_new_tokens: int) -> None:
         """Refuse prompts that leave a model too little of its context.
 
         Raises:
             UserError: naming the model and the first such prompt.
         """
-        infos = lane_infos(self.models.infos.base, self.plans)
-        for number, prompt in enumerate(lane_ids, 1):
-            for info, ids in zip(infos, prompt, strict=True):
+        infos = reading_models(self.models.infos.base, self.plans)
+        for number, prompt in enumerate(prompt_ids, 1):
+            for info in infos:
+                ids = prompt[info.name]
                 if info.max_length is not None and len(ids) + max_new_tokens > info.max_length:
                     raise UserError(
                         f"{info.name}: prompt {number} of {len(ids)} tokens + max_new_tokens "

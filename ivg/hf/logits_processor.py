@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from ivg.binding import bind_guides
+from ivg.decoding.log_ratio import log_probs
+from ivg.engines.lockstep.build import bind_guides
+from ivg.engines.lockstep.model_runner import BatchState, ModelRunner
 from ivg.errors import UserError
-from ivg.guidance.logps import log_probs
 from ivg.hf.guidance import Guidance
-from ivg.lockstep.lane import Lane, RowState
-from ivg.prompts import Row
+from ivg.models.prompts import Row
 
 
 class GuidanceLogitsProcessor(LogitsProcessor):
@@ -51,15 +51,15 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         if any(plan.fit.route != "ids" for plan in guidance.plans):
             raise UserError("a LogitsProcessor needs guides with the base's vocabulary; use custom_generate")
         self._guides = bind_guides(guidance.models, guidance.plans)
-        self._prompts = guidance.lane_ids(input_ids, attention_mask, prompts)
+        self._prompts = guidance.prompt_ids(input_ids, attention_mask, prompts)
         self._width = input_ids.shape[1]
-        self._states: list[RowState] = []
+        self._states: list[BatchState] = []
         self._ids = input_ids[:0]  # (R, T) what the caches hold
         self._prompt_of = torch.zeros(0, dtype=torch.long)  # (R,)
 
     @property
-    def _lanes(self) -> list[Lane]:
-        return [lane for guide in self._guides for lane in guide.lanes]
+    def _runners(self) -> list[ModelRunner]:
+        return [runner for guide in self._guides for runner in guide.runners]
 
     @torch.inference_mode()
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -79,8 +79,8 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         guided = log_probs(scores)
         start = 0
         for guide in self._guides:
-            states = self._states[start : start + len(guide.lanes)]
-            start += len(guide.lanes)
+            states = self._states[start : start + len(guide.runners)]
+            start += len(guide.runners)
             guided = guided + guide.weights.beta * guide.token_scores(states).to(guided.device)
         return log_probs(guided).to(scores.dtype)
 
@@ -90,10 +90,10 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         if source is None:
             self._prefill(ids, prompt_of)
             return
-        for lane, state in zip(self._lanes, self._states, strict=True):
+        for runner, state in zip(self._runners, self._states, strict=True):
             if source.tolist() != list(range(len(self._ids))):
-                lane.select(state, source)
-            lane.feed(state, ids[:, -1:])
+                runner.select(state, source)
+            runner.feed(state, ids[:, -1:])
 
     def _source(self, before: Tensor, prompt_of: Tensor) -> Tensor | None:
         """Return the cached row (R,) that each of this call's rows continues, or None if one has none."""
@@ -105,8 +105,11 @@ class GuidanceLogitsProcessor(LogitsProcessor):
     def _prefill(self, ids: Tensor, prompt_of: Tensor) -> None:
         responses = ids[:, self._width :].tolist()
         self._states = [
-            lane.prefill(
-                [(*self._prompts[p][i], *response) for p, response in zip(prompt_of, responses, strict=True)]
+            runner.prefill(
+                [
+                    (*self._prompts[p][runner.name], *response)
+                    for p, response in zip(prompt_of, responses, strict=True)
+                ]
             )
-            for i, lane in enumerate(self._lanes, 1)
+            for runner in self._runners
         ]

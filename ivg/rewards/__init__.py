@@ -1,8 +1,8 @@
 """Reward models behind one call: rows and finished responses in, one number each out.
 
-A reward is any callable `f(rows, responses) -> list[float]`. `rows` are prompt rows as `ivg.prompts` knows
-them, `responses` plain texts. `vader` and `vader_completion` are such functions; `ClassifierReward` wraps a
-Hugging Face sequence classifier; `load_reward` finds the one a configuration names.
+A reward is any callable `f(rows, responses) -> list[float]`. `rows` are prompt rows as `ivg.models.prompts`
+knows them, `responses` plain texts. `vader` and `vader_completion` are such functions; `ClassifierReward`
+wraps a Hugging Face sequence classifier; `load_reward` finds the one a configuration names.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Sequence
 
 from ivg.errors import UserError, require_module
-from ivg.prompts import Row
+from ivg.models.prompts import Row
 from ivg.rewards.classifier import ClassifierReward
 from ivg.rewards.config import Reward, RewardConfig
 from ivg.rewards.sentiment import sentiment, vader, vader_completion

@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from ivg.errors import UserError, first_line
-from ivg.inspection import context_length
-from ivg.prompts import Row, encode_prompt, resolve_template
+from ivg.models.inspection import context_length
+from ivg.models.prompts import Row, encode_prompt, resolve_template
 from ivg.rewards.config import RewardConfig
 from ivg.rewards.sentiment import plain_prompt
 

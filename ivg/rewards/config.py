@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from ivg.errors import UserError
-from ivg.prompts import Row
+from ivg.models.prompts import Row
 
 Reward = Callable[[Sequence[Row], Sequence[str]], list[float]]
 
@@ -20,7 +20,7 @@ class RewardConfig:
         model: folder or Hub name of a sequence classifier.
         revision: its Hub revision.
         template: how the classifier sees the prompt: `chat`, a format string with `{prompt}`, or unset (see
-            `ivg.prompts`).
+            `ivg.models.prompts`).
         label: the label whose log-odds are the reward; needed where the classifier has more than one.
         batch_size: responses per forward pass of the classifier.
         device: where the classifier runs; default: CUDA if there is one, else CPU.

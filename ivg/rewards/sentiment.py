@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ivg.errors import UserError
-from ivg.prompts import Row, prompt_text
+from ivg.models.prompts import Row, prompt_text
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 

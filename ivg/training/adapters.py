@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import datasets
 
-from ivg.config_file import nearest
+from ivg.config.yaml_file import nearest
 from ivg.errors import UserError, is_main_process
 from ivg.training.tables import table_of
 

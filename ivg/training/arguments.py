@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import trl
 
-from ivg.config_file import nearest, read_yaml
+from ivg.config.yaml_file import nearest, read_yaml
 from ivg.errors import UserError
 
 

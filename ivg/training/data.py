@@ -17,7 +17,7 @@ from datasets.exceptions import DatasetsError
 from transformers import PreTrainedTokenizerBase
 
 from ivg.errors import UserError
-from ivg.prompts import Row, resolve_template
+from ivg.models.prompts import Row, resolve_template
 from ivg.training.adapters import adapt
 from ivg.training.arguments import DataArguments
 from ivg.training.tables import table_of
@@ -95,7 +95,7 @@ def text_of(content: Any) -> str:
 
 
 def as_prompt_row(prompt: Any) -> Row:
-    """Turn a training row's prompt (text or messages) into a prompt row of `ivg.prompts`."""
+    """Turn a training row's prompt (text or messages) into a prompt row of `ivg.models.prompts`."""
     return {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
 
 

@@ -18,7 +18,7 @@ from transformers import (
     set_seed,
 )
 
-from ivg.config_file import nearest
+from ivg.config.yaml_file import nearest
 from ivg.errors import UserError, first_line, is_main_process
 from ivg.training.arguments import ModelArguments
 

@@ -13,9 +13,9 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from ivg.config_file import build, read_yaml
+from ivg.config.yaml_file import build, read_yaml
 from ivg.errors import UserError, exit_on_user_error
-from ivg.training.rollouts import write_rows
+from ivg.training.rollouts.sampling import write_rows
 from ivg.training.tokenizer import train_tokenizer
 
 SPLITS = ("test", "validation", "train")

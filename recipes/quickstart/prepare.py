@@ -15,7 +15,7 @@ from pathlib import Path
 import corpus
 from rich.progress import track
 
-from ivg.config_file import build, read_yaml
+from ivg.config.yaml_file import build, read_yaml
 from ivg.errors import exit_on_user_error
 from ivg.training.tokenizer import train_tokenizer
 

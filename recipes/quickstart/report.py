@@ -16,13 +16,13 @@ from stages import hash_path, read_stamp
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ivg.errors import UserError, exit_on_user_error
-from ivg.evaluation.decoded import Decoded, check_same_prompts, read_decoded
-from ivg.evaluation.distance import encode_response, response_nll
-from ivg.evaluation.measures import compare, measure, missing_reasons
-from ivg.evaluation.tables import Table, methods_table, paired_table
-from ivg.prompts import Row
-from ivg.records import manifest_path
+from ivg.evaluation.measures.decoded import Decoded, check_same_prompts, read_decoded
+from ivg.evaluation.measures.distance import encode_response, response_nll
+from ivg.evaluation.measures.measures import compare, measure, missing_reasons
+from ivg.evaluation.report.tables import Table, methods_table, paired_table
+from ivg.models.prompts import Row
 from ivg.rewards import sentiment, vader_completion
+from ivg.run.output_files import manifest_path
 
 NllScorer = Callable[[Sequence[Row]], list[float]]
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ivg.sampling import Draws, draw, filter_logits, next_tokens
+from ivg.decoding.draws import Draws
+from ivg.decoding.sampling import draw, filter_logits, next_tokens
 
 INF = math.inf
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ivg.config_file import config_from_dict, read_yaml
-from ivg.evaluation.alpaca import leaderboard
-from ivg.evaluation.alpaca_package import constants
-from ivg.evaluation.annotators import OFFICIAL_ANNOTATOR
+from ivg.config.yaml_file import config_from_dict, read_yaml
+from ivg.evaluation.alpaca.annotators import OFFICIAL_ANNOTATOR
+from ivg.evaluation.alpaca.package import constants
+from ivg.evaluation.alpaca.win_rates import leaderboard
 from ivg.evaluation.options import parse_options
 from tests.eval import scripts
 from tests.eval.judge_server import ReplayJudge

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -13,9 +12,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tests.eval import scripts
 from tests.eval.judge_server import ReplayJudge
-from tests.evaluation import gamed
+from tests.evaluation.alpaca import gamed
+from tests.shared_data import SHARED
 
-SHARED = Path(os.environ.get("IVG_SHARED_DATA", scripts.ROOT.parent / "shared" / "data"))
 DATA, TOKENIZERS = SHARED / "alpaca_eval", SHARED / "tokenizers"
 SECRET = "sk-very-secret"
 

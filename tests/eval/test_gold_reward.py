@@ -6,10 +6,11 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from ivg import cli
-from ivg.evaluation.distance import encode_response
+from ivg.evaluation.measures.distance import encode_response
+from ivg.run import cli
 from tests.eval import scripts
-from tests.evaluation import slow, tiny
+from tests.evaluation import tiny
+from tests.evaluation.measures import slow
 
 gold_reward = scripts.load("gold_reward")
 

@@ -9,7 +9,7 @@ import torch
 import yaml
 from transformers import GPT2Config, GPT2ForTokenClassification
 
-from ivg.evaluation.decoded import read_decoded
+from ivg.evaluation.measures.decoded import read_decoded
 from tests.eval import scripts
 from tests.evaluation import tiny
 

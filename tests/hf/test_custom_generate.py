@@ -12,15 +12,15 @@ from transformers import AutoModelForCausalLM, GenerationMixin, LogitsProcessorL
 
 import ivg
 from ivg.config import ModelConfig, PairConfig, SamplingConfig, SearchConfig, ValueConfig
-from ivg.engine import Engine
+from ivg.decoding.sequences import Task
+from ivg.decoding.streaming import NewText
 from ivg.errors import UserError
 from ivg.hf import Guidance, custom_generate
 from ivg.hf.generate import _names
-from ivg.hypotheses import Task
-from ivg.loading import load_models
-from ivg.streaming import NewText
+from ivg.models.loading import load_models
+from ivg.run.engine import Engine
 from tests import tiny
-from tests.guides import tiny as guides
+from tests.models import tiny as guides
 
 PROMPTS = ["hello", "a", "what is it?"]
 SEARCH = SearchConfig(
@@ -73,7 +73,9 @@ def _expected(guidance: Guidance, sampling: SamplingConfig, names: list[str]) ->
         Task(
             index=i,
             prompt_id=name,
-            lane_ids=(tuple(tokenizer(prompt)["input_ids"]),) * 4,
+            prompt_ids=dict.fromkeys(
+                (info.name for info in engine.infos), tuple(tokenizer(prompt)["input_ids"])
+            ),
             max_tokens=sampling.max_new_tokens,
         )
         for i, (name, prompt) in enumerate(zip(names, PROMPTS, strict=True))
@@ -95,7 +97,7 @@ def test_left_padded_batch_equals_the_engine(folders: dict[str, str]) -> None:
         max_new_tokens=12,
     )
     sampling = SamplingConfig(max_new_tokens=12, temperature=0.8, top_k=9, top_p=0.9, seed=7)
-    names = _names([(tuple(tiny.tokenizer()(p)["input_ids"]),) for p in PROMPTS])
+    names = _names([tuple(tiny.tokenizer()(p)["input_ids"]) for p in PROMPTS])
     expected = _expected(guidance, sampling, names)
     assert torch.equal(found[:, : inputs["input_ids"].shape[1]], inputs["input_ids"])
     for row, ids in zip(found[:, inputs["input_ids"].shape[1] :].tolist(), expected, strict=True):
@@ -159,7 +161,7 @@ def test_another_vocabulary_scores_through_text(tmp_path: Path) -> None:
     models = load_models(
         ModelConfig(path=str(tmp_path / "base")), pairs=[PairConfig(tuned=tuned, untuned=untuned)]
     )
-    name = _names([(tuple(inputs["input_ids"][0].tolist()),)])[0]
+    name = _names([tuple(inputs["input_ids"][0].tolist())])[0]
     (response,) = ivg.generate(
         [{"prompt": "cafe", "id": name}], models, search=search, sampling=SamplingConfig(max_new_tokens=9)
     )

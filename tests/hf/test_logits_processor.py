@@ -20,7 +20,7 @@ from ivg.config import ModelConfig, PairConfig, SearchConfig, ValueConfig
 from ivg.errors import UserError
 from ivg.hf import Guidance, GuidanceLogitsProcessor
 from tests import tiny
-from tests.guides import tiny as guides
+from tests.models import tiny as guides
 
 PROMPTS = ["hello", "a", "what is it?"]
 BETA = 0.6
@@ -45,7 +45,7 @@ class Slow(LogitsProcessor):
 
 
 class Recording(LogitsProcessor):
-    """Counts the tokens the lanes are fed, and keeps what the wrapped processor returned."""
+    """Counts the tokens the runners are fed, and keeps what the wrapped processor returned."""
 
     def __init__(self, inner: LogitsProcessor) -> None:
         self.inner = inner
@@ -122,14 +122,14 @@ def test_only_new_tokens_are_run_and_strangers_run_anew(folders: dict[str, str])
     fast = GuidanceLogitsProcessor(guidance, prompts, mask)
     slow = Slow(pair.tuned.module, pair.untuned.module, mask)
     scores = torch.zeros(2, len(tiny.LETTERS) + 2, dtype=torch.float64)
-    lane = fast._lanes[0]
+    runner = fast._runners[0]
 
     def fed(ids: list[list[int]]) -> int:
-        before = lane.tokens_fed
+        before = runner.tokens_fed
         rows = torch.tensor(ids)
         zeros = scores[:1].repeat(len(rows), 1)
         assert (fast(rows, zeros) - slow(rows, zeros)).abs().max() < 1e-9
-        return lane.tokens_fed - before
+        return runner.tokens_fed - before
 
     assert fed([[1, 2, 3], [1, 2, 3], [31, 5, 6], [31, 5, 6]]) == 3 + 3 + 2 + 2
     assert fed([[1, 2, 3, 4], [1, 2, 3, 9], [31, 5, 6, 7], [31, 5, 6, 8]]) == 4

@@ -6,8 +6,8 @@ import pytest
 from report import METHODS
 from run import ROOT, environment, quickstart
 
-from ivg.config_file import config_from_dict, read_yaml
-from ivg.evaluation.grid import read_grid
+from ivg.config.yaml_file import config_from_dict, read_yaml
+from ivg.evaluation.sweep.grid import read_grid
 
 RECIPE = ROOT / "recipes" / "quickstart"
 CONFIGS = sorted(RECIPE.rglob("*.yaml"))

@@ -6,7 +6,7 @@ import pytest
 import report
 
 from ivg.errors import UserError
-from ivg.evaluation.decoded import Decoded
+from ivg.evaluation.measures.decoded import Decoded
 
 # VADER's compound score of one sentence: "good" has valence 1.9, and 1.9 / sqrt(1.9^2 + 15) = 0.4404.
 GOOD, NOTHING = 0.4404, 0.0

@@ -23,8 +23,8 @@ from transformers import (
 )
 from trl import DPOTrainer, RewardTrainer
 
-from ivg.training import heads
-from ivg.training.value_trainer import ValueTrainer
+from ivg.training.value import heads
+from ivg.training.value.trainer import ValueTrainer
 from tests import tiny
 from tests.train.launching import (
     COMPLETIONS,
@@ -332,7 +332,7 @@ def test_value_of_binary_rewards_is_judged_as_a_probability(
     )
     units: list[str] = []
     monkeypatch.setattr(
-        "ivg.training.value_figure.plot_evaluation", lambda table, path, unit: units.append(unit)
+        "ivg.evaluation.report.figures.plot_evaluation", lambda table, path, unit: units.append(unit)
     )
     run_here("value", config, monkeypatch)
     assert units == ["probability"]

@@ -12,8 +12,8 @@ import trl
 from ivg.errors import UserError
 from ivg.training import arguments
 from ivg.training.arguments import DataArguments, ModelArguments, parse_arguments
-from ivg.training.rollout_arguments import RolloutArguments
-from ivg.training.value_arguments import ValueTrainingArguments
+from ivg.training.rollouts.arguments import RolloutArguments
+from ivg.training.value.arguments import ValueTrainingArguments
 
 
 @dataclasses.dataclass

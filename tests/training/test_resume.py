@@ -11,7 +11,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from ivg.errors import UserError
 from ivg.training import resume
-from ivg.training.rollout_arguments import RolloutArguments
+from ivg.training.rollouts.arguments import RolloutArguments
 
 
 def _checkpoint(output: Path, step: int, *, complete: bool = True) -> Path:

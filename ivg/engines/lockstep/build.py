@@ -1,0 +1,61 @@
+"""From plans and loaded models to the guides that a run asks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ivg.decoding.shared_ids import SharedIds
+from ivg.engines.lockstep.cross_vocab_guide import CrossVocabPairGuide, CrossVocabRunner
+from ivg.engines.lockstep.guides import Guide, PairGuide, ScalarValueGuide, VocabularyValueGuide, Weights
+from ivg.engines.lockstep.text_guides import TextGuides
+from ivg.models.cross_vocab import read_tokens
+from ivg.models.inspection import ModelInfo
+from ivg.models.loading import LoadedPair, LoadedValue, Models
+from ivg.models.plan import GuidePlan
+
+
+def bind_guides(models: Models, plans: Sequence[GuidePlan]) -> list[Guide]:
+    """Return the guides that read ids, in the order of the plans."""
+    base = models.infos.base
+    return [_bind(_loaded(models, plan), plan, base) for plan in plans if plan.fit.route != "text"]
+
+
+def bind_text_guides(models: Models, plans: Sequence[GuidePlan]) -> TextGuides | None:
+    """Return the guides that read text as one scorer, or None where there are none.
+
+    Args:
+        models: what is loaded.
+        plans: all guides of the run.
+    """
+    readers = [(_loaded(models, plan), plan.chunk_weight) for plan in plans if plan.reads_text]
+    return TextGuides(models.infos.base, readers) if readers else None
+
+
+def _loaded(models: Models, plan: GuidePlan) -> LoadedPair | LoadedValue:
+    every: list[LoadedPair | LoadedValue] = [*models.pairs, *models.values]
+    return next(guide for guide in every if guide.info is plan.info)
+
+
+def _bind(guide: LoadedPair | LoadedValue, plan: GuidePlan, base: ModelInfo) -> Guide:
+    shared = SharedIds(base.num_outputs, plan.fit.num_shared, plan.fit.unguided)
+    weights = Weights(
+        guides_tokens=plan.guides_tokens,
+        beta=plan.info.config.beta,
+        chunk=0.0 if plan.reads_text else plan.chunk_weight,
+        average=isinstance(guide, LoadedPair) and guide.info.config.average,
+    )
+    if isinstance(guide, LoadedPair):
+        if plan.fit.route == "strings":
+            return _bind_cross_vocab(guide, base, weights)
+        return PairGuide(guide.runners(), shared, weights)
+    model = guide.model
+    if model.info.kind == "scalar":
+        return ScalarValueGuide(model.runner(), model.head, weights)
+    return VocabularyValueGuide(model.runner(), model.head, shared, weights)
+
+
+def _bind_cross_vocab(pair: LoadedPair, base: ModelInfo, weights: Weights) -> CrossVocabPairGuide:
+    info = pair.tuned.info
+    readings = read_tokens(base.tokenizer, info.tokenizer, base.num_outputs, base.eos_ids)
+    runners = tuple(CrossVocabRunner(runner, readings) for runner in pair.own_runners())
+    return CrossVocabPairGuide(runners, readings, min(info.num_token_ids, info.num_outputs), weights)

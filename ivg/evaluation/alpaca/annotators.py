@@ -1,0 +1,160 @@
+"""AlpacaEval's judges: their configurations, and asking one for its preferences."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from ivg.config.yaml_file import nearest, read_yaml
+from ivg.errors import UserError
+from ivg.evaluation.alpaca.files import Output
+from ivg.evaluation.alpaca.judge import Answers
+from ivg.evaluation.alpaca.package import PairwiseAnnotator, constants, quiet
+
+OFFICIAL_ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
+OFFICIAL_PRICE = 10.0  # dollars per million prompt tokens of gpt-4-1106-preview
+
+Annotations = list[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Annotator:
+    """A judge's configuration.
+
+    Attributes:
+        name: as the annotations and the leaderboard call it.
+        path: its `configs.yaml`.
+        model: the judge model.
+    """
+
+    name: str
+    path: Path
+    model: str
+
+    @property
+    def price(self) -> float | None:
+        """Dollars per million prompt tokens, where known; the one token of an answer does not count."""
+        return OFFICIAL_PRICE if self.is_official else None
+
+    @property
+    def is_official(self) -> bool:
+        """Whether it is the leaderboard's own configuration; a file elsewhere may take its name."""
+        own = _package_path(OFFICIAL_ANNOTATOR).resolve()
+        return self.name == OFFICIAL_ANNOTATOR and self.path.resolve() == own
+
+
+def find_annotator(name: str, judge_model: str | None, folder: Path) -> Annotator:
+    """Find an annotator configuration of `alpaca_eval`, or one's own.
+
+    Args:
+        name: name of one of the package's configurations, or path of a `configs.yaml`.
+        judge_model: asked instead of the configuration's own model; writes a configuration of its own.
+        folder: where that is written.
+
+    Raises:
+        UserError: no such annotator, a file of another shape, several annotators in it, or one that no
+            OpenAI-compatible endpoint serves.
+    """
+    path = _config_path(name)
+    own_name, config, template = _read_config(path)
+    model = str(config["completions_kwargs"]["model_name"])
+    if judge_model is None or judge_model == model:
+        return Annotator(own_name, path, model)
+    config["prompt_template"] = str(template.resolve())
+    config["completions_kwargs"] |= {"model_name": judge_model, "requires_chatml": True}
+    derived = f"{own_name}-{judge_model.replace('/', '_')}"
+    own_path = folder / derived / "configs.yaml"
+    own_path.parent.mkdir(parents=True, exist_ok=True)
+    own_path.write_text(yaml.safe_dump({derived: config}), encoding="utf-8")
+    return Annotator(derived, own_path.resolve(), judge_model)
+
+
+def _read_config(path: Path) -> tuple[str, dict[str, Any], Path]:
+    """Return the one annotator of a file: its name, its keys, and where its prompt template is."""
+    configs = read_yaml(str(path))
+    if len(configs) != 1:
+        names = ", ".join(configs) or "none"
+        raise UserError(f"{path}: {len(configs)} annotators ({names}); give a file with one")
+    ((name, config),) = configs.items()
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: annotator {name} is {config!r:.60}; give its keys, such as prompt_template")
+    if config.get("fn_completions") != "openai_completions":
+        raise UserError(
+            f"annotator {name} asks through {config.get('fn_completions')}, not an OpenAI-compatible "
+            f"endpoint; give one that does, such as {OFFICIAL_ANNOTATOR}, with --judge_model and --endpoint"
+        )
+    asked = config.get("completions_kwargs")
+    if not isinstance(asked, Mapping) or not isinstance(asked.get("model_name"), str):
+        raise UserError(
+            f"{path}: annotator {name} has no completions_kwargs.model_name; name the judge model"
+        )
+    template = path.parents[1] / str(config.get("prompt_template"))
+    if not template.is_file():  # alpaca_eval would send the path itself as the prompt
+        raise UserError(
+            f"{path}: annotator {name} needs a prompt_template; expected its file at {template}, relative to "
+            "the folder above"
+        )
+    return name, config, template
+
+
+def _package_path(name: str) -> Path:
+    return Path(constants.EVALUATORS_CONFIG_DIR) / name / "configs.yaml"
+
+
+def _config_path(name: str) -> Path:
+    own = Path(name) / "configs.yaml" if Path(name).is_dir() else Path(name)
+    if own.suffix == ".yaml" and own.is_file():
+        return own.resolve()
+    path = _package_path(name)
+    if not path.is_file():
+        known = [
+            config.parent.name for config in Path(constants.EVALUATORS_CONFIG_DIR).glob("*/configs.yaml")
+        ]
+        raise UserError(f"unknown annotator {name!r}; {nearest(name, known)}, or the path of a configs.yaml")
+    return path
+
+
+def annotate(
+    outputs: Sequence[Output],
+    reference: Sequence[Output],
+    annotator: Annotator,
+    answers: Answers,
+    *,
+    num_workers: int,
+    folder: Path,
+    show_progress: bool = True,
+) -> Annotations:
+    """Have a judge compare outputs with the reference's, through `alpaca_eval`.
+
+    Args:
+        outputs: the model's, in the reference's order.
+        reference: the reference's.
+        annotator: which question is asked.
+        answers: who answers.
+        num_workers: calls side by side.
+        folder: for the client configuration that names our client.
+        show_progress: draw the package's progress bars.
+
+    Returns:
+        One annotation per instruction, in order; `preference` is None where there is none.
+    """
+    client_config = folder / "client_configs.yaml"
+    client_config.parent.mkdir(parents=True, exist_ok=True)
+    client = {"client_class": "ivg.evaluation.alpaca.judge.JudgeClient"}
+    client_config.write_text(yaml.safe_dump({"default": [client]}), encoding="utf-8")
+    with quiet(show_progress=show_progress):
+        return list(
+            PairwiseAnnotator(annotators_config=annotator.path, caching_path=None).annotate_head2head(
+                outputs_1=pd.DataFrame(reference),
+                outputs_2=pd.DataFrame(outputs),
+                client_config_path=str(client_config),
+                client_kwargs={"answers": answers},
+                num_procs=num_workers,
+                price_per_token=0.0,
+            )
+        )

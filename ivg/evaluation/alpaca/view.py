@@ -1,0 +1,81 @@
+"""How AlpacaEval rates are shown, and what their reader must know; needs no `alpaca_eval`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from ivg.evaluation.report.tables import NOTHING, Table, interval
+
+Report = Mapping[str, Any]
+
+OPENAI_ENDPOINT = "https://api.openai.com/v1/"
+
+
+def rates_table(report: Report) -> Table:
+    """Tabulate AlpacaEval's arms (`alpaca.sum_up`) above rows of the public leaderboard."""
+    header = [
+        "generator",
+        "win rate ± stderr (%)",
+        "length-controlled ± stderr (%)",
+        "length (characters)",
+        "n",
+    ]
+    rows = [_row(name, arm) for name, arm in report["arms"].items()]
+    rows += [_row(f"{name} (leaderboard)", row) for name, row in report.get("leaderboard", {}).items()]
+    return Table(f"Judged by {report['judge']['model']}, against the reference answers", header, rows)
+
+
+def _row(name: str, row: Mapping[str, Any]) -> list[str]:
+    controlled, error = row.get("length_controlled_winrate"), row.get("lc_standard_error")
+    return [
+        name,
+        f"{row['win_rate']:.2f} ± {row['standard_error']:.2f}",
+        NOTHING if controlled is None else f"{controlled:.2f}" + ("" if error is None else f" ± {error:.2f}"),
+        f"{row['avg_length']:.0f}",
+        f"{row['n_total']:.0f}",
+    ]
+
+
+def paired_rates_table(report: Report) -> Table | None:
+    """Tabulate the last arm's win rate minus the first's on the same instructions; None for one arm."""
+    if "paired" not in report:
+        return None
+    first, *_, last = report["arms"]
+    difference, n = interval(report["paired"], 2, signed=True), str(report["paired"]["n"])
+    rows = [[f"{last} minus {first}", difference, n]]
+    return Table("Same instructions", ["generators", "win rate [95%] (points)", "n"], rows)
+
+
+def notes(report: Report) -> list[str]:
+    """Say what a reader of the rates must know.
+
+    Comparability, an endpoint other than OpenAI's, a missing base, nulls, no length control.
+    """
+    lines = []
+    if report["not_comparable"]:
+        lines.append(f"Not comparable with the public leaderboard: {report['not_comparable']}.")
+    endpoint = report["judge"].get("endpoint", OPENAI_ENDPOINT)
+    if endpoint != OPENAI_ENDPOINT:
+        lines.append(
+            f"Judged at {endpoint}, not at OpenAI's own endpoint: {report['judge']['model']} is whatever "
+            "answers there by that name."
+        )
+    if len(report["arms"]) == 1:
+        lines.append(
+            "Only one generator was judged: judge its unguided base the same way too, since published "
+            "baselines differ from one's own by about 2 points."
+        )
+    for name, arm in report["arms"].items():
+        if arm["num_null"]:
+            share = f"{arm['num_null']} of {arm['num_instructions']}"
+            lines.append(
+                f"{name}: {share} without a preference (no answer, or none in it), left out of the rate."
+            )
+    reasons: defaultdict[str, list[str]] = defaultdict(list)
+    for name, arm in report["arms"].items():
+        if arm["length_controlled_winrate"] is None:
+            reasons[arm["lc_missing"]].append(name)
+    lines += [f"{', '.join(arms)}: no length-controlled win rate: {why}." for why, arms in reasons.items()]
+    return lines

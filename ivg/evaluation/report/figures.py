@@ -1,0 +1,279 @@
+"""Figures for reports: labelled axes with units, intervals where there are any, n in the caption.
+
+Each function returns a matplotlib `Figure` and touches no global state.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+DPI = 200
+MINUS = "\N{MINUS SIGN}"
+GREY = "#5b6472"
+WIDTH = 4.6  # inches: small, so that its letters stay readable where a phone shrinks it
+LINE = 46  # characters of an axis label in one line
+
+LABELS = {
+    "base": "base",
+    "best_of_n": "best-of-N",
+    "token_implicit": "token guidance",
+    "token_implicit_best_of_n": "best-of-N of token-guided",
+    "chunk_explicit": "chunk guidance",
+    "ivg": "IVG",
+}
+
+
+class Style(NamedTuple):
+    """How a method is drawn in every figure."""
+
+    color: str
+    marker: str
+
+
+# Okabe and Ito's palette, which people with any colour vision can tell apart.
+STYLES = (
+    Style("#56B4E9", "X"),
+    Style("#009E73", "^"),
+    Style("#D55E00", "s"),
+    Style("#E69F00", "v"),
+    Style("#CC79A7", "D"),
+    Style("#0072B2", "o"),
+    Style("#000000", "P"),
+)
+
+
+def styles(names: Iterable[str]) -> dict[str, Style]:
+    """Give every method a style: a known one its own, others what is left, in order."""
+    names = list(dict.fromkeys(names))
+    known = dict(zip(LABELS, STYLES, strict=False))
+    free = [style for style in STYLES if style not in [known.get(name) for name in names]]
+    others = [name for name in names if name not in known]
+    own = {name: (free or STYLES)[i % len(free or STYLES)] for i, name in enumerate(others)}
+    return {name: known.get(name) or own[name] for name in names}
+
+
+def label(method: str) -> str:
+    """Return a method's name for people."""
+    return LABELS.get(method, method.replace("_", " "))
+
+
+def reward_by_method(methods: Mapping[str, Mapping[str, Any]], *, unit: str) -> Figure:
+    """Draw the mean gold reward of each method with its 95% interval.
+
+    Args:
+        methods: gold reward by method, as `Estimate.as_dict` writes it; drawn from top to bottom.
+        unit: what the reward is measured in, for the axis.
+    """
+    figure, axes = new_figure(1.2 + 0.42 * len(methods))
+    drawn = styles(methods)
+    for row, (name, reward) in enumerate(methods.items()):
+        color, marker = drawn[name]
+        axes.errorbar(reward["mean"], row, xerr=error_bars(reward), fmt=marker, color=color, capsize=4)
+        axes.annotate(
+            f"{reward['mean']:.3f}".replace("-", MINUS),
+            (reward["mean"], row),
+            (0, 7),
+            textcoords="offset points",
+            ha="center",
+        )
+    axes.set_yticks(range(len(methods)), [label(name) for name in methods])
+    axes.set_ylim(len(methods) - 0.4, -0.6)
+    axes.set_xlabel(wrapped(f"mean gold reward ({unit})", LINE + 12), loc="right")
+    axes.margins(x=0.12)  # room for the numbers
+    axes.grid(axis="x", alpha=0.3)
+    add_caption(figure, f"{counted(methods.values())}; bars are 95% intervals of the mean.")
+    return figure
+
+
+def save_png(figure: Figure, path: str | Path) -> None:
+    """Write a figure as PNG, creating its folder."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    # Without the version stamp the same data gives the same bytes.
+    figure.savefig(path, dpi=DPI, metadata={"Software": None})
+
+
+def data_uri(figure: Figure) -> str:
+    """Return a figure as a PNG data URI, for pages that must stand alone."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def wrapped(text: str, line: int = LINE) -> str:
+    """Break an axis label where it would be longer than the axis."""
+    return textwrap.fill(text, line)
+
+
+def new_figure(height: float) -> tuple[Figure, Axes]:
+    """Return an empty figure of the common width, height in inches."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def error_bars(estimate: Mapping[str, Any]) -> list[list[float]]:
+    """Return the distances from the mean to the interval's ends, as error bars want them."""
+    low, high = estimate["ci95"]
+    if low is None or high is None:
+        return [[0.0], [0.0]]
+    return [[estimate["mean"] - low], [high - estimate["mean"]]]
+
+
+def counted(estimates: Iterable[Mapping[str, Any]]) -> str:
+    """Say for a caption how many prompts estimates are of."""
+    counts = sorted({estimate["n"] for estimate in estimates})
+    span = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"n = {span} prompts"
+
+
+def add_caption(figure: Figure, text: str) -> None:
+    """Write a figure's caption, n included, below it."""
+    figure.supxlabel(text, fontsize=9, color=GREY, x=0.01, ha="left")
+
+
+def by_length(runs: Sequence[Mapping[str, Any]], key: str, ylabel: str) -> Figure:
+    """Draw a cost against response length, one line per method.
+
+    Args:
+        runs: entries of `speed.json`.
+        key: what is drawn; entries where it is null are left out.
+        ylabel: its name with the unit.
+    """
+    figure, axes = new_figure(4.2)
+    for method, (color, marker) in styles(run["method"] for run in runs).items():
+        own = [run for run in runs if run["method"] == method and run[key] is not None]
+        axes.plot(
+            [run["num_tokens"] for run in own],
+            [run[key] for run in own],
+            f"{marker}-",
+            color=color,
+            label=label(method),
+        )
+    axes.set_xlabel("mean response length (tokens)")
+    axes.set_ylabel(ylabel)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper left", ncols=2, frameon=False)
+    add_caption(figure, f"n = {runs[0]['num_prompts']} prompts at each length.")
+    return figure
+
+
+def value_quality(table: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw how well a value model ranks responses from their prefixes.
+
+    Args:
+        table: per prefix share its `rank_correlation` and `pairwise_accuracy`.
+    """
+    figure, axes = new_figure(3.8)
+    percents = [row["percent"] for row in table]
+    for key, (color, marker) in styles(("rank_correlation", "pairwise_accuracy")).items():
+        drawn = [row[key] for row in table]
+        axes.plot(percents, drawn, f"{marker}-", color=color, label=key.replace("_", " "))
+    axes.set_xlabel("share of the response read (%)")
+    axes.set_ylabel("agreement with the final reward (1: perfect)")
+    axes.set_ylim(top=1.05)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, loc="lower right")
+    add_caption(figure, f"n = {table[0]['num_responses']} held-out responses.")
+    return figure
+
+
+def value_calibration(table: Sequence[Mapping[str, Any]], *, unit: str) -> Figure:
+    """Draw final reward against predicted value, one line per prefix share.
+
+    Args:
+        table: per prefix share its `calibration` bins with `value`, `reward` and `count`.
+        unit: what the reward is measured in.
+    """
+    figure, axes = new_figure(4.2)
+    for row, (color, marker) in zip(table, itertools.cycle(STYLES)):
+        bins = row["calibration"]
+        axes.plot(
+            [part["value"] for part in bins],
+            [part["reward"] for part in bins],
+            f"{marker}-",
+            color=color,
+            label=f"{row['percent']}% read",
+        )
+    span = [part[key] for row in table for part in row["calibration"] for key in ("value", "reward")]
+    axes.plot([min(span), max(span)], [min(span), max(span)], ":", color=GREY, label="calibrated")
+    axes.set_xlabel(wrapped(f"predicted value ({unit})"))
+    axes.set_ylabel(wrapped(f"mean final reward ({unit})"))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=9)
+    add_caption(figure, f"n = {table[0]['num_responses']} held-out responses, in bins of equal size.")
+    return figure
+
+
+Table = Sequence[Mapping[str, Any]]
+# What the left panel shows, and its markers.
+_CURVES = {"rank_correlation": "o", "pairwise_accuracy": "s"}
+
+
+def plot_evaluation(table: Table, path: Path, unit: str) -> None:
+    """Draw what there is of agreement by prefix position, and of calibration, into a PNG.
+
+    Args:
+        table: from `evaluate_values` or `pair_accuracy_by_position`, which has no calibration.
+        path: the PNG file.
+        unit: what is predicted, for the axes of the calibration.
+    """
+    # Optional dependency: only an evaluation that draws needs it.
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    has_calibration = "calibration" in table[0]
+    num_panels = 2 if has_calibration else 1
+    figure, axes = plt.subplots(
+        1, num_panels, figsize=(5 * num_panels, 4), layout="constrained", squeeze=False
+    )
+    what = "the final reward" if has_calibration else "the preference"
+    _draw_agreement(axes[0, 0], table, what)
+    if has_calibration:
+        _draw_calibration(axes[0, 1], table, unit)
+        figure.suptitle(f"Value model on {table[0]['num_responses']} held-out responses")
+    else:
+        figure.suptitle(f"Value model on {table[0]['num_pairs']} held-out pairs")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def lowest_shown(values: Sequence[float]) -> float:
+    """Return where an axis of shares and correlations begins: below 0 only as far as there are values."""
+    finite = [value for value in values if np.isfinite(value)]
+    return min([0.0, *finite]) - 0.05
+
+
+def _draw_agreement(axes: Any, table: Table, what: str) -> None:
+    percents = [row["percent"] for row in table]
+    curves = {name: [row[name] for row in table] for name in _CURVES if name in table[0]}
+    for name, values in curves.items():
+        axes.plot(percents, values, marker=_CURVES[name], label=name.replace("_", " "))
+    axes.set(xlabel="share of the response seen (%)", ylabel=f"agreement with {what}")
+    axes.set_ylim(lowest_shown([value for values in curves.values() for value in values]), 1.05)
+    axes.legend()
+
+
+def _draw_calibration(axes: Any, table: Table, unit: str) -> None:
+    for row in table:
+        bins = row["calibration"]
+        label = f"{row['percent']} %"
+        axes.plot([b["value"] for b in bins], [b["reward"] for b in bins], marker=".", label=label)
+    span = [b[key] for row in table for b in row["calibration"] for key in ("value", "reward")]
+    diagonal = [min(span), max(span)]
+    axes.plot(diagonal, diagonal, color="grey", linestyle=":", label="calibrated")
+    axes.set(xlabel=f"predicted value ({unit})", ylabel=f"mean final reward ({unit})")
+    axes.legend(title="response seen")

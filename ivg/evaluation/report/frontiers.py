@@ -1,0 +1,206 @@
+"""The frontiers of a grid: what gold reward costs in distance from the base, in compute, and in seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+
+from ivg.evaluation.report.figures import add_caption, counted, error_bars, label, new_figure, styles, wrapped
+
+DISTANCE = "distance from the base (nats per response)"
+
+Report = Mapping[str, Any]
+
+
+def sweep_frontiers(report: Report) -> dict[str, Figure]:
+    """Draw a sweep's cells by distance, by arithmetic and by tokens fed to its models.
+
+    Args:
+        report: what `eval/sweep.py` writes to `sweep.json`.
+
+    Returns:
+        Figures by file name without suffix.
+    """
+    methods, cost, cells = report["methods"], report["cost"], report["cells"]
+
+    def tokens(cell: str) -> float:
+        reward = methods[cell]["gold_reward"]
+        return float(sum(cost[cell]["tokens_fed"].values()) / (reward["n"] + reward["missing"]))
+
+    places: dict[str, tuple[str, Callable[[str], float]]] = {
+        "frontier_distance": (DISTANCE, lambda cell: methods[cell]["distance_from_base"]["mean"]),
+        "frontier_flops": (
+            "arithmetic of all models (GFLOP a prompt)",
+            lambda cell: cost[cell]["flops_per_prompt"] / 1e9,
+        ),
+        "frontier_tokens": ("tokens fed to all models (tokens a prompt)", tokens),
+    }
+    settings, note = short_settings([cell["setting"] for cell in cells])
+    drawn = {}
+    for figure, (xlabel, x) in places.items():
+        points = [
+            FrontierPoint(cell["method"], setting, x(cell["name"]), methods[cell["name"]]["gold_reward"])
+            for cell, setting in zip(cells, settings, strict=True)
+        ]
+        log_x = figure != "frontier_distance"
+        drawn[figure] = frontier(points, unit=report["reward"], xlabel=xlabel, log_x=log_x, note=note)
+    return drawn
+
+
+def speed_frontier(report: Report) -> Figure:
+    """Draw what the seconds of a speed comparison buy, one line per method over its response lengths.
+
+    Args:
+        report: what `eval/speed.py` writes to `speed.json`.
+    """
+    points = [
+        FrontierPoint(
+            run["method"], str(run["max_new_tokens"]), run["seconds_per_prompt"], run["gold_reward"]
+        )
+        for run in report["runs"]
+    ]
+    note = "Numbers: the length limit in tokens."
+    return frontier(points, unit=report["reward"], xlabel="seconds per prompt", log_x=True, note=note)
+
+
+def short_settings(settings: Sequence[str]) -> tuple[list[str], str]:
+    """Shorten settings such as `β=1, W=4 K=4 L=5` for labels in a figure.
+
+    Returns:
+        The settings without what is the same wherever it occurs, and a sentence that says so; W and K are
+        joined where they are equal.
+    """
+    parsed = [dict(re.findall(r"([^\s,=]+)=([^\s,]+)", setting)) for setting in settings]
+    values: defaultdict[str, list[str]] = defaultdict(list)
+    for parts in parsed:
+        for name, value in parts.items():
+            values[name].append(value)
+    common = {name: seen[0] for name, seen in values.items() if len(seen) > 1 and len(set(seen)) == 1}
+    short = []
+    for parts in parsed:
+        varied = {name: value for name, value in parts.items() if name not in common}
+        if "K" in varied and varied.get("W") == varied["K"]:
+            varied = {{"W": "W=K"}.get(name, name): value for name, value in varied.items() if name != "K"}
+        short.append(", ".join(f"{name}={value}" for name, value in varied.items()))
+    note = ", ".join(f"{name}={value}" for name, value in common.items())
+    return short, note and f"{note} throughout."
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FrontierPoint:
+    """One setting of a method on the frontier.
+
+    Attributes:
+        method: points of one method are joined in the order given.
+        setting: what varies, written beside the point (`β=0.5`).
+        x: distance from the base, or compute.
+        reward: gold reward, as `Estimate.as_dict` writes it.
+    """
+
+    method: str
+    setting: str
+    x: float
+    reward: Mapping[str, Any]
+
+
+_SIDES = ((0, -1), (1, 1))  # of an interval, and their signs
+_LABEL_PLACES = [
+    ((reach * side, rise), "left" if side > 0 else "right")
+    for rise in (0, -8, 8, -16, 16, -24, 24)
+    for side, reach in ((1, 7), (-1, 7), (1, 14))
+]
+
+
+def frontier(
+    points: Sequence[FrontierPoint], *, unit: str, xlabel: str, log_x: bool = False, note: str = ""
+) -> Figure:
+    """Draw gold reward against distance from the base (or compute), one line per method.
+
+    Args:
+        points: in the order in which each method's line runs.
+        unit: what the reward is measured in.
+        xlabel: the horizontal axis, with its unit.
+        log_x: logarithmic horizontal axis.
+        note: what else the caption says.
+    """
+    figure, axes = new_figure(5.0)
+    for method, (color, marker) in styles(point.method for point in points).items():
+        own = [point for point in points if point.method == method]
+        axes.errorbar(
+            [point.x for point in own],
+            [point.reward["mean"] for point in own],
+            yerr=[[error_bars(p.reward)[side][0] for p in own] for side in (0, 1)],
+            fmt=f"{marker}-",
+            color=color,
+            label=label(method),
+            capsize=3,
+            alpha=0.9,
+        )
+    if log_x:
+        axes.set_xscale("log")
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(wrapped(f"mean gold reward ({unit})"))
+    axes.grid(alpha=0.3)
+    axes.margins(x=0.2)  # room for the labels
+    figure.legend(loc="outside upper left", ncols=2, frameon=False)  # never over the intervals
+    counts = counted([point.reward for point in points])
+    add_caption(figure, f"{counts}; bars are 95% intervals of the mean.{note and ' '}{note}")
+    _label_points(figure, axes, points)
+    return figure
+
+
+def _label_points(figure: Figure, axes: Axes, points: Sequence[FrontierPoint]) -> None:
+    """Write each point's setting where it hides the least of points, intervals, lines and earlier labels."""
+    figure.draw_without_rendering()  # the layout decides where things are
+    taken = _taken(axes, points)
+    drawn = styles(point.method for point in points)
+    for point in points:
+        placed = []
+        for offset, alignment in _LABEL_PLACES:
+            text = axes.annotate(
+                point.setting,
+                (point.x, point.reward["mean"]),
+                offset,
+                textcoords="offset points",
+                fontsize=7.5,
+                color=[0.65 * part for part in to_rgb(drawn[point.method].color)],  # letters need contrast
+                ha=alignment,
+                va="center",
+            )
+            box = text.get_window_extent()
+            hidden = sum(box.overlaps(other) for other in taken)
+            is_inside = all(axes.bbox.contains(x, y) for x, y in box.get_points())
+            placed.append((hidden if is_inside else len(taken), text, box))
+            text.set_visible(False)
+        _, text, box = min(placed, key=lambda place: place[0])
+        for _, other, _ in placed:
+            if other is not text:
+                other.remove()
+        text.set_visible(True)
+        taken.append(box)
+
+
+def _taken(axes: Axes, points: Sequence[FrontierPoint]) -> list[Bbox]:
+    """Return boxes around the intervals, and along the lines that join a method's points."""
+    boxes = []
+    for point in points:
+        low, high = (point.reward["mean"] + sign * error_bars(point.reward)[side][0] for side, sign in _SIDES)
+        (x, bottom), (_, top) = axes.transData.transform([(point.x, low), (point.x, high)])
+        boxes.append(Bbox([[x - 6, bottom], [x + 6, top]]))
+    by_method = sorted(points, key=lambda point: point.method)
+    for one, next_one in itertools.pairwise(by_method):
+        if one.method == next_one.method:
+            start, end = axes.transData.transform([(p.x, p.reward["mean"]) for p in (one, next_one)])
+            for x, y in np.linspace(start, end, num=12)[1:-1]:
+                boxes.append(Bbox([[x - 2, y - 2], [x + 2, y + 2]]))
+    return boxes

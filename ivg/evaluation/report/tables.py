@@ -1,0 +1,177 @@
+"""Tables of a report, once as cells, then for the console, Markdown or HTML."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table as RichTable
+
+from ivg.evaluation.report.figures import label
+
+NOTHING = "–"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Table:
+    """A titled table of strings; the first column names its row.
+
+    Attributes:
+        group_by: column whose change starts a new group of rows; None for none.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    group_by: int | None = None
+
+    def starts_group(self, i: int) -> bool:
+        """Tell whether a row, not the first, begins another group than the row before it."""
+        by = self.group_by
+        return by is not None and i > 0 and self.rows[i][by] != self.rows[i - 1][by]
+
+    def markdown(self) -> str:
+        """Return the table in GitHub's Markdown."""
+        lines = [self.header, ["---", *["---:"] * (len(self.header) - 1)], *self.rows]
+        return "\n".join("| " + " | ".join(_escape(cell) for cell in line) + " |" for line in lines)
+
+    def console(self) -> RichTable:
+        """Return the table for `rich`."""
+        table = RichTable(title=self.title, title_justify="left")
+        for i, name in enumerate(self.header):
+            table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+        for i, row in enumerate(self.rows):
+            if self.starts_group(i):
+                table.add_section()
+            table.add_row(*row)
+        return table
+
+
+def _escape(cell: str) -> str:
+    return cell.replace("|", "\\|").replace("\n", " ")
+
+
+def number(estimate: Mapping[str, Any] | None, digits: int = 3, *, signed: bool = False) -> str:
+    """Write a mean."""
+    return NOTHING if estimate is None else f"{estimate['mean']:{'+' if signed else ''}.{digits}f}"
+
+
+def interval(estimate: Mapping[str, Any] | None, digits: int = 3, *, signed: bool = False) -> str:
+    """Write a mean with its 95% interval: `0.86 [0.80, 0.92]`."""
+    if estimate is None:
+        return NOTHING
+    sign = "+" if signed else ""
+    low, high = estimate["ci95"]
+    mean = f"{estimate['mean']:{sign}.{digits}f}"
+    return mean if low is None else f"{mean} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+
+
+def methods_table(report: Mapping[str, Any]) -> Table:
+    """Tabulate what `measures.compare` returned: one row per method."""
+    header = [
+        "method",
+        "gold reward [95%]",
+        "stderr",
+        "distance from base (nats)",
+        "distinct-1",
+        "distinct-2",
+    ]
+    header += ["tokens", "n"]
+    rows = []
+    for name, measures in report["methods"].items():
+        reward = measures["gold_reward"]
+        rows.append(
+            [
+                label(name),
+                interval(reward),
+                NOTHING if reward["stderr"] is None else f"{reward['stderr']:.3f}",
+                interval(measures.get("distance_from_base"), 1, signed=True),
+                number(measures["distinct_1"]),
+                number(measures["distinct_2"]),
+                number(measures.get("num_tokens"), 1),
+                f"{reward['n']}" + (f" ({reward['missing']} missing)" if reward["missing"] else ""),
+            ]
+        )
+    return Table("Gold reward by method", header, rows)
+
+
+def divergence_table(report: Mapping[str, Any]) -> Table | None:
+    """Tabulate the divergence of those methods where it is known; None if there are none."""
+    rows = []
+    for name, measures in report["methods"].items():
+        if "kl_to_base" in measures:
+            kl = measures["kl_to_base"]
+            rows.append([label(name), "the base", interval(kl, 2), "sampled", str(kl["n"])])
+        if "kl_bound" in measures:
+            bound = f"at most {measures['kl_bound']:.2f}"
+            rows.append([label(name), "what it chose among", bound, "log N − (N − 1) / N", NOTHING])
+    header = ["method", "from", "KL divergence (nats per response) [95%]", "how it is known", "n"]
+    return Table("Divergence where it is known", header, rows) if rows else None
+
+
+def paired_table(report: Mapping[str, Any]) -> Table:
+    """Tabulate the reference method against each other one, on the same prompts."""
+    reference = label(report["reference"])
+    header = [f"{reference} minus", "difference [95%]", "bootstrap [95%]", "win rate [bootstrap 95%]", "n"]
+    rows = []
+    for other, difference in report["paired"].items():
+        low, high = difference["bootstrap95"]
+        bootstrap = NOTHING if low is None else f"[{low:+.3f}, {high:+.3f}]"
+        wins = _win_rate(report["win_rates"][other])
+        rows.append([label(other), interval(difference, signed=True), bootstrap, wins, str(difference["n"])])
+    return Table(f"{reference} against the others, same prompts", header, rows)
+
+
+def _win_rate(estimate: Mapping[str, Any]) -> str:
+    low, high = estimate["bootstrap95"]  # Student's t would go beyond 1
+    return number(estimate) if low is None else f"{number(estimate)} [{low:.3f}, {high:.3f}]"
+
+
+def sweep_table(report: Mapping[str, Any]) -> Table:
+    """Tabulate a sweep: one row per cell, with what it buys and what it costs."""
+    header = ["method", "setting", "gold reward [95%]", "distance from base (nats)", "distinct-2", "tokens"]
+    header += ["tokens fed", "GFLOP a prompt", "n"]
+    rows = []
+    for cell in report["cells"]:
+        measures, cost = report["methods"][cell["name"]], report["cost"][cell["name"]]
+        reward = measures["gold_reward"]
+        rows.append(
+            [
+                label(cell["method"]),
+                cell["setting"] or NOTHING,
+                interval(reward),
+                interval(measures["distance_from_base"], 1, signed=True),
+                number(measures["distinct_2"]),
+                number(measures["num_tokens"], 1),
+                f"{sum(cost['tokens_fed'].values()):,}",
+                f"{cost['flops_per_prompt'] / 1e9:.2f}",
+                str(reward["n"]),
+            ]
+        )
+    return Table("Sweep over guidance settings", header, rows, group_by=0)
+
+
+def speed_table(report: Mapping[str, Any]) -> Table:
+    """Tabulate a speed comparison: one row per method and length."""
+    header = ["method", "setting", "up to (tokens)", "mean length (tokens)", "seconds a prompt"]
+    header += ["peak memory (MiB)", "base tokens fed"]
+    header += ["guide tokens fed", "gold reward [95%]", "n"]
+    rows = []
+    for run in report["runs"]:
+        memory = run["peak_memory_mib"]
+        rows.append(
+            [
+                label(run["method"]),
+                run["setting"] or NOTHING,
+                str(run["max_new_tokens"]),
+                f"{run['num_tokens']:.1f}",
+                f"{run['seconds_per_prompt']:.3f}",
+                NOTHING if memory is None else f"{memory:.0f}",
+                f"{run['base_tokens_fed']:,}",
+                f"{run['guide_tokens_fed']:,}",
+                interval(run["gold_reward"]),
+                str(run["gold_reward"]["n"]),
+            ]
+        )
+    return Table("Seconds and memory by response length", header, rows, group_by=2)

@@ -1,0 +1,97 @@
+"""How much memory a model will need, from its configuration alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig
+
+from ivg.errors import readable
+from ivg.models.inspection import Kind, ModelInfo
+from ivg.models.loading import CLASSES, UNQUANTIZED
+
+_QUANTIZED_BYTES = {"4bit": 0.5, "8bit": 1.0}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Needs:
+    """What one model needs.
+
+    Attributes:
+        num_parameters: of the whole model, tied weights once.
+        weight_bytes: in its dtype or quantization.
+        cache_bytes_per_token: keys and values of one token in one row; 0 where nothing is cached.
+        dtype: in which it computes.
+    """
+
+    num_parameters: int
+    weight_bytes: int
+    cache_bytes_per_token: int
+    dtype: torch.dtype
+
+
+def estimate(info: ModelInfo) -> Needs:
+    """Estimate a model's needs on the meta device; nothing is loaded or allocated."""
+    with readable(f"{info.name}: its size cannot be told"), torch.device("meta"):
+        dtype = _dtype(info)
+        model = CLASSES[info.kind].from_config(info.config, trust_remote_code=info.source.trust_remote_code)
+    num_parameters = sum(p.numel() for p in model.parameters())
+    quantized = _num_quantized(model) if info.source.quantization is not None else 0
+    per_quantized = _QUANTIZED_BYTES.get(info.source.quantization or "", 0.0)
+    weight_bytes = int((num_parameters - quantized) * dtype.itemsize + quantized * per_quantized)
+    return Needs(num_parameters, weight_bytes, _cache_bytes(info.config, info.kind, dtype), dtype)
+
+
+def adapter_bytes(info: ModelInfo) -> int:
+    """Return the size of a PEFT adapter's weights on disk; 0 where they are not local."""
+    return sum(file.stat().st_size for file in Path(info.source.path).glob("adapter_model.*"))
+
+
+def _dtype(info: ModelInfo) -> torch.dtype:
+    if info.source.dtype != "auto":
+        return _named(info.source.dtype)
+    config = Path(info.source.path) / "config.json"
+    if config.is_file():
+        saved = json.loads(config.read_text())
+        return _named(saved.get("dtype") or saved.get("torch_dtype") or "float32")
+    return info.config.dtype or torch.float32
+
+
+def _named(name: str) -> torch.dtype:
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def _num_quantized(model: nn.Module) -> int:
+    """Count the weights of linear layers that bitsandbytes replaces."""
+    return sum(
+        module.weight.numel()
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.split(".")[-1] not in UNQUANTIZED
+    )
+
+
+def _cache_bytes(config: PretrainedConfig, kind: Kind, dtype: torch.dtype) -> int:
+    text = config.get_text_config()
+    fields = text.to_dict()
+
+    def field(name: str) -> int | None:
+        value = fields.get(text.attribute_map.get(name, name))
+        return int(value) if isinstance(value, int) else None
+
+    layers, heads, width = field("num_hidden_layers"), field("num_attention_heads"), field("hidden_size")
+    if (
+        layers is None
+        or heads is None
+        or width is None
+        or (kind == "classifier" and not fields.get("use_cache"))
+    ):
+        return 0
+    key_heads = field("num_key_value_heads") or heads
+    head_size = field("head_dim") or width // heads
+    return 2 * layers * key_heads * head_size * dtype.itemsize

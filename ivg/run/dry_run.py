@@ -1,0 +1,266 @@
+"""What `ivg-decode --dry_run` says: does everything fit together, model by model, before weights load."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from ivg.config import DecodeConfig, Guidance, SearchConfig, check_guidance
+from ivg.engines.lockstep.cpu.library import library
+from ivg.errors import UserError
+from ivg.models.inspection import ModelInfo, longrope_length
+from ivg.models.loading import default_device
+from ivg.models.memory import Needs, adapter_bytes, estimate
+from ivg.models.plan import GuidePlan, ModelInfos, inspect_models, plan_guides
+from ivg.models.prompts import Row, encode_prompt, has_double_bos, render_prompt
+from ivg.models.vocab import VocabMatch, compare, stop_token_ids
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ModelReport:
+    """One model of a run.
+
+    Attributes:
+        name: how messages call it.
+        architecture: its class, from its configuration.
+        kind: causal LM, scalar head, vocabulary head, or sequence classifier.
+        needs: memory.
+        shares_weights: its weights are counted with another model's.
+        match: how its token-to-id map compares with the base's; None for the base.
+        eos_ids: every id that ends its responses.
+        eos_tokens: their strings.
+        template: `chat` or a format string.
+        example: the first prompt as it sees it.
+        num_double_bos: prompts that open with two BOS tokens.
+        longest_prompt: in its tokens.
+        max_length: its context in tokens, or None.
+        num_too_long: prompts that leave less than `max_new_tokens` of it.
+        refused: prompts that its template refuses, with the reason.
+        is_used: whether the run asks it anything; if not, it will not be loaded.
+    """
+
+    name: str
+    architecture: str
+    kind: str
+    needs: Needs
+    shares_weights: bool
+    match: VocabMatch | None
+    eos_ids: tuple[int, ...]
+    eos_tokens: tuple[str, ...]
+    template: str
+    example: str
+    num_double_bos: int
+    longest_prompt: int
+    max_length: int | None
+    num_too_long: int
+    refused: tuple[str, ...]
+    is_used: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Possibility:
+    """Whether a kind of guidance is possible at a level; if not, or with reservations, why."""
+
+    level: str
+    kind: Guidance
+    is_possible: bool
+    remark: str
+    is_asked_for: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DryRun:
+    """The report on a run.
+
+    Attributes:
+        models: base first.
+        possibilities: the kinds of token and of chunk guidance.
+        weight_bytes: weights of all models that are used, shared ones once.
+        num_rows: rows that will stand side by side at most.
+        cache_bytes: their keys and values at the longest prompt + max_new_tokens, if each row has a whole
+            cache of its own; less where the successors of a beam share one (`lockstep/forks.py`).
+        num_prompts: prompts read.
+        problems: what would make the run fail; empty if it can start.
+        warnings: what should be looked at.
+    """
+
+    models: tuple[ModelReport, ...]
+    possibilities: tuple[Possibility, ...]
+    weight_bytes: int
+    num_rows: int
+    cache_bytes: int
+    num_prompts: int
+    problems: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+KINDS: tuple[Guidance, ...] = ("none", "implicit", "explicit")
+
+
+def examine_run(config: DecodeConfig, rows: Sequence[Row]) -> DryRun:
+    """Examine a run without loading any weights.
+
+    Args:
+        config: the run.
+        rows: its checked prompt rows, at least one.
+
+    Raises:
+        UserError: a model's folder cannot be read at all.
+    """
+    infos = inspect_models(config.base, config.pairs, config.values)
+    problems: list[str] = []
+    plans: list[GuidePlan] | None = None
+    try:
+        plans = plan_guides(infos, config.search)
+        stop_token_ids(infos.base.tokenizer, config.sampling.stop)
+    except UserError as error:
+        problems.append(str(error))
+    models = _examine_all(infos, plans, rows, config)
+    used = [model for model in models if model.is_used]
+    new = config.sampling.max_new_tokens
+    width = max((model.longest_prompt for model in used), default=0) + new
+    num_rows = _num_rows(config, len(rows), width)
+    bad = _bad_prompts(used, config)
+    return DryRun(
+        models=tuple(models),
+        possibilities=tuple(
+            _possibility(infos, config, level, kind)
+            for level in ("token_guidance", "chunk_guidance")
+            for kind in KINDS
+        ),
+        weight_bytes=sum(m.needs.weight_bytes for m in used),
+        num_rows=num_rows,
+        cache_bytes=sum(m.needs.cache_bytes_per_token * num_rows * (m.longest_prompt + new) for m in used),
+        num_prompts=len(rows),
+        problems=(*problems, *([] if config.skip_bad_rows else bad)),
+        warnings=(*_warnings(infos, models), *(bad if config.skip_bad_rows else [])),
+    )
+
+
+def _num_rows(config: DecodeConfig, num_prompts: int, width: int) -> int:
+    """Return how many rows can stand side by side: whole prompts of one block, up to `width` columns wide."""
+    per_prompt = config.search.rows_per_prompt
+    num_tasks = min(num_prompts, config.block_size) * config.sampling.num_samples
+    rows = min(config.max_batch_rows // per_prompt, num_tasks)
+    if config.max_batch_tokens is not None:
+        rows = max(1, min(rows, config.max_batch_tokens // (width * per_prompt)))
+    return rows * per_prompt
+
+
+def _examine_all(
+    infos: ModelInfos, plans: Sequence[GuidePlan] | None, rows: Sequence[Row], config: DecodeConfig
+) -> list[ModelReport]:
+    """Examine the base and all guides; without a plan, all count as used."""
+    pairs = [info for pair in infos.pairs for info in (pair.untuned, pair.tuned)]
+    every = [infos.base, *pairs, *(value.model for value in infos.values)]
+    asked = every if plans is None else [infos.base, *(info for plan in plans for info in plan.models)]
+    used = {info.name for info in asked}
+    seen: set[str] = set()
+    reports = []
+    for info in every:
+        key = info.adapter_over or info.source.path
+        report = _examine(info, infos.base, rows, config, shares_weights=key in seen)
+        reports.append(dataclasses.replace(report, is_used=info.name in used))
+        if info.name in used:
+            seen.add(key)
+    return reports
+
+
+def _examine(
+    info: ModelInfo, base: ModelInfo, rows: Sequence[Row], config: DecodeConfig, *, shares_weights: bool
+) -> ModelReport:
+    prompts: list[list[int]] = []
+    refused: list[str] = []
+    example = ""
+    for row in rows:
+        try:
+            prompts.append(encode_prompt(info.tokenizer, row, info.template))
+            example = example or render_prompt(info.tokenizer, row, info.template)
+        except UserError as error:
+            refused.append(str(error))
+    needs = estimate(info)
+    if shares_weights:
+        needs = dataclasses.replace(needs, weight_bytes=adapter_bytes(info) if info.adapter_over else 0)
+    room = None if info.max_length is None else info.max_length - config.sampling.max_new_tokens
+    return ModelReport(
+        name=info.name,
+        architecture=", ".join(info.config.architectures or [info.config.model_type]),
+        kind=info.kind,
+        needs=needs,
+        shares_weights=shares_weights,
+        match=None if info is base else compare(base.tokenizer, info.tokenizer),
+        eos_ids=info.eos_ids,
+        eos_tokens=tuple(map(str, info.tokenizer.convert_ids_to_tokens(list(info.eos_ids)))),
+        template=info.template,
+        example=example,
+        num_double_bos=sum(has_double_bos(info.tokenizer, ids) for ids in prompts),
+        longest_prompt=max(map(len, prompts), default=0),
+        max_length=info.max_length,
+        num_too_long=0 if room is None else sum(len(ids) > room for ids in prompts),
+        refused=tuple(refused),
+        is_used=True,
+    )
+
+
+def _possibility(infos: ModelInfos, config: DecodeConfig, level: str, kind: Guidance) -> Possibility:
+    """Try one kind of guidance alone, whatever the run asks for."""
+    is_asked_for = {
+        "token_guidance": config.search.token_guidance,
+        "chunk_guidance": config.search.chunk_guidance,
+    }[level] == kind
+    choice: dict[str, Any] = {level: kind}
+    search = SearchConfig(**choice)
+    try:
+        check_guidance(search, config.sampling, config.pairs, config.values)
+        plans = plan_guides(infos, search)
+    except UserError as error:
+        return Possibility(level, kind, False, str(error), is_asked_for)
+    routes = {
+        "text": "through text, in the guide's own vocabulary",
+        "strings": "over the strings that both vocabularies have",
+        "ids": "by ids",
+    }
+    remarks = [routes[plan.fit.route] for plan in plans]
+    remarks += [warning for plan in plans for warning in plan.fit.warnings]
+    return Possibility(level, kind, True, "; ".join(dict.fromkeys(remarks)), is_asked_for)
+
+
+def _bad_prompts(used: Sequence[ModelReport], config: DecodeConfig) -> list[str]:
+    bad = [
+        f"{model.name}: {len(model.refused)} prompts cannot be written in its template: {model.refused[0]}"
+        for model in used
+        if model.refused
+    ]
+    if config.on_overflow == "error":
+        new = config.sampling.max_new_tokens
+        bad += [
+            f"{model.name}: {model.num_too_long} prompts + max_new_tokens {new} exceed its context of "
+            f"{model.max_length}; shorten them, lower max_new_tokens, or set on_overflow: stop"
+            for model in used
+            if model.num_too_long
+        ]
+    return bad
+
+
+def _warnings(infos: ModelInfos, models: Sequence[ModelReport]) -> list[str]:
+    warnings = [
+        f"{model.name}: {model.num_double_bos} prompts open with two BOS; drop the one in the template"
+        for model in models
+        if model.num_double_bos
+    ]
+    if not models[0].eos_ids:
+        warnings.append(f"{models[0].name}: has no EOS id, so responses end by length or stop string only")
+    source = infos.base.source
+    if source.device_map is None and (source.device or default_device()) == "cpu" and library() is None:
+        warnings.append(
+            "the compiled loops are missing, so this CPU decodes slower than it could; install ivg again "
+            "where there is a C++ compiler"
+        )
+    length = longrope_length(infos.base.config)
+    if length is not None:
+        warnings.append(
+            f"{models[0].name}: its longrope positions are exact in a batch up to {length} tokens, so "
+            "that is its context here"
+        )
+    return warnings

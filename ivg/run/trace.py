@@ -1,0 +1,78 @@
+"""What a trace records of one response: log-ratios per token, and the candidates at every chunk boundary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ivg.decoding.sequences import Boundary, Finished, Hypothesis
+
+Decode = Callable[[Sequence[int]], str]
+
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what bytes that are not yet a character decode to
+
+
+def trace_row(finished: Finished, num_successors: int, decode: Decode) -> dict[str, Any]:
+    """Describe how a response came about.
+
+    Args:
+        finished: a task decoded with a trace.
+        num_successors: K; says which beam a row continued.
+        decode: turns ids into text.
+
+    Returns:
+        `id`, `sample`, the best beam's `tokens` with `token_logratios`, and `chunks`: per boundary the
+        `candidates` with `row`, `parent` (place among the beams kept before, or null at the start), `text`
+        (what the chunk added), `value`, `kept` (place among the beams kept now, or null) and `finished`.
+    """
+    best = finished.beams[0]
+    chunks = []
+    beams: list[Hypothesis] = []
+    for boundary in finished.trace:
+        chunks.append({"candidates": _candidates(boundary, beams, num_successors, decode)})
+        by_row = dict(zip(boundary.rows, boundary.candidates, strict=True))
+        beams = [by_row[row] for row in boundary.kept]
+    return {
+        "id": finished.task.prompt_id,
+        "sample": finished.task.sample,
+        "tokens": [added_text(best.ids[: i + 1], i, decode) for i in range(len(best.ids))],
+        "token_logratios": list(best.log_ratios),
+        "chunks": chunks,
+    }
+
+
+def _candidates(
+    boundary: Boundary, beams: Sequence[Hypothesis], num_successors: int, decode: Decode
+) -> list[dict[str, Any]]:
+    rows = []
+    for row, hypothesis in zip(boundary.rows, boundary.candidates, strict=True):
+        parent = row // num_successors if beams else None
+        num_before = 0 if parent is None else len(beams[parent].ids)
+        rows.append(
+            {
+                "row": row,
+                "parent": parent,
+                "text": added_text(hypothesis.ids, num_before, decode),
+                "value": hypothesis.value,
+                "kept": boundary.kept.index(row) if row in boundary.kept else None,
+                "finished": hypothesis.finish_reason is not None,
+            }
+        )
+    return rows
+
+
+def added_text(ids: Sequence[int], num_before: int, decode: Decode) -> str:
+    """Return what the tokens from `num_before` on add to the text.
+
+    Both are decoded from the start, since a token's text depends on those before it: a blank in front of a
+    word, the bytes of one character. A character that several tokens share is added by the last of them.
+    """
+    return _whole_characters(ids, decode)[len(_whole_characters(ids[:num_before], decode)) :]
+
+
+def _whole_characters(ids: Sequence[int], decode: Decode) -> str:
+    for cut in range(4):  # a character has at most 4 bytes
+        text = decode(ids[: len(ids) - cut])
+        if not text.endswith(UNFINISHED):
+            return text
+    return decode(ids)  # not bytes that wait for more: it reads so

@@ -1,0 +1,117 @@
+"""From scored samples to training data: reward-labelled completions and preference pairs, with counts."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+PairStrategy = Literal["best-worst", "all"]
+Sample = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Pairs:
+    """Preference pairs, and what became of the candidates.
+
+    Attributes:
+        rows: `prompt`, `chosen`, `rejected` and their rewards.
+        num_ties: candidate pairs with equal rewards, dropped.
+        num_below_margin: candidate pairs whose rewards differ by no more than the margin, dropped.
+        num_single: prompts with fewer than two usable samples.
+    """
+
+    rows: list[dict[str, Any]]
+    num_ties: int
+    num_below_margin: int
+    num_single: int
+
+
+def usable(samples: Iterable[Sample]) -> list[Sample]:
+    """Keep samples with a response to learn from and a finite reward."""
+    return [s for s in samples if s["completion"].strip() and _is_scored(s)]
+
+
+def _is_scored(sample: Sample) -> bool:
+    return sample["reward"] is not None and math.isfinite(sample["reward"])
+
+
+def preference_pairs(samples: Sequence[Sample], *, strategy: PairStrategy, margin: float = 0.0) -> Pairs:
+    """Pair the samples of each prompt by reward.
+
+    Args:
+        samples: usable rows with `id` (of the prompt), `prompt`, `completion` and `reward`.
+        strategy: `best-worst` gives at most one pair a prompt; `all` every pair above the margin.
+        margin: how far two rewards must differ, >= 0; equal ones never make a pair.
+    """
+    groups: dict[Hashable, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        groups[sample["id"]].append(sample)
+    rows: list[dict[str, Any]] = []
+    num_ties = num_below = 0
+    for group in groups.values():
+        # Stable: among equal rewards the earlier sample comes first.
+        ranked = sorted(group, key=lambda sample: -sample["reward"])
+        ends = [(ranked[0], ranked[-1])] if len(ranked) > 1 else []
+        for better, worse in ends if strategy == "best-worst" else itertools.combinations(ranked, 2):
+            difference = better["reward"] - worse["reward"]
+            if difference == 0:
+                num_ties += 1
+            elif difference <= margin:
+                num_below += 1
+            else:
+                rows.append(_pair(better, worse))
+    return Pairs(
+        rows=rows,
+        num_ties=num_ties,
+        num_below_margin=num_below,
+        num_single=sum(len(group) == 1 for group in groups.values()),
+    )
+
+
+def _pair(better: Sample, worse: Sample) -> dict[str, Any]:
+    return {
+        "prompt": better["prompt"],
+        "chosen": better["completion"],
+        "rejected": worse["completion"],
+        "chosen_reward": better["reward"],
+        "rejected_reward": worse["reward"],
+    }
+
+
+def describe(samples: Sequence[Sample], pairs: Pairs) -> dict[str, Any]:
+    """Say what was made: samples, rewards, lengths, stop_checker, pairs and what was dropped.
+
+    Args:
+        samples: all samples, usable or not, with `num_tokens` and `finish_reason` beside the rest.
+        pairs: what `preference_pairs` made of the usable ones.
+    """
+    rewards = [sample["reward"] for sample in usable(samples)]
+    margins = [row["chosen_reward"] - row["rejected_reward"] for row in pairs.rows]
+    return {
+        "num_prompts": len({sample["id"] for sample in samples}),
+        "num_samples": len(samples),
+        "num_empty": sum(not sample["completion"].strip() for sample in samples),
+        "num_without_reward": sum(not _is_scored(sample) for sample in samples),
+        "num_completions": len(rewards),
+        "share_ended": _mean([float(sample["finish_reason"] == "eos") for sample in samples]),
+        "mean_tokens": _mean([float(sample["num_tokens"]) for sample in samples]),
+        "reward_mean": _mean(rewards),
+        "reward_std": statistics.stdev(rewards) if len(rewards) > 1 else None,
+        "reward_min": min(rewards, default=None),
+        "reward_max": max(rewards, default=None),
+        "num_pairs": len(pairs.rows),
+        "mean_pair_margin": _mean(margins),
+        "num_ties_dropped": pairs.num_ties,
+        "num_below_margin_dropped": pairs.num_below_margin,
+        "num_prompts_with_one_sample": pairs.num_single,
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    """Return the mean, or None (null in JSON) where there is nothing to average."""
+    return statistics.fmean(values) if values else None

@@ -1,0 +1,145 @@
+"""Sampling from a policy and scoring the samples, block by block, so that a killed job loses one block.
+
+Prompts are cut into fixed blocks. A block is sampled, scored and written whole, as one file, by the process
+whose turn it is; a block whose file exists is done. What a block holds depends on the input and the settings
+alone, not on the number of processes or on interruptions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from tqdm.auto import tqdm
+
+from ivg import generate
+from ivg.errors import UserError
+from ivg.models.loading import Models
+from ivg.models.plan import ModelInfos, inspect_models, reading_models
+from ivg.models.prompts import check_row, identities, prompt_text
+from ivg.rewards import Reward, score
+from ivg.run.requests import make_tasks
+from ivg.training.adapters import adapt
+from ivg.training.data import load_rows
+from ivg.training.rollouts.arguments import RolloutArguments
+
+
+def load_prompts(arguments: RolloutArguments) -> list[dict[str, Any]]:
+    """Read the distinct prompts, each with the id that its draws depend on.
+
+    Raises:
+        UserError: unreadable, or a row without a prompt (with its number).
+    """
+    dataset = load_rows(arguments.dataset_name, arguments.dataset_config, arguments.dataset_split)
+    distinct: dict[str, dict[str, Any]] = {}
+    for number, row in enumerate(adapt(dataset, arguments.adapter, arguments.dataset_name), start=1):
+        checked = check_row(_prompt_part(row), f"{arguments.dataset_name} row {number}")
+        distinct.setdefault(json.dumps({**checked, "id": None}, sort_keys=True), checked)
+    rows = list(distinct.values())[: arguments.max_prompts]
+    return [{**row, "id": name} for row, name in zip(rows, identities(rows), strict=True)]
+
+
+def _prompt_part(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep what makes a prompt row; TRL's conversational prompts are messages."""
+    part = {key: row[key] for key in ("prompt", "messages", "instruction", "id") if row.get(key) is not None}
+    if isinstance(part.get("prompt"), list):
+        part["messages"] = part.pop("prompt")
+    return part
+
+
+def inspect_policy(prompts: Sequence[dict[str, Any]], arguments: RolloutArguments) -> ModelInfos:
+    """Describe the policy, and check every prompt against its template and context before any is sampled.
+
+    Raises:
+        UserError: no such model, a setting out of range, or prompts that do not fit (with the first one).
+    """
+    infos = inspect_models(arguments.policy())
+    once = dataclasses.replace(arguments.sampling(), num_samples=1)
+    _, bad = make_tasks(prompts, reading_models(infos.base, ()), once)
+    if bad:
+        first = prompts[bad[0].index]
+        raise UserError(
+            f"{arguments.dataset_name}: {len(bad)} of {len(prompts)} distinct prompts cannot be answered; "
+            f"the first, {prompt_text(first) or first['messages']!r:.60}: {bad[0].reason}"
+        )
+    return infos
+
+
+def sample_blocks(
+    prompts: Sequence[dict[str, Any]],
+    models: Models,
+    reward: Reward,
+    arguments: RolloutArguments,
+    folder: Path,
+) -> None:
+    """Sample and score this process's share of the blocks that are not done yet.
+
+    Args:
+        prompts: all prompts, the same on every process.
+        models: the policy as base, on this process's device.
+        reward: scores the samples.
+        arguments: the settings.
+        folder: where finished blocks lie.
+    """
+    state = PartialState()
+    starts = range(0, len(prompts), arguments.block_size)
+    mine = [b for b in range(len(starts)) if b % state.num_processes == state.process_index]
+    total = sum(len(prompts[starts[b] :][: arguments.block_size]) for b in mine)
+    share = f" (process 1 of {state.num_processes})" if state.num_processes > 1 else ""
+    name = f"sampling{share}"
+    with tqdm(total=total, unit="prompt", desc=name, disable=not state.is_main_process) as bar:
+        for block in mine:
+            part = prompts[starts[block] :][: arguments.block_size]
+            if not block_path(folder, block).exists():
+                write_block(folder, block, _samples(part, models, reward, arguments))
+            bar.update(len(part))
+    state.wait_for_everyone()
+
+
+def _samples(
+    prompts: Sequence[dict[str, Any]], models: Models, reward: Reward, arguments: RolloutArguments
+) -> list[dict[str, Any]]:
+    responses = generate(
+        prompts, models, sampling=arguments.sampling(), max_batch_rows=arguments.max_batch_rows
+    )
+    rows, texts = [response.prompt for response in responses], [response.text for response in responses]
+    name = arguments.reward_function or str(arguments.reward_model)
+    return [
+        {
+            "id": response.id,
+            "sample": index % arguments.num_samples,
+            "prompt": row["messages"] if row.get("messages") is not None else prompt_text(row),
+            "completion": response.text,
+            # JSON has no NaN: null where there is no score.
+            "reward": value if math.isfinite(value) else None,
+            "num_tokens": response.num_tokens,
+            "finish_reason": response.finish_reason,
+        }
+        for index, (response, row, value) in enumerate(
+            zip(responses, rows, score(reward, rows, texts, name), strict=True)
+        )
+    ]
+
+
+def block_path(folder: Path, block: int) -> Path:
+    """Return where a finished block lies."""
+    return folder / f"block-{block:06d}.jsonl"
+
+
+def write_block(folder: Path, block: int, samples: Sequence[Mapping[str, Any]]) -> None:
+    """Write a block so that it is either whole or not there."""
+    write_rows(block_path(folder, block), samples)
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a JSONL file so that it is either whole or not there."""
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    os.replace(partial, path)

@@ -1,0 +1,131 @@
+"""The base policy in value training: whose next token a vocabulary head's values are averaged over (cd-q)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from ivg.errors import UserError
+from ivg.models.prompts import encode_prompt
+from ivg.models.vocab import compare
+from ivg.training import checks
+from ivg.training.data import as_prompt_row
+from ivg.training.merging import whole_weights
+from ivg.training.models import context_length, read_model_config, read_tokenizer
+from ivg.training.value.arguments import ValueTrainingArguments
+from ivg.training.value.heads import NextLogits
+
+
+class Policy:
+    """A frozen causal language model that says how likely every next token is.
+
+    Every process holds it whole, also under ZeRO-3.
+
+    Args:
+        model: the language model; its logits must be those of its last layer, unchanged.
+
+    Raises:
+        UserError: it changes its logits after the last layer.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self._check_logits()
+
+    def next_logits(self, input_ids: Tensor, attention_mask: Tensor, mask: Tensor) -> NextLogits:
+        """Read whole sequences once; logits are then made for a few positions at a time.
+
+        Args:
+            input_ids: prompt and response, padded on the right (R, T).
+            attention_mask: (R, T).
+            mask: the positions wanted (R, T), numbered row by row.
+        """
+        with torch.no_grad():
+            outputs = self.model.base_model(input_ids=input_ids, attention_mask=attention_mask)
+        hidden = outputs.last_hidden_state[mask]  # (N, H)
+        return lambda part: self.model.get_output_embeddings()(hidden[part])
+
+    @torch.no_grad()
+    def _check_logits(self) -> None:
+        """Refuse a model that scales or caps its logits, which `next_logits` would not."""
+        ids = torch.arange(2, device=self.model.device).unsqueeze(0)
+        mask = torch.ones_like(ids)
+        exact = self.model(input_ids=ids, attention_mask=mask).logits[0]
+        found = self.next_logits(ids, mask, mask.bool())(slice(None))
+        if not torch.allclose(exact.float(), found.float(), rtol=1e-2, atol=1e-2):
+            raise UserError(
+                f"policy_model: {type(self.model).__name__} scales or caps its logits after the last layer, "
+                "which the expectation does not follow; give another model or leave policy_model out"
+            )
+
+
+def load_policy(training: ValueTrainingArguments) -> Policy | None:
+    """Load the policy that the settings name, if they name one."""
+    if training.policy_model is None:
+        return None
+    with whole_weights(training):
+        model = AutoModelForCausalLM.from_pretrained(
+            training.policy_model, revision=training.policy_revision, dtype=training.policy_dtype
+        )
+    return Policy(model.to(training.device))
+
+
+def add_policy_prompts(
+    encoded: Sequence[dict[str, Any]],
+    rows: datasets.Dataset,
+    name: str,
+    training: ValueTrainingArguments,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Give every encoded row `policy_prompt`, the ids of its prompt as the policy sees it.
+
+    Args:
+        encoded: from `encode_rewarded`, changed in place.
+        rows: the rows it was made from.
+        name: what to call them in an error message.
+        training: the settings.
+        tokenizer: the value model's.
+
+    Raises:
+        UserError: no such model, its ids mean other tokens, or rows are longer than its context.
+    """
+    if training.policy_model is None:
+        return
+    config = read_model_config(training.policy_model, training.policy_revision)
+    policy_tokenizer = read_tokenizer(training.policy_model, training.policy_revision)
+    check_vocabulary(policy_tokenizer, tokenizer, training.policy_model)
+    for new, row in zip(encoded, rows, strict=True):
+        prompt = as_prompt_row(row["prompt"])
+        new["policy_prompt"] = encode_prompt(policy_tokenizer, prompt, training.policy_template)
+    context = context_length(config)
+    if context is not None:
+        lengths = [
+            len(row["policy_prompt"]) + len(row["sequences"][0]) - row["num_prompt_tokens"] for row in encoded
+        ]
+        what = f"more than the policy model's {context} tokens"
+        checks.refuse(name, what, [length > context for length in lengths], "remove them")
+
+
+def check_vocabulary(policy: PreTrainedTokenizerBase, value: PreTrainedTokenizerBase, name: str) -> None:
+    """Refuse a policy whose ids do not mean the value model's tokens, EOS included.
+
+    Args:
+        policy: the policy's tokenizer.
+        value: the value model's.
+        name: of the policy, for the message.
+
+    Raises:
+        UserError: saying how far the two token-to-id maps agree.
+    """
+    match = compare(policy, value)
+    if not match.agrees or policy.eos_token_id != value.eos_token_id:
+        first = match.differing[0] if match.differing else policy.eos_token
+        raise UserError(
+            f"policy_model {name}: its ids are not the value model's ({match.summary()}; {first!r} differs); "
+            "give a model of the same vocabulary, or leave policy_model out"
+        )

@@ -1,0 +1,74 @@
+"""Packed layers compute what the layers they replace compute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers.activations import NewGELUActivation
+from transformers.pytorch_utils import Conv1D
+
+from ivg.config import ModelConfig, ValueConfig
+from ivg.engines.lockstep.cpu.packing import PackedLinear, num_matrix_weights, pack
+from ivg.models.loading import load_models
+from tests import tiny
+from tests.engines.lockstep.test_kv_cache import BUILDERS, build
+
+VOCAB = len(tiny.LETTERS) + 2
+IDS = torch.tensor([[1, 2, 3, 9, 8, 7, 3, 2, 4, 11], [5, 30, 17, 21, 0, 4, 4, 9, 1, 2]])
+
+
+def _types(module: nn.Module) -> set[type]:
+    return {type(child) for child in module.modules()}
+
+
+@pytest.mark.parametrize("shape", [(37, 53), (256, 1024), (1024, 256)])
+@pytest.mark.parametrize("rows", [1, 2, 3, 32, 40, 200])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("by_mkl", [True, False])
+def test_a_layer_multiplies_by_its_weights(
+    shape: tuple[int, int], rows: int, bias: bool, by_mkl: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both orders, for any number of rows: weights are packed for one and used with every other."""
+    if by_mkl and not (torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear")):
+        pytest.skip("this torch has no MKL")
+    monkeypatch.setattr("ivg.engines.lockstep.cpu.packing._prefers_mkl", lambda: by_mkl)
+    torch.manual_seed(0)
+    linear, states = nn.Linear(*shape, bias=bias).requires_grad_(False), torch.randn(rows, 2, shape[0])
+    packed = PackedLinear(linear.weight, linear.bias)
+    product = torch.einsum("rni,oi->rno", states.double(), linear.weight.double())
+    expected = product + (linear.bias.double() if bias else 0)
+    torch.testing.assert_close(packed(states).double(), expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(packed.weight, linear.weight)
+
+
+@pytest.mark.parametrize("name", sorted(BUILDERS))
+@torch.inference_mode()
+def test_a_packed_model_computes_the_same(name: str) -> None:
+    model = build(name)
+    expected = model(IDS).logits
+    num_weights = num_matrix_weights(model)
+    pack(model)
+    assert PackedLinear in _types(model)
+    assert not {nn.Linear, Conv1D, NewGELUActivation} & _types(model)
+    assert num_matrix_weights(model) == num_weights
+    torch.testing.assert_close(model(IDS).logits, expected, atol=1e-4, rtol=1e-4)
+    assert expected.std() > 1
+
+
+def test_float64_has_no_faster_layers() -> None:
+    model = build("llama").double()
+    before = _types(model)
+    pack(model)
+    assert _types(model) == before
+
+
+def test_loaded_models_are_packed_and_value_heads_are_not(tmp_path: Path) -> None:
+    base = tiny.save(tmp_path / "base", tiny.causal(1, dtype=torch.float32))
+    value = tiny.save(tmp_path / "value", tiny.value(2, num_labels=VOCAB, dtype=torch.float32))
+    models = load_models(base, values=[ValueConfig(model=ModelConfig(path=value))])
+    assert {nn.Linear, Conv1D} & _types(models.base.module) == set()
+    assert type(models.values[0].model.head) is nn.Linear
+    assert PackedLinear in _types(models.values[0].model.module)

@@ -1,0 +1,65 @@
+from ivg.evaluation.measures.decoded import Decoded
+from ivg.evaluation.measures.measures import compare, measure
+from ivg.evaluation.measures.statistics import estimate
+from ivg.evaluation.report.tables import Table, divergence_table, interval, methods_table, paired_table
+
+
+def report():
+    rows = [{"prompt": "p", "response": "x y x", "num_tokens": 3} for _ in range(3)]
+    file = Decoded("m", rows, ["a", "b", "c"])
+    methods = {
+        "base": measure(file, [1.0, 2.0, 3.0], [9.0, 9.0, 9.0]),
+        "ivg": measure(file, [2.0, 4.0, float("nan")], [10.0, 11.0, 12.0]),
+    }
+    return compare(methods, base="base", reference="ivg")
+
+
+def test_methods_show_mean_interval_distance_and_missing():
+    base, ivg = methods_table(report()).rows
+    assert base[:3] == ["base", "2.000 [-0.484, 4.484]", "0.577"]
+    assert base[-1] == "3"
+    assert ivg[3].startswith("+2.0 [")
+    assert ivg[-1] == "2 (1 missing)"
+
+
+def test_the_pairing_is_signed_and_has_its_n():
+    (row,) = paired_table(report()).rows
+    assert row[0] == "base"
+    assert row[1].startswith("+1.500 [")
+    assert row[3:] == ["1.000 [1.000, 1.000]", "2"]
+
+
+def test_a_win_rate_keeps_within_its_bounds():
+    data = report()
+    wins = estimate([1.0, 1.0, 1.0, 0.0]).as_dict()
+    assert wins["ci95"][1] > 1
+    data["win_rates"]["base"] = wins
+    ((_, _, _, shown, _),) = paired_table(data).rows
+    low, high = wins["bootstrap95"]
+    assert shown == f"0.750 [{low:.3f}, {high:.3f}]"
+    assert 0 <= low < 0.75 < high <= 1
+
+
+def test_divergences_are_shown_where_they_are_known():
+    assert divergence_table(report()) is None
+    data = report()
+    data["methods"]["base"]["kl_bound"] = 1.834
+    data["methods"]["ivg"]["kl_to_base"] = {"mean": 2.5, "ci95": [2.25, 2.75], "n": 3}
+    bound, sampled = divergence_table(data).rows
+    assert bound[:3] == ["base", "what it chose among", "at most 1.83"]
+    assert (sampled[0], sampled[2], sampled[4]) == ("IVG", "2.50 [2.25, 2.75]", "3")
+
+
+def test_a_mean_without_interval_stands_alone():
+    assert interval({"mean": 0.5, "ci95": [None, None]}) == "0.500"
+    assert interval(None) == "–"
+
+
+def test_markdown_escapes_what_would_break_a_row():
+    table = Table("t", ["a", "b"], [["x|y", "1\n2"]])
+    assert table.markdown() == "| a | b |\n| --- | ---: |\n| x\\|y | 1 2 |"
+
+
+def test_the_console_table_holds_every_cell():
+    table = Table("t", ["a", "b"], [["x", "1"], ["y", "2"]]).console()
+    assert [list(column.cells) for column in table.columns] == [["x", "y"], ["1", "2"]]

@@ -1,0 +1,148 @@
+"""Files as editors, other programs and accidents make them: each row is read, or named with its line."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+
+import pytest
+
+from ivg.config import DatasetConfig
+from ivg.errors import UserError
+from ivg.run import cli
+from ivg.run.input_files import InputRecord, read_input, refuse_bad_rows
+from tests import tiny
+from tests.run.conftest import Folders
+
+
+def read(tmp_path: Path, content: str | bytes, name: str = "p.jsonl") -> list[InputRecord]:
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_input(str(path), None)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.jsonl", b'\xef\xbb\xbf{"prompt": "ab"}\n{"prompt": "c"}\n'),
+        ("p.jsonl", b'{"prompt": "ab"}\r\n\r\n{"prompt": "c"}'),
+        ("p.json", b'\xef\xbb\xbf[{"prompt": "ab"}, {"prompt": "c"}]'),
+        ("p.txt", b"\xef\xbb\xbfab\r\nc\r\n"),
+    ],
+)
+def test_byte_order_marks_and_carriage_returns_are_no_text(tmp_path: Path, name: str, content: bytes) -> None:
+    assert [source.row for source in read(tmp_path, content, name)] == [{"prompt": "ab"}, {"prompt": "c"}]
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ('{"prompt": "\\ud800"}', "field 'prompt' holds half a surrogate pair, which is no character"),
+        ('{"prompt": "a", "note": "\\udfff"}', "field 'note' holds half a surrogate pair"),
+        ('{"prompt": "a", "score": NaN}', "field 'score' cannot be written as JSON: Out of range float"),
+        ('{"prompt": "a", "scores": [1, -Infinity]}', "field 'scores' cannot be written as JSON"),
+        ("[" * 100_000, "not valid JSON: maximum recursion depth"),
+        ('{"prompt": "a", "n": ' + "9" * 5000 + "}", "not valid JSON"),
+        ('{"prompt": "a", "id": true}', "id must be a string or an integer, got True"),
+        ('{"prompt": "a", "id": 0.5}', "id must be a string or an integer, got 0.5"),
+    ],
+)
+def test_rows_that_could_not_be_written_again(tmp_path: Path, line: str, error: str) -> None:
+    rows = read(tmp_path, f'{{"prompt": "fine"}}\n{line}\n')
+    assert rows[0].error is None
+    assert rows[1].error is not None
+    assert rows[1].error.startswith(f"line 2: {error}")
+    json.dumps(rows[1].row, allow_nan=False).encode()  # what is kept of it can be written
+
+
+def test_an_id_that_is_null_is_none(tmp_path: Path) -> None:
+    rows = read(tmp_path, '{"prompt": "a", "id": null}\n{"prompt": "b", "id": null}\n')
+    assert [row.error for row in rows] == [None, None]
+
+
+def test_the_second_of_two_equal_ids_is_bad(tmp_path: Path) -> None:
+    rows = read(tmp_path, '{"prompt": "a", "id": 7}\n{"prompt": "b"}\n{"prompt": "c", "id": "7"}\n')
+    assert [row.error for row in rows] == [
+        None,
+        None,
+        "line 3: id '7' stands on line 1 already; ids must be unique",
+    ]
+
+
+def test_no_more_than_the_first_rows_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a"}\n{"prompt": "b"}\nbroken\n')
+    assert len(read_input(str(path), None, limit=2)) == 2
+
+
+def test_a_dataset_on_disk(tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    rows = {
+        "prompt": ["ab", "c"],
+        "made": [datetime.datetime(2026, 1, 2, 3), datetime.datetime(2026, 1, 3)],
+        "raw": [None, b"\x00"],
+    }
+    Dataset.from_dict(rows).to_parquet(tmp_path / "test.parquet")
+    Dataset.from_dict(rows).save_to_disk(tmp_path / "saved")
+    assert read_input(None, DatasetConfig(name=str(tmp_path / "saved"))) == read_input(
+        None, DatasetConfig(name=str(tmp_path))
+    )
+    DatasetDict(test=Dataset.from_dict(rows)).save_to_disk(tmp_path / "several")
+    with pytest.raises(UserError, match="several: has no split 'train'; it has test"):
+        read_input(None, DatasetConfig(name=str(tmp_path / "several"), split="train"))
+    good, bad = read_input(None, DatasetConfig(name=str(tmp_path / "several")))
+    assert good.row == {"prompt": "ab", "made": "2026-01-02T03:00:00", "raw": None}
+    assert (
+        bad.error
+        == "row 1: field 'raw' cannot be written as JSON: Object of type bytes is not JSON serializable"
+    )
+    with pytest.raises(UserError, match="dataset d: 1 of 2 rows cannot be used: row 1: field 'raw'"):
+        refuse_bad_rows([good, bad], "dataset d")
+
+
+def test_a_template_that_refuses_a_conversation_is_a_bad_row(folders: Folders, tmp_path: Path) -> None:
+    """A chat template raises; a format string has no place for turns: neither stops the other rows."""
+    tok = tiny.tokenizer(chat=True)
+    assert isinstance(tok.chat_template, str)
+    tok.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        + tok.chat_template
+    )
+    base = tiny.save(tmp_path / "base", tiny.causal(0), tok)
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows = [
+        {"prompt": "ab"},
+        {"messages": [{"role": "system", "content": "a"}, *turns]},
+        {"messages": turns},
+    ]
+    path, output = tmp_path / "p.jsonl", tmp_path / "o.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = ["--max_new_tokens", "3", "--input", str(path), "--output", str(output), "--skip_bad_rows"]
+    for model, errors in (
+        (base, {1: "refuses the messages: no system role"}),
+        (folders.base, {1: "a conversation of 3 messages needs", 2: "a conversation of 2 messages needs"}),
+    ):
+        assert cli.main(["--base", model, *common, "--overwrite"]) == 0
+        written = [json.loads(line) for line in output.read_text().splitlines()]
+        assert [i for i, row in enumerate(written) if row["response"] is None] == list(errors)
+        for i, error in errors.items():
+            assert written[i]["error"].startswith(f"line {i + 1}: ")
+            assert error in written[i]["error"]
+            assert written[i]["messages"] == rows[i]["messages"]
+
+
+def test_the_inputs_own_error_does_not_pass_for_ours(folders: Folders, tmp_path: Path) -> None:
+    path, output = tmp_path / "p.jsonl", tmp_path / "o.jsonl"
+    path.write_text('{"prompt": "a", "error": "of an earlier run", "response": null, "topic": 1}\n')
+    assert (
+        cli.main(
+            ["--base", folders.base, "--max_new_tokens", "3", "--input", str(path), "--output", str(output)]
+        )
+        == 0
+    )
+    row = json.loads(output.read_text())
+    assert row["response"] is not None
+    assert "error" not in row
+    assert row["topic"] == 1

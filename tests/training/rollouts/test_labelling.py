@@ -1,0 +1,51 @@
+import math
+from typing import Any
+
+from ivg.training.rollouts import labelling
+
+
+def _sample(prompt: int, reward: float, text: str | None = None) -> dict[str, Any]:
+    return {
+        "id": str(prompt),
+        "prompt": f"p{prompt}",
+        "completion": f" r{reward}" if text is None else text,
+        "reward": reward,
+        "num_tokens": 3,
+        "finish_reason": "eos",
+    }
+
+
+SAMPLES = [
+    *(_sample(0, r) for r in (1.0, 3.0, 2.0)),
+    *(_sample(1, r) for r in (5.0, 5.0)),  # a tie
+    *(_sample(2, r) for r in (1.0, 1.5)),  # below a margin of 1
+    _sample(3, 1.0),  # alone
+]
+
+
+def test_best_against_worst_drops_and_counts_ties_and_small_margins() -> None:
+    pairs = labelling.preference_pairs(SAMPLES, strategy="best-worst", margin=1.0)
+    assert [(row["prompt"], row["chosen"], row["rejected"]) for row in pairs.rows] == [
+        ("p0", " r3.0", " r1.0")
+    ]
+    assert (pairs.num_ties, pairs.num_below_margin, pairs.num_single) == (1, 1, 1)
+
+
+def test_all_pairs_above_the_margin() -> None:
+    pairs = labelling.preference_pairs(SAMPLES, strategy="all", margin=0.5)
+    chosen = [(row["chosen_reward"], row["rejected_reward"]) for row in pairs.rows]
+    # Differences 1, 2, 1 of prompt 0; 0.5 of prompt 2 is not above 0.5.
+    assert chosen == [(3.0, 2.0), (3.0, 1.0), (2.0, 1.0)]
+    assert (pairs.num_ties, pairs.num_below_margin) == (1, 1)
+
+
+def test_empty_and_unscored_samples_are_left_out_and_counted() -> None:
+    samples = [*SAMPLES, _sample(4, 1.0, "  "), _sample(4, math.nan)]
+    usable = labelling.usable(samples)
+    assert usable == SAMPLES
+    facts = labelling.describe(samples, labelling.preference_pairs(usable, strategy="best-worst"))
+    assert (facts["num_prompts"], facts["num_samples"], facts["num_completions"]) == (5, 10, 8)
+    assert (facts["num_empty"], facts["num_without_reward"]) == (1, 1)
+    assert (facts["num_pairs"], facts["num_ties_dropped"]) == (2, 1)
+    assert facts["mean_pair_margin"] == 1.25
+    assert facts["reward_mean"] == (1 + 3 + 2 + 5 + 5 + 1 + 1.5 + 1) / 8
