@@ -19,7 +19,6 @@ from transformers import (
 
 from ivg.config import ModelConfig, PairConfig, ValueConfig
 from ivg.engines.lockstep.cpu.packing import pack
-from ivg.engines.lockstep.model_runner import ModelRunner
 from ivg.errors import UserError, readable
 from ivg.models.inspection import HEAD_NAMES, Kind, ModelInfo
 from ivg.models.plan import ModelInfos, PairInfo, ValueInfo, inspect_models
@@ -32,7 +31,8 @@ CLASSES: dict[Kind, Any] = {
 }
 # Heads are gathered row by row, so they stay as they are.
 UNQUANTIZED = ("lm_head", *HEAD_NAMES)
-_TUNED, _UNTUNED = "tuned", "__base__"  # PEFT's name for a row without adapter
+# What PEFT calls a row with the adapter of a shared pair, and one without any.
+WITH_ADAPTER, WITHOUT_ADAPTER = "tuned", "__base__"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -41,18 +41,6 @@ class LoadedModel:
 
     info: ModelInfo
     module: PreTrainedModel
-
-    def runner(self, branches: tuple[str, ...] = ()) -> ModelRunner:
-        """Return a fresh runner over the model: logits of a causal LM, hidden states of a value model."""
-        is_causal = self.info.kind == "causal"
-        return ModelRunner(
-            self.module if is_causal else self.module.get_submodule(self.module.base_model_prefix),
-            name=self.info.name,
-            has_logits=is_causal,
-            num_ids=self.info.num_embeddings,
-            max_length=self.info.max_length,
-            branches=branches,
-        )
 
     @property
     def head(self) -> nn.Linear:
@@ -77,18 +65,6 @@ class LoadedPair:
     def is_shared(self) -> bool:
         """Whether one set of weights serves both."""
         return self.tuned.module is self.untuned.module
-
-    def runners(self) -> tuple[ModelRunner, ...]:
-        """Return fresh runners: tuned and untuned, or one with both as branches."""
-        if self.is_shared:
-            return (self.tuned.runner((_TUNED, _UNTUNED)),)
-        return (self.tuned.runner(), self.untuned.runner())
-
-    def own_runners(self) -> tuple[ModelRunner, ModelRunner]:
-        """Return fresh runners, always one for each, for rows whose branches differ in length."""
-        if self.is_shared:
-            return (self.tuned.runner((_TUNED,)), self.untuned.runner((_UNTUNED,)))
-        return (self.tuned.runner(), self.untuned.runner())
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -150,8 +126,8 @@ def _load_shared_pair(pair: PairInfo) -> LoadedPair:
 
     untuned = _load_module(pair.untuned)
     with readable(f"{pair.tuned.name}: its adapter cannot be loaded"):
-        module = PeftModel.from_pretrained(untuned, pair.tuned.source.path, adapter_name=_TUNED).eval()
-    config = module.peft_config[_TUNED]
+        module = PeftModel.from_pretrained(untuned, pair.tuned.source.path, adapter_name=WITH_ADAPTER).eval()
+    config = module.peft_config[WITH_ADAPTER]
     if config.modules_to_save or config.peft_type != "LORA" or config.use_dora:
         raise UserError(
             f"{pair.tuned.name}: rows with and without this adapter cannot share a batch (plain LoRA could); "

@@ -15,6 +15,7 @@ from ivg.decoding.streaming import AgreedText, NewText
 from ivg.engines.lockstep.batch import Lockstep
 from ivg.engines.lockstep.build import bind_guides, bind_text_guides
 from ivg.engines.lockstep.loop import Decoder
+from ivg.engines.lockstep.model_runner import runner_of
 from ivg.errors import UserError
 from ivg.models.loading import Models
 from ivg.models.plan import GuidePlan, plan_guides, reading_models
@@ -54,7 +55,7 @@ class Engine:
         self.plans = plan_guides(models.infos, search) if plans is None else plans
         self.infos = reading_models(models.infos.base, self.plans)
         self.lockstep = Lockstep(
-            models.base.runner(), bind_guides(models, self.plans), sampling, static_steps=static_steps
+            runner_of(models.base), bind_guides(models, self.plans), sampling, static_steps=static_steps
         )
         base = models.infos.base
         stop_ids = stop_token_ids(base.tokenizer, sampling.stop)

@@ -61,7 +61,7 @@ def test_vader_refuses_conversations() -> None:
 
 
 def test_functions_by_dotted_name() -> None:
-    reward = rewards.load_reward(rewards.RewardConfig(function="tests.test_rewards.length"))
+    reward = rewards.load_reward(rewards.RewardConfig(function="tests.rewards.test_rewards.length"))
     assert rewards.score(reward, ROWS, ["abc", ""], "length") == [3.0, 0.0]
     assert rewards.load_reward(rewards.RewardConfig(function="ivg.rewards.vader")) is rewards.vader
 
@@ -71,8 +71,8 @@ def test_functions_by_dotted_name() -> None:
     [
         ("vader", "not a dotted name"),
         ("no.such.module", "cannot import no.such"),
-        ("tests.test_rewards.lenght", "defines no lenght"),
-        ("tests.test_rewards.NOT_CALLABLE", "is a int; give a callable"),
+        ("tests.rewards.test_rewards.lenght", "defines no lenght"),
+        ("tests.rewards.test_rewards.NOT_CALLABLE", "is a int; give a callable"),
     ],
 )
 def test_bad_function_names(name: str, message: str) -> None:

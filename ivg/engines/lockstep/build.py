@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ivg.decoding.shared_ids import SharedIds
 from ivg.engines.lockstep.cross_vocab_guide import CrossVocabPairGuide, CrossVocabRunner
 from ivg.engines.lockstep.guides import Guide, PairGuide, ScalarValueGuide, VocabularyValueGuide, Weights
+from ivg.engines.lockstep.model_runner import pair_runners, runner_of, separate_runners
 from ivg.engines.lockstep.text_guides import TextGuides
 from ivg.models.cross_vocab import read_tokens
 from ivg.models.inspection import ModelInfo
@@ -47,15 +48,15 @@ def _bind(guide: LoadedPair | LoadedValue, plan: GuidePlan, base: ModelInfo) -> 
     if isinstance(guide, LoadedPair):
         if plan.fit.route == "strings":
             return _bind_cross_vocab(guide, base, weights)
-        return PairGuide(guide.runners(), shared, weights)
+        return PairGuide(pair_runners(guide), shared, weights)
     model = guide.model
     if model.info.kind == "scalar":
-        return ScalarValueGuide(model.runner(), model.head, weights)
-    return VocabularyValueGuide(model.runner(), model.head, shared, weights)
+        return ScalarValueGuide(runner_of(model), model.head, weights)
+    return VocabularyValueGuide(runner_of(model), model.head, shared, weights)
 
 
 def _bind_cross_vocab(pair: LoadedPair, base: ModelInfo, weights: Weights) -> CrossVocabPairGuide:
     info = pair.tuned.info
     readings = read_tokens(base.tokenizer, info.tokenizer, base.num_outputs, base.eos_ids)
-    runners = tuple(CrossVocabRunner(runner, readings) for runner in pair.own_runners())
+    runners = tuple(CrossVocabRunner(runner, readings) for runner in separate_runners(pair))
     return CrossVocabPairGuide(runners, readings, min(info.num_token_ids, info.num_outputs), weights)

@@ -16,6 +16,7 @@ from transformers import Cache, PreTrainedModel
 from ivg.engines.lockstep.kv_cache import RowCache, Source
 from ivg.engines.lockstep.shared_prefix import may_share, sharing
 from ivg.errors import UserError
+from ivg.models.loading import WITH_ADAPTER, WITHOUT_ADAPTER, LoadedModel, LoadedPair
 
 logger = logging.getLogger(__name__)
 _SAME = 0.1  # of the outputs' standard deviation; bfloat16 differs by some hundredths
@@ -281,3 +282,30 @@ class ModelRunner:
             return rows
         branches = torch.arange(self.num_branches, device=self.device)
         return (rows[:, None] * self.num_branches + branches).flatten()
+
+
+def runner_of(model: LoadedModel, branches: tuple[str, ...] = ()) -> ModelRunner:
+    """Return a fresh runner over a model: logits of a causal LM, hidden states of a value model."""
+    is_causal = model.info.kind == "causal"
+    return ModelRunner(
+        model.module if is_causal else model.module.get_submodule(model.module.base_model_prefix),
+        name=model.info.name,
+        has_logits=is_causal,
+        num_ids=model.info.num_embeddings,
+        max_length=model.info.max_length,
+        branches=branches,
+    )
+
+
+def pair_runners(pair: LoadedPair) -> tuple[ModelRunner, ...]:
+    """Return fresh runners: tuned and untuned, or one with both as branches."""
+    if pair.is_shared:
+        return (runner_of(pair.tuned, (WITH_ADAPTER, WITHOUT_ADAPTER)),)
+    return (runner_of(pair.tuned), runner_of(pair.untuned))
+
+
+def separate_runners(pair: LoadedPair) -> tuple[ModelRunner, ModelRunner]:
+    """Return fresh runners, always one for each, for rows whose branches differ in length."""
+    if pair.is_shared:
+        return (runner_of(pair.tuned, (WITH_ADAPTER,)), runner_of(pair.untuned, (WITHOUT_ADAPTER,)))
+    return (runner_of(pair.tuned), runner_of(pair.untuned))

@@ -16,6 +16,7 @@ import torch
 
 from ivg.decoding.engine import NumericalError
 from ivg.decoding.sequences import Task
+from ivg.engines.lockstep.model_runner import runner_of, separate_runners
 from ivg.engines.lockstep.rescoring import LogpRescorer, TokenSequence, ValueRescorer
 from ivg.models.inspection import ModelInfo
 from ivg.models.loading import LoadedModel, LoadedPair, LoadedValue
@@ -76,7 +77,7 @@ class _PairScorer:
         self._average = pair.info.config.average
         self._sides = [
             (Encoder(model.info), LogpRescorer(runner, _num_ids(model.info)))
-            for model, runner in zip((pair.tuned, pair.untuned), pair.own_runners(), strict=True)
+            for model, runner in zip((pair.tuned, pair.untuned), separate_runners(pair), strict=True)
         ]
 
     def __call__(self, tasks: Sequence[Task], responses: Sequence[ResponseText]) -> list[float]:
@@ -144,7 +145,7 @@ class _WholeTextScorer:
 def _value_scorer(model: LoadedModel) -> _Scorer:
     if model.info.kind == "classifier" and not _reads_left_to_right(model):
         return _WholeTextScorer(model)
-    reader = ValueRescorer(model.runner(), model.head, is_vocabulary=model.info.kind == "vocabulary")
+    reader = ValueRescorer(runner_of(model), model.head, is_vocabulary=model.info.kind == "vocabulary")
     return _ValueScorer(Encoder(model.info), reader)
 
 

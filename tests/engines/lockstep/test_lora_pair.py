@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 import ivg
 from ivg.config import ModelConfig, PairConfig, SamplingConfig, SearchConfig
 from ivg.engines.lockstep.cpu.packing import PackedLinear
+from ivg.engines.lockstep.model_runner import pair_runners
 from ivg.errors import UserError
 from ivg.models.loading import Models, load_models
 from ivg.models.prompts import as_rows
@@ -68,7 +69,7 @@ def test_weights_are_in_memory_once(folders: tuple[str, str, str, str]) -> None:
     own = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(untuned).parameters())
     lora = sum(p.numel() for name, p in pair.tuned.module.named_parameters() if "lora_" in name)
     assert sum(storages.values()) == own + lora
-    (runner,) = pair.runners()
+    (runner,) = pair_runners(pair)
     state = runner.prefill([[1, 2, 3], [4]])
     assert len(state.mask) == 4  # two rows, each under both branches with its own keys and values
     keys = state.cache.layers[1].keys
@@ -114,7 +115,7 @@ def test_packed_layers_serve_both_branches(tmp_path: Path) -> None:
     merged = _merged(tmp_path / "merged", untuned, adapter)
     pair = _models(base, adapter, untuned).pairs[0]
     assert any(isinstance(module, PackedLinear) for module in pair.tuned.module.modules())
-    (runner,) = pair.runners()
+    (runner,) = pair_runners(pair)
     logits = runner.prefill([[1, 2, 3], [4]]).last
     for branch, path in enumerate((merged, untuned)):
         plain = AutoModelForCausalLM.from_pretrained(path).double()

@@ -17,7 +17,7 @@ LANES = 8  # numbers that the loops take at a time
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """Return the compiled loops, or None where there are none or the CPU lacks the instructions for them."""
-    found = importlib.util.find_spec("ivg.kernels._kernels")
+    found = importlib.util.find_spec("ivg.engines.lockstep.cpu._kernels")
     is_x86 = platform.machine() in ("x86_64", "AMD64")
     if found is None or found.origin is None:
         return None
