@@ -86,20 +86,33 @@ class PairConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ValueConfig:
-    """An explicit value function: a scalar head, a vocabulary head, or a sequence classifier.
+    """An explicit value function: a scalar head, a vocabulary head, a sequence classifier, or Python code.
 
     Attributes:
         model: the value model.
+        function: instead of a model, the dotted name of a Python callable f(record, responses) -> scores
+            (see `ivg.engines.prefix_scorers`); it ranks chunks and cannot guide tokens.
         weight: weight in the chunk score; unset: 1 where chunk guidance is explicit, else 0.
         beta: weight in explicit token guidance (vocabulary heads only), >= 0.
     """
 
-    model: ModelConfig
+    model: ModelConfig | None = None
+    function: str | None = None
     weight: float | None = None
     beta: float = 1.0
 
     def __post_init__(self) -> None:
-        _require_models(model=self.model)
+        require(
+            (self.model is None) != (self.function is None),
+            "a value is a model or a function; give one of model (or path) and function",
+        )
+        if self.model is not None:
+            _require_models(model=self.model)
+        else:
+            require(
+                isinstance(self.function, str) and bool(self.function),
+                f"value function is {self.function!r}; give a dotted name, package.module.function",
+            )
         require_not_negative("beta", self.beta)
         require_finite("weight", self.weight)
 

@@ -95,6 +95,9 @@ def _value(data: object) -> object:
     """Let `{path: ..., weight: ...}` stand for `{model: {path: ...}, weight: ...}`."""
     if isinstance(data, str):
         return {"model": data}
+    if isinstance(data, Mapping) and "function" in data:
+        _check_keys(data, ValueConfig, "values: ")
+        return {"model": None, **data}
     if isinstance(data, Mapping) and "model" not in data:
         valid = {field.name for cls in (ModelConfig, ValueConfig) for field in dataclasses.fields(cls)}
         for key in data:

@@ -25,3 +25,19 @@ class Draws:
     def next(self, length: int) -> np.ndarray:
         """Return the uniforms of the next positions: (rows, length), float64 in [0, 1)."""
         return np.stack([row.random(length) for row in self._rows])
+
+
+def request_seed(seed: int, prompt_id: str, row: int, position: int) -> int:
+    """Return the seed of one request, for engines that draw by themselves.
+
+    Args:
+        seed: of the run.
+        prompt_id: identity of the prompt.
+        row: within the prompt.
+        position: length of the response where the request begins.
+
+    Returns:
+        A number of 63 bits.
+    """
+    digest = hashlib.sha256(f"{seed}\x1f{prompt_id}\x1f{row}\x1f{position}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1

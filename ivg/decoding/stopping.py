@@ -58,6 +58,10 @@ class StopChecker:
             ending = self._find_stop([*prefix, *chunk[: ending.num_tokens].tolist()], len(prefix), ending)
         return ending
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Turn ids into text, without special tokens."""
+        return self._decode(ids)
+
     def text(self, hypothesis: Hypothesis) -> str:
         """Return a hypothesis' text, without special tokens and without its stop string."""
         text = self._decode(hypothesis.ids)

@@ -21,11 +21,12 @@ from transformers.generation import (
 )
 
 from ivg.config import SamplingConfig, check_guidance
+from ivg.decoding.engine import in_order
 from ivg.decoding.sequences import Finished, Task
+from ivg.engines.lockstep.engine import LockstepEngine
 from ivg.errors import UserError
 from ivg.hf.guidance import Guidance
 from ivg.models.prompts import Row, as_rows
-from ivg.run.engine import Engine
 
 _OURS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MaxLengthCriteria, EosTokenCriteria)
 
@@ -70,7 +71,13 @@ def custom_generate(
     sampling = _sampling(generation_config, guidance, room)
     check_guidance(guidance.search, sampling, *guidance.configs)
     models = guidance.with_generation(generation_config)
-    engine = Engine(models, guidance.search, sampling, on_text=guidance.on_text)
+    engine = LockstepEngine(
+        models,
+        guidance.search,
+        sampling,
+        max_batch_rows=guidance.max_batch_rows,
+        on_text=guidance.on_text,
+    )
     prompt_ids = guidance.prompt_ids(input_ids, model_kwargs.get("attention_mask"), prompts)
     guidance.check_room(prompt_ids, room)
     base = models.infos.base.name
@@ -81,7 +88,7 @@ def custom_generate(
             zip(_names(ids[base] for ids in prompt_ids), prompt_ids, rows, strict=True)
         )
     ]
-    found = engine.run(tasks, max_batch_rows=guidance.max_batch_rows, block_size=len(tasks))
+    found = in_order(tasks, engine.run(tasks))
     sequences = _appended(input_ids, found, padding=_given(generation_config.pad_token_id, 0))
     if generation_config.return_dict_in_generate:
         return GenerateDecoderOnlyOutput(sequences=sequences)

@@ -137,6 +137,11 @@ class Guidance:
                     )
 
     def _refuse_own_templates(self) -> None:
+        for value in self.models.infos.functions:
+            raise UserError(
+                f"value function {value.function}: it reads the prompts themselves; "
+                "give prompts=[...] beside guidance"
+            )
         for plan in self.plans:
             for info in plan.models:
                 if plan.fit.route != "ids" or info.source.template is not None:

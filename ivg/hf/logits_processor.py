@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from ivg.decoding.log_ratio import log_probs
+from ivg.decoding.token_guidance import WeightedScores, guide_logits
 from ivg.engines.lockstep.build import bind_guides
 from ivg.engines.lockstep.model_runner import BatchState, ModelRunner
 from ivg.errors import UserError
@@ -76,13 +77,14 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         prompt_of = torch.arange(len(ids)) // (len(ids) // len(self._prompts))
         self._advance(ids, prompt_of)
         self._ids, self._prompt_of = ids, prompt_of
-        guided = log_probs(scores)
+        base = log_probs(scores)
+        said: list[WeightedScores] = []
         start = 0
         for guide in self._guides:
             states = self._states[start : start + len(guide.runners)]
             start += len(guide.runners)
-            guided = guided + guide.weights.beta * guide.token_scores(states).to(guided.device)
-        return log_probs(guided).to(scores.dtype)
+            said.append(WeightedScores(guide.weights.beta, guide.token_scores(states).to(base.device)))
+        return log_probs(guide_logits(base, said)).to(scores.dtype)
 
     def _advance(self, ids: Tensor, prompt_of: Tensor) -> None:
         """Bring the caches from the rows they hold to those of this call."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ivg.config import ModelConfig, PairConfig, SearchConfig, ValueConfig
 from ivg.errors import UserError
@@ -141,6 +141,7 @@ class ModelInfos:
     base: ModelInfo
     pairs: tuple[PairInfo, ...]
     values: tuple[ValueInfo, ...]
+    functions: tuple[ValueConfig, ...] = ()  # values that are Python code
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +171,13 @@ class GuidePlan:
         return self.fit.route == "text" or (self.fit.route == "strings" and self.chunk_weight != 0)
 
 
+class FunctionPlan(NamedTuple):
+    """A value function that ranks chunks: its dotted name, and its weight in the chunk score."""
+
+    name: str
+    weight: float
+
+
 def inspect_models(
     base: ModelConfig, pairs: Sequence[PairConfig] = (), values: Sequence[ValueConfig] = ()
 ) -> ModelInfos:
@@ -197,7 +205,9 @@ def inspect_guides(base: ModelInfo, pairs: Sequence[PairConfig], values: Sequenc
         tuple(
             ValueInfo(value, inspect_model(value.model, "value", number=i if len(values) > 1 else None))
             for i, value in enumerate(values, 1)
+            if value.model is not None
         ),
+        tuple(value for value in values if value.function is not None),
     )
 
 
@@ -236,6 +246,26 @@ def plan_guides(infos: ModelInfos, search: SearchConfig) -> list[GuidePlan]:
     return plans
 
 
+def plan_functions(infos: ModelInfos, search: SearchConfig) -> list[FunctionPlan]:
+    """Return the value functions that rank chunks in a run.
+
+    Raises:
+        UserError: explicit token guidance, which a function cannot give.
+    """
+    plans = []
+    for value in infos.functions:
+        assert value.function is not None
+        if search.token_guidance == "explicit":
+            raise UserError(
+                f"value function {value.function}: it scores whole prefixes, so it cannot guide tokens; "
+                "set token_guidance to none or implicit"
+            )
+        weight = _chunk_weight(value.weight, "explicit", search)
+        if weight:
+            plans.append(FunctionPlan(value.function, weight))
+    return plans
+
+
 def used_models(infos: ModelInfos, plans: Sequence[GuidePlan]) -> ModelInfos:
     """Leave out the guides that have nothing to do, so that they are not loaded."""
     used = {id(plan.info) for plan in plans}
@@ -243,6 +273,7 @@ def used_models(infos: ModelInfos, plans: Sequence[GuidePlan]) -> ModelInfos:
         infos.base,
         tuple(pair for pair in infos.pairs if id(pair) in used),
         tuple(value for value in infos.values if id(value) in used),
+        infos.functions,
     )
 
 

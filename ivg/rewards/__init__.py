@@ -7,8 +7,11 @@ wraps a Hugging Face sequence classifier; `load_reward` finds the one a configur
 
 from __future__ import annotations
 
+import hashlib
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from ivg.errors import UserError, require_module
 from ivg.models.prompts import Row
@@ -20,9 +23,11 @@ __all__ = [
     "ClassifierReward",
     "Reward",
     "RewardConfig",
+    "import_function",
     "load_reward",
     "score",
     "sentiment",
+    "source_hash",
     "vader",
     "vader_completion",
 ]
@@ -43,31 +48,53 @@ def resolve_function(name: str) -> Reward:
     """Import a reward function by its dotted name.
 
     Raises:
-        UserError: the module or the function does not exist, it cannot be called, or what it needs is not
-            installed.
+        UserError: as `import_function` does, or what it needs is not installed.
     """
-    module_name, _, attribute = name.rpartition(".")
-    if not module_name:
-        raise UserError(f"reward function {name!r} is not a dotted name; give package.module.function")
-    try:
-        function = vars(importlib.import_module(module_name))[attribute]
-    except ImportError as error:
-        raise UserError(
-            f"reward function {name}: cannot import {module_name} ({error}); "
-            "check the name, and that it is on PYTHONPATH"
-        ) from error
-    except KeyError as error:
-        raise UserError(
-            f"reward function {name}: module {module_name} defines no {attribute}; check the name"
-        ) from error
-    if not callable(function):
-        raise UserError(
-            f"reward function {name} is a {type(function).__name__}; give a callable f(rows, responses)"
-        )
+    function = import_function(name, "reward function")
     if function in (vader, vader_completion):
         require_module("vaderSentiment", "train", f"reward function {name}")
     reward: Reward = function
     return reward
+
+
+def import_function(name: str, what: str) -> Callable[..., Any]:
+    """Import a callable by its dotted name.
+
+    Args:
+        name: package.module.function.
+        what: how messages call it.
+
+    Raises:
+        UserError: the module or the function does not exist, or it cannot be called.
+    """
+    module_name, _, attribute = name.rpartition(".")
+    if not module_name:
+        raise UserError(f"{what} {name!r} is not a dotted name; give package.module.function")
+    try:
+        function = vars(importlib.import_module(module_name))[attribute]
+    except ImportError as error:
+        raise UserError(
+            f"{what} {name}: cannot import {module_name} ({error}); "
+            "check the name, and that it is on PYTHONPATH"
+        ) from error
+    except KeyError as error:
+        raise UserError(
+            f"{what} {name}: module {module_name} defines no {attribute}; check the name"
+        ) from error
+    if not callable(function):
+        raise UserError(f"{what} {name} is a {type(function).__name__}; give a callable")
+    found: Callable[..., Any] = function
+    return found
+
+
+def source_hash(name: str) -> str | None:
+    """Return a hash of the source file of a function's module, or None where it has none.
+
+    Args:
+        name: a dotted name that `import_function` takes.
+    """
+    file = importlib.import_module(name.rpartition(".")[0]).__file__
+    return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
 
 
 def score(reward: Reward, rows: Sequence[Row], responses: Sequence[str], name: str) -> list[float]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from ivg.config import SamplingConfig, SearchConfig, check_guidance, check_rows
 from ivg.config.checks import require_integer
-from ivg.decoding.sequences import Finished, FinishReason, Hypothesis
+from ivg.decoding.engine import Engine, in_order
+from ivg.decoding.sequences import Finished, FinishReason, Hypothesis, Task
 from ivg.decoding.stopping import StopChecker
 from ivg.decoding.streaming import NewText
+from ivg.engines.lockstep.engine import LockstepEngine
 from ivg.errors import UserError
 from ivg.models.loading import Models
 from ivg.models.prompts import Row, as_rows
-from ivg.run.engine import Engine
 from ivg.run.requests import make_tasks
 
 
@@ -94,19 +95,28 @@ def generate(
     if max_batch_tokens is not None:
         require_integer("max_batch_tokens", max_batch_tokens, at_least=1)
     rows = as_rows(prompts)
-    engine = Engine(models, search, sampling, on_text=on_text)
+    engine = LockstepEngine(
+        models,
+        search,
+        sampling,
+        max_batch_rows=max_batch_rows,
+        max_batch_tokens=max_batch_tokens,
+        on_text=on_text,
+    )
     tasks, bad = make_tasks(rows, engine.infos, sampling)
     if bad:
         raise UserError(f"prompt {bad[0].index + 1} of {len(rows)}: {bad[0].reason}")
-    finished = engine.run(
-        tasks,
-        max_batch_rows=max_batch_rows,
-        max_batch_tokens=max_batch_tokens,
-        block_size=block_size * sampling.num_samples,
-    )
+    finished = run_blocks(engine, tasks, block_size * sampling.num_samples)
     return [
         response(f, rows[f.task.index // sampling.num_samples], engine.stop_checker, search) for f in finished
     ]
+
+
+def run_blocks(engine: Engine, tasks: Sequence[Task], block_size: int) -> Iterator[Finished]:
+    """Decode tasks block by block, so that what shares a batch is decided by the input alone; in order."""
+    for start in range(0, len(tasks), block_size):
+        block = tasks[start : start + block_size]
+        yield from in_order(block, engine.run(block))
 
 
 def _check_arguments(
@@ -120,7 +130,12 @@ def _check_arguments(
         if not isinstance(value, wanted):
             raise UserError(f"{name} is {value!r:.60}; give ivg's {wanted.__name__}")
     infos = models.infos
-    check_guidance(search, sampling, [p.config for p in infos.pairs], [v.config for v in infos.values])
+    check_guidance(
+        search,
+        sampling,
+        [p.config for p in infos.pairs],
+        [*(v.config for v in infos.values), *infos.functions],
+    )
     check_rows(search, max_batch_rows)
     if block_size < 1:
         raise UserError(f"block_size is {block_size}; give an integer >= 1")

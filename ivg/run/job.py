@@ -12,8 +12,17 @@ from ivg.config import DecodeConfig
 from ivg.decoding.sequences import Task
 from ivg.errors import UserError
 from ivg.models.inspection import ModelInfo
-from ivg.models.plan import GuidePlan, ModelInfos, inspect_models, plan_guides, reading_models, used_models
+from ivg.models.plan import (
+    GuidePlan,
+    ModelInfos,
+    inspect_models,
+    plan_functions,
+    plan_guides,
+    reading_models,
+    used_models,
+)
 from ivg.models.vocab import stop_token_ids
+from ivg.rewards import import_function, source_hash
 from ivg.run.input_files import InputRecord, read_input, refuse_bad_rows, source_name
 from ivg.run.output_files import (
     content_hash,
@@ -75,6 +84,8 @@ def prepare(config: DecodeConfig, rows: Sequence[InputRecord] | None = None) -> 
     _check_paths(config)
     infos = inspect_models(config.base, config.pairs, config.values)
     plans = plan_guides(infos, config.search)
+    for function in plan_functions(infos, config.search):
+        import_function(function.name, "value function")
     stop_token_ids(infos.base.tokenizer, config.sampling.stop)
     rows = read_input(config.input, config.dataset, config.limit) if rows is None else list(rows)
     runners = reading_models(infos.base, plans)
@@ -121,6 +132,10 @@ def settings(job: Job, *, several_processes: bool) -> dict[str, Any]:
         **config,
         "input_hash": content_hash([source.row for source in job.rows]),
         "models": {info.name: _identity(info) for info in models},
+        "functions": {
+            function.name: source_hash(function.name)
+            for function in plan_functions(job.infos, job.config.search)
+        },
         "several_processes": several_processes,
     }
 

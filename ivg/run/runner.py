@@ -15,11 +15,12 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ivg.decoding.engine import in_order
 from ivg.decoding.streaming import NewText
+from ivg.engines.lockstep.engine import LockstepEngine
 from ivg.errors import UserError, is_main_process
 from ivg.models.loading import load_inspected
 from ivg.run.api import Response, response
-from ivg.run.engine import Engine
 from ivg.run.job import Job, output_rows, settings, trace_paths
 from ivg.run.output_files import (
     RowFile,
@@ -62,7 +63,7 @@ class BlockDecoder:
     ) -> None:
         self.job = job
         self._on_text = on_text
-        self._engine: Engine | None = None
+        self._engine: LockstepEngine | None = None
         self._num_tokens = 0
         self._seconds = 0.0
         self._progress = Progress(
@@ -91,12 +92,7 @@ class BlockDecoder:
         """Yield (output row, trace row) in the input's order."""
         config, engine = self.job.config, self._loaded()
         tasks = [task for i in block for task in self.job.tasks[i]]
-        finished = engine.run(
-            tasks,
-            max_batch_rows=config.max_batch_rows,
-            max_batch_tokens=config.max_batch_tokens,
-            block_size=max(1, len(tasks)),
-        )
+        finished = in_order(tasks, engine.run(tasks))
         for i in block:
             if i in self.job.bad:
                 error = {"error": self.job.bad[i]}
@@ -108,7 +104,7 @@ class BlockDecoder:
                 self._count(found, time.perf_counter() - start)
                 yield (
                     self._row(found, done.task.sample),
-                    trace_row(done, config.search.num_successors, engine.decode_text),
+                    trace_row(done, config.search.num_successors, engine.stop_checker.decode),
                 )
             self._progress.advance(self._bar)
 
@@ -116,17 +112,18 @@ class BlockDecoder:
         """Return what this process decoded: tokens returned and seconds."""
         return {"num_tokens": self._num_tokens, "seconds": round(self._seconds, 3)}
 
-    def _loaded(self) -> Engine:
+    def _loaded(self) -> LockstepEngine:
         if self._engine is None:
             config = self.job.config
-            self._engine = Engine(
+            self._engine = LockstepEngine(
                 load_inspected(self.job.infos),
                 config.search,
                 config.sampling,
+                max_batch_rows=config.max_batch_rows,
+                max_batch_tokens=config.max_batch_tokens,
                 plans=self.job.plans,
                 keep_trace=config.trace is not None,
                 on_text=self._on_text,
-                static_steps=config.static_steps,
             )
             self._progress.start()  # not before: what loading has to say stands alone
         return self._engine

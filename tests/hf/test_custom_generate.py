@@ -12,13 +12,14 @@ from transformers import AutoModelForCausalLM, GenerationMixin, LogitsProcessorL
 
 import ivg
 from ivg.config import ModelConfig, PairConfig, SamplingConfig, SearchConfig, ValueConfig
+from ivg.decoding.engine import in_order
 from ivg.decoding.sequences import Task
 from ivg.decoding.streaming import NewText
+from ivg.engines.lockstep.engine import LockstepEngine
 from ivg.errors import UserError
 from ivg.hf import Guidance, custom_generate
 from ivg.hf.generate import _names
 from ivg.models.loading import load_models
-from ivg.run.engine import Engine
 from tests import tiny
 from tests.models import tiny as guides
 
@@ -67,7 +68,7 @@ def _inputs() -> dict[str, torch.Tensor]:
 
 
 def _expected(guidance: Guidance, sampling: SamplingConfig, names: list[str]) -> list[tuple[int, ...]]:
-    engine = Engine(guidance.models, guidance.search, sampling)
+    engine = LockstepEngine(guidance.models, guidance.search, sampling)
     tokenizer = tiny.tokenizer()
     tasks = [
         Task(
@@ -80,7 +81,7 @@ def _expected(guidance: Guidance, sampling: SamplingConfig, names: list[str]) ->
         )
         for i, (name, prompt) in enumerate(zip(names, PROMPTS, strict=True))
     ]
-    return [f.beams[0].ids for f in engine.run(tasks, max_batch_rows=64, block_size=64)]
+    return [f.beams[0].ids for f in in_order(tasks, engine.run(tasks))]
 
 
 def test_left_padded_batch_equals_the_engine(folders: dict[str, str]) -> None:

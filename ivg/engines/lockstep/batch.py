@@ -11,6 +11,7 @@ from torch import Tensor
 from ivg.config import SamplingConfig
 from ivg.decoding.log_ratio import as_float, chosen
 from ivg.decoding.sampling import next_tokens
+from ivg.decoding.token_guidance import WeightedScores, guide_logits
 from ivg.engines.lockstep.cpu.packing import keep_freed_memory
 from ivg.engines.lockstep.cuda_graph import StaticRunner
 from ivg.engines.lockstep.guides import Guide
@@ -162,15 +163,17 @@ class Lockstep:
         Returns:
             (R,) tokens, and per guide that guides tokens its (R,) score of them.
         """
-        guided = as_float(states[0].last)  # (R, V)
+        base = as_float(states[0].last)  # (R, V)
         bonuses: dict[int, Tensor] = {}
         start = 1
         for i in self._stepping:
             guide = self.guides[i]
             end = start + len(guide.runners)
-            bonuses[i] = guide.token_scores(states[start:end]).to(guided.device)
-            guided = torch.add(guided, bonuses[i], alpha=guide.weights.beta)
+            bonuses[i] = guide.token_scores(states[start:end]).to(base.device)
             start = end
+        guided = guide_logits(
+            base, [WeightedScores(self.guides[i].weights.beta, bonus) for i, bonus in bonuses.items()]
+        )
         s = self._sampling
         ids = next_tokens(guided, uniforms, temperature=s.temperature, top_k=s.top_k, top_p=s.top_p)
         return ids, {i: chosen(bonus, ids) for i, bonus in bonuses.items()}

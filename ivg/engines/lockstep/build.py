@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ivg.config import SamplingConfig
 from ivg.decoding.shared_ids import SharedIds
+from ivg.engines.lockstep.batch import Lockstep
 from ivg.engines.lockstep.cross_vocab_guide import CrossVocabPairGuide, CrossVocabRunner
 from ivg.engines.lockstep.guides import Guide, PairGuide, ScalarValueGuide, VocabularyValueGuide, Weights
 from ivg.engines.lockstep.model_runner import pair_runners, runner_of, separate_runners
@@ -13,6 +15,11 @@ from ivg.models.cross_vocab import read_tokens
 from ivg.models.inspection import ModelInfo
 from ivg.models.loading import LoadedPair, LoadedValue, Models
 from ivg.models.plan import GuidePlan
+
+
+def build_rows(models: Models, plans: Sequence[GuidePlan], sampling: SamplingConfig) -> Lockstep:
+    """Put the base and the guides that read ids side by side."""
+    return Lockstep(runner_of(models.base), bind_guides(models, plans), sampling)
 
 
 def bind_guides(models: Models, plans: Sequence[GuidePlan]) -> list[Guide]:

@@ -1,8 +1,8 @@
-"""The loop: sample a chunk, score it, keep the best, let waiting prompts in; yields finished prompts.
+"""The loop: sample a chunk, score it, keep the best, let waiting prompts in.
 
 The batch holds live rows only: a finished hypothesis stays in its search as one candidate and costs no
 computation. Long chunks are sampled in pieces, so that rows that end leave before the boundary and waiting
-prompts take their place. Per-row host work happens here, once per piece.
+prompts take their place (continuous batching). Per-row host work happens here, once per piece.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from ivg.config import SamplingConfig, SearchConfig
-from ivg.decoding.beam_search import BeamSearch
-from ivg.decoding.engine import NumericalError, TextScorer
+from ivg.decoding.beam_search import BeamSearch, Extension, Survivors
+from ivg.decoding.engine import NumericalError, PrefixScorer, Watcher
 from ivg.decoding.sequences import Finished, Hypothesis, Task
-from ivg.decoding.stopping import Ending, StopChecker
+from ivg.decoding.stopping import StopChecker
 from ivg.engines.lockstep.batch import Chunk, NewRequest
 
 # Tokens per piece: a row that ends wastes half a piece on average, and letting it go reorders the caches.
@@ -42,19 +42,11 @@ class Rows(Protocol):
     def update_batch(
         self, keep: Sequence[int], repeats: Sequence[int], new_requests: Sequence[NewRequest]
     ) -> None:
-        """Keep rows, make each into `repeats` of them, start new_requests."""
+        """Keep rows, make each into `repeats` of them, start new requests."""
         ...
 
     def clear(self) -> None:
         """Drop all rows."""
-        ...
-
-
-class Watcher(Protocol):
-    """Is told at every boundary which hypotheses a search keeps."""
-
-    def __call__(self, task: Task, beams: Sequence[Hypothesis], is_done: bool) -> None:
-        """Look at the kept beams, best first; `is_done` where the search has ended."""
         ...
 
 
@@ -81,15 +73,18 @@ class _HostChunk(NamedTuple):
     log_ratios: np.ndarray  # (R, L)
 
 
-class Decoder:
-    """Runs many searches side by side over one batch of rows.
+class Loop:
+    """Runs many searches side by side over one batch of rows; tasks may join and leave at any step.
 
     Args:
         rows: the models.
         search: guidance and beam search.
         sampling: limits and seed.
         stop_checker: EOS ids and stop strings.
-        text_scorer: adds to the value at boundaries.
+        max_rows: rows in the batch at most.
+        max_tokens: rows times columns that they may come to fill, at most; a single prompt may have more.
+            None: unbounded.
+        scorer: adds to the value at boundaries.
         keep_trace: record every boundary.
         watcher: is told at every boundary what is kept.
     """
@@ -101,134 +96,160 @@ class Decoder:
         sampling: SamplingConfig,
         stop_checker: StopChecker,
         *,
-        text_scorer: TextScorer | None = None,
+        max_rows: int,
+        max_tokens: int | None = None,
+        scorer: PrefixScorer | None = None,
         keep_trace: bool = False,
         watcher: Watcher | None = None,
     ) -> None:
+        self.max_rows = max_rows
+        self._max_tokens = max_tokens or sys.maxsize
         self._rows = rows
         self._search = search
-        self._sampling = sampling
+        self._seed = sampling.seed
+        self._piece = piece_length(search.chunk_length, sampling.max_new_tokens)
         self._stop_checker = stop_checker
-        self._text_scorer = text_scorer
+        self._scorer = scorer
         self._keep_trace = keep_trace
-        self._watcher = watcher
+        self.watcher = watcher
+        self.clear()
 
-    def run(self, tasks: Sequence[Task], max_rows: int, max_tokens: int | None = None) -> Iterator[Finished]:
-        """Decode tasks with continuous batching; yields each as it finishes.
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs or waits."""
+        return not self._waiting and not self._running
 
-        Args:
-            tasks: in the order in which they join.
-            max_rows: rows in the batch at most.
-            max_tokens: rows times columns that they may come to fill, at most; a single prompt may have more.
+    def clear(self) -> None:
+        """Forget all tasks and their rows."""
+        self._waiting = deque[Task]()
+        self._running = list[BeamSearch]()
+        self._survivors = list[Survivors]()  # of each running search: places are rows of the batch
+        self._rows.clear()
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[Finished]:
+        """Decode tasks, which join in their order; yields each as it finishes.
 
         Raises:
             NumericalError: NaN or infinite numbers, naming the model and the prompt.
         """
-        waiting, running = deque(tasks), list[BeamSearch]()
-        keep, repeats = list[int](), list[int]()
-        piece = piece_length(self._search.chunk_length, max((task.max_tokens for task in tasks), default=1))
-        self._rows.clear()
-        while waiting or running:
-            joining = self._admit(waiting, running, max_rows, max_tokens or sys.maxsize)
-            self._rows.update_batch(keep, repeats, self._new_requests(joining))
-            running += joining
-            length = min(piece, max(search.task.max_tokens - search.num_tokens for search in running))
-            uniforms = np.concatenate([search.uniforms(length) for search in running])
-            chunk = self._rows.sample_chunk(torch.from_numpy(uniforms))
-            self._grow(running, _HostChunk(*(t.cpu().numpy() for t in chunk)))
-            keep, repeats, running, done = self._advance(running)
-            yield from done
+        self.clear()
+        self.add(tasks)
+        while not self.is_idle:
+            yield from self.step()
 
-    def _admit(
-        self, waiting: deque[Task], running: Sequence[BeamSearch], max_rows: int, max_tokens: int
-    ) -> list[BeamSearch]:
+    def add(self, tasks: Sequence[Task]) -> None:
+        """Let tasks wait for their turn."""
+        self._waiting.extend(tasks)
+
+    def drop(self, index: int) -> None:
+        """Forget the task of an index; its rows leave at the next step."""
+        self._waiting = deque(task for task in self._waiting if task.index != index)
+        live = [
+            pair for pair in zip(self._running, self._survivors, strict=True) if pair[0].task.index != index
+        ]
+        self._running = [search for search, _ in live]
+        self._survivors = [survivors for _, survivors in live]
+
+    def step(self) -> list[Finished]:
+        """Let waiting prompts in, sample one piece of every row's chunk, keep what survives.
+
+        Returns:
+            The tasks that have finished.
+        """
+        joining = self._admit()
+        self._update_batch(joining)
+        self._running += joining
+        length = min(self._piece, max(s.task.max_tokens - s.num_tokens for s in self._running))
+        uniforms = np.concatenate([search.uniforms(length) for search in self._running])
+        chunk = self._rows.sample_chunk(torch.from_numpy(uniforms))
+        self._take(_HostChunk(*(t.cpu().numpy() for t in chunk)))
+        return self._advance()
+
+    def _admit(self) -> list[BeamSearch]:
         """Take waiting prompts for which there is room: rows are padded to the longest among them."""
         joining = list[BeamSearch]()
-        num_rows = sum(search.max_rows for search in running)
-        width = max((search.task.width for search in running), default=0)
-        while waiting:
+        num_rows = sum(search.max_rows for search in self._running)
+        width = max((search.task.width for search in self._running), default=0)
+        while self._waiting:
             num_rows += self._search.rows_per_prompt
-            width = max(width, waiting[0].width)
-            is_first = not running and not joining
-            if num_rows > max_rows or (num_rows * width > max_tokens and not is_first):
+            width = max(width, self._waiting[0].width)
+            is_first = not self._running and not joining
+            if num_rows > self.max_rows or (num_rows * width > self._max_tokens and not is_first):
                 break
-            joining.append(BeamSearch(waiting.popleft(), self._search, self._sampling.seed))
+            task = self._waiting.popleft()
+            joining.append(BeamSearch(task, self._search, self._seed, keep_trace=self._keep_trace))
         return joining
 
-    def _new_requests(self, joining: Sequence[BeamSearch]) -> list[NewRequest]:
-        """Samples of one prompt are prefilled once."""
+    def _update_batch(self, joining: Sequence[BeamSearch]) -> None:
+        """Keep the rows that survived, and start the prompts that join."""
+        keep = [row for survivors in self._survivors for row in survivors.places]
+        repeats = [survivors.repeats for survivors in self._survivors for _ in survivors.places]
+        # Samples of one prompt are prefilled once.
         groups = [(ids, list(group)) for ids, group in groupby(joining, key=lambda s: s.task.prompt_ids)]
-        per_prompt = self._search.rows_per_prompt
-        return [
-            NewRequest(ids, len(group) * per_prompt, max(search.task.max_tokens for search in group))
+        new_requests = [
+            NewRequest(
+                ids,
+                len(group) * self._search.rows_per_prompt,
+                max(search.task.max_tokens for search in group),
+            )
             for ids, group in groups
         ]
+        self._rows.update_batch(keep, repeats, new_requests)
 
-    def _advance(
-        self, running: Sequence[BeamSearch]
-    ) -> tuple[list[int], list[int], list[BeamSearch], list[Finished]]:
-        """Return the rows that live on, how many each becomes, the searches that go on, and what is done."""
-        keep, repeats = list[int](), list[int]()
-        alive, done = list[BeamSearch](), list[Finished]()
-        start = 0
-        for search in running:
-            num_rows, is_ranked = len(search.rows), search.is_at_boundary
-            kept = search.advance(keep_trace=self._keep_trace)
-            keep += [start + row for row in kept.rows]
-            repeats += [kept.repeats] * len(kept.rows)
-            if kept.rows:
-                alive.append(search)
-            else:
-                done.append(Finished(search.task, tuple(search.beams), tuple(search.trace)))
-            if is_ranked and self._watcher is not None:
-                self._watcher(search.task, search.beams, not kept.rows)
-            start += num_rows
-        return keep, repeats, alive, done
+    def _take(self, chunk: _HostChunk) -> None:
+        """Append what was sampled to every row, up to where the row ends; ask scorers from outside."""
+        self._check_finite(chunk)
+        row = 0
+        for search in self._running:
+            extensions = search.extensions()
+            search.take([self._grow(search.task, e, chunk, row + i) for i, e in enumerate(extensions)])
+            row += len(extensions)
+        if self._scorer is not None:
+            self._add_values(self._scorer, [search for search in self._running if search.is_at_boundary])
 
-    def _grow(self, running: Sequence[BeamSearch], chunk: _HostChunk) -> None:
-        """Append what was sampled to every row, up to where the row ends; value what reads text."""
-        self._check_finite(running, chunk)
-        start = 0
-        for search in running:
-            rows = range(start, start + len(search.rows))
-            search.grow(
-                [self._grown(search, row, chunk, i) for row, i in zip(search.rows, rows, strict=True)],
-                chunk.ids.shape[1],
-            )
-            start = rows.stop
-        if self._text_scorer is not None:
-            self._add_text_values([search for search in running if search.is_at_boundary])
-
-    def _grown(self, search: BeamSearch, row: int, chunk: _HostChunk, i: int) -> Hypothesis:
-        """Return a row with its part of the chunk, which is row `i` of the batch."""
-        parent, ids = search.parent(row), chunk.ids[i]
-        ending = self._stop_checker.find(parent.ids, ids, search.task)
+    def _grow(self, task: Task, extension: Extension, chunk: _HostChunk, row: int) -> Hypothesis:
+        """Return a prefix with its part of the chunk, which is in `row` of the batch."""
+        prefix, ids = extension.prefix, chunk.ids[row]
+        ending = self._stop_checker.find(prefix.ids, ids, task)
+        ratios = chunk.log_ratios[row, : ending.num_tokens].tolist() if self._keep_trace else ()
         return Hypothesis(
-            (*parent.ids, *ids[: ending.num_tokens].tolist()),
-            float(chunk.values[i, ending.num_tokens - 1]),
+            (*prefix.ids, *ids[: ending.num_tokens].tolist()),
+            float(chunk.values[row, ending.num_tokens - 1]),
             ending.reason,
-            self._log_ratios(parent, chunk.log_ratios[i], ending),
+            (*prefix.log_ratios, *ratios),
         )
 
-    def _add_text_values(self, ranked: Sequence[BeamSearch]) -> None:
-        """Add the scores of guides that read text, for all prompts at a boundary at once."""
-        candidates = [
-            (search.task, hypothesis.ids) for search in ranked for hypothesis in search.candidates()
-        ]
+    def _add_values(self, scorer: PrefixScorer, ranked: Sequence[BeamSearch]) -> None:
+        """Add a scorer's values to the candidates of all prompts at a boundary at once."""
+        candidates = [(search.task, hypothesis) for search in ranked for hypothesis in search.candidates()]
         if not candidates:
             return
-        assert self._text_scorer is not None
-        values = iter(self._text_scorer(*zip(*candidates, strict=True)))
+        values = iter(scorer(*zip(*candidates, strict=True)))
         for search in ranked:
             search.add_values([next(values) for _ in search.candidates()])
 
-    def _log_ratios(self, parent: Hypothesis, ratios: np.ndarray, ending: Ending) -> tuple[float, ...]:
-        return (*parent.log_ratios, *ratios[: ending.num_tokens].tolist()) if self._keep_trace else ()
+    def _advance(self) -> list[Finished]:
+        """Let what survives go on; return what is done."""
+        alive, survivors, done = list[BeamSearch](), list[Survivors](), list[Finished]()
+        first_row = 0
+        for search in self._running:
+            num_rows, is_ranked = search.num_rows, search.is_at_boundary
+            places, repeats = search.advance()
+            if search.is_done:
+                done.append(search.finished())
+            else:
+                alive.append(search)
+                survivors.append(Survivors([first_row + place for place in places], repeats))
+            if is_ranked and self.watcher is not None:
+                self.watcher(search.task, search.beams, search.is_done)
+            first_row += num_rows
+        self._running, self._survivors = alive, survivors
+        return done
 
-    def _check_finite(self, running: Sequence[BeamSearch], chunk: _HostChunk) -> None:
+    def _check_finite(self, chunk: _HostChunk) -> None:
         if chunk.finite.all():
             return
-        owners = [search.task.prompt_id for search in running for _ in search.rows]
+        owners = [search.task.prompt_id for search in self._running for _ in range(search.num_rows)]
         runner, row = np.argwhere(~chunk.finite)[0]
         raise NumericalError(
             f"{self._rows.runner_names[runner]} returned NaN or infinite numbers on prompt {owners[row]}"

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from ivg.decoding.engine import NumericalError
-from ivg.decoding.sequences import Task
+from ivg.decoding.sequences import Hypothesis, Task
 from ivg.engines.lockstep.model_runner import runner_of, separate_runners
 from ivg.engines.lockstep.rescoring import LogpRescorer, TokenSequence, ValueRescorer
 from ivg.models.inspection import ModelInfo
@@ -30,7 +30,7 @@ class _Scorer(Protocol):
 
 
 class TextGuides:
-    """Adds up what the text-reading guides give a prefix (see `decoding.TextScorer`).
+    """Adds up what the text-reading guides give a prefix (see `ivg.decoding.engine.PrefixScorer`).
 
     Args:
         base: whose ids the prefixes are.
@@ -51,13 +51,13 @@ class TextGuides:
         for _, _, scorer in self._guides:
             scorer.clear()
 
-    def __call__(self, tasks: Sequence[Task], prefixes: Sequence[Sequence[int]]) -> list[float]:
-        """Return the weighted score of each prefix, given in the base's ids.
+    def __call__(self, tasks: Sequence[Task], prefixes: Sequence[Hypothesis]) -> list[float]:
+        """Return the weighted score of each prefix, whose ids are the base's.
 
         Raises:
             NumericalError: a guide returned NaN or infinity, naming it and the prompt.
         """
-        responses = [response_text(self._base, prefix) for prefix in prefixes]
+        responses = [response_text(self._base, prefix.ids) for prefix in prefixes]
         totals = [0.0] * len(prefixes)
         for name, weight, scorer in self._guides:
             scores = scorer(tasks, responses)

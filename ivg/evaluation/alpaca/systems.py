@@ -69,7 +69,7 @@ def how_decoded(recipe: str) -> dict[str, Any]:
         "base": config.base.path,
         "template": template,
         "pairs": [[pair.tuned.path, pair.untuned.path, pair.beta] for pair in config.pairs],
-        "values": [value.model.path for value in config.values],
+        "values": [value.function if value.model is None else value.model.path for value in config.values],
         **dataclasses.asdict(config.search),
         **dataclasses.asdict(config.sampling),
     }

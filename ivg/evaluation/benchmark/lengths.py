@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from ivg.config import SearchConfig
 from ivg.decoding.stopping import StopChecker
-from ivg.engines.lockstep.loop import Decoder
+from ivg.engines.lockstep.loop import Loop
 from ivg.evaluation.benchmark.timing import median_seconds
 from ivg.evaluation.benchmark.workloads import Workload, build_models, build_rows
 
@@ -33,15 +33,16 @@ def measure_lengths(
     """
     models = build_models(workload, dtype, device)
     lockstep = build_rows(models, workload)
-    decoder = Decoder(lockstep, workload.search, workload.sampling, StopChecker([], [], lambda ids: ""))
     tasks = workload.tasks(num_prompts)
     num_rows = len(tasks) * workload.search.rows_per_prompt
+    stop_checker = StopChecker([], [], lambda ids: "")
+    loop = Loop(lockstep, workload.search, workload.sampling, stop_checker, max_rows=num_rows)
     found: dict[int, list[float]] = {length: [] for length in lengths}
     for run in range(RUNS + 1):
         for length, seconds in found.items():
             capped = [dataclasses.replace(task, max_tokens=length) for task in tasks]
             start = time.perf_counter()
-            list(decoder.run(capped, num_rows))
+            list(loop.run(capped))
             if run > 0:  # the first round warms up
                 seconds.append((time.perf_counter() - start) / length)
     prompt = statistics.mean(map(len, workload.prompts(num_prompts)))

@@ -12,7 +12,7 @@ import torch
 
 from ivg.decoding.stopping import StopChecker
 from ivg.engines.lockstep.cpu.packing import num_matrix_weights
-from ivg.engines.lockstep.loop import Decoder
+from ivg.engines.lockstep.loop import Loop
 from ivg.evaluation.benchmark import naive
 from ivg.evaluation.benchmark.floor import Floor, bytes_per_prompt, memory_rate, peak_rate
 from ivg.evaluation.benchmark.timing import median_seconds
@@ -95,17 +95,18 @@ def _run_engine(
     models: BenchmarkModels, workload: Workload, rung: str, num_prompts: int | None, max_batch_rows: int
 ) -> Work:
     rows = build_rows(models, workload, static_steps=rung == "static steps")
-    decoder = Decoder(rows, workload.search, workload.sampling, StopChecker([], [], lambda ids: ""))
     tasks, per_prompt = workload.tasks(num_prompts), workload.search.rows_per_prompt
     if rung == "kept caches":
         tasks, max_batch_rows = tasks[:FEW_PROMPTS], per_prompt
     together = max_batch_rows // per_prompt if rung == "batched prompts" else len(tasks)
     short = dataclasses.replace(tasks[0], max_tokens=workload.search.chunk_length)
-    list(decoder.run([short], max_batch_rows))
+    stop_checker = StopChecker([], [], lambda ids: "")
+    loop = Loop(rows, workload.search, workload.sampling, stop_checker, max_rows=max_batch_rows)
+    list(loop.run([short]))
     before = [runner.tokens_fed for runner in rows.runners]
     start = time.perf_counter()
     for first in range(0, len(tasks), together):
-        list(decoder.run(tasks[first : first + together], max_batch_rows))
+        list(loop.run(tasks[first : first + together]))
     seconds = time.perf_counter() - start
     fed = [runner.tokens_fed - already for runner, already in zip(rows.runners, before, strict=True)]
     costs = [2.0 * num_matrix_weights(runner.module) for runner in rows.runners]

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ivg.decoding.log_ratio import as_float, log_probs, log_ratio
+from ivg.decoding.token_guidance import WeightedScores, guide_logits
 from ivg.errors import UserError
 from ivg.evaluation.measures.distance import EncodedResponse, response_logits
 
@@ -78,7 +79,7 @@ def sampled_kl(
         size = num_shared or min(base.shape[1], tuned.shape[1], untuned.shape[1])
         ratio = pad(log_ratio(tuned[:, :size], untuned[:, :size]), (0, base.shape[1] - size))
         ratio[:, list(unguided)] = 0
-        guided: Tensor = log_probs((base + beta * ratio) / temperature)  # (T, V)
+        guided: Tensor = log_probs(guide_logits(base, [WeightedScores(beta, ratio)]) / temperature)  # (T, V)
         plain = log_probs(base / temperature)
         found.append(float((guided.exp() * (guided - plain)).sum()))
     return found

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from ivg.config import DecodeConfig, ModelConfig, SamplingConfig
+from ivg.decoding.engine import in_order
 from ivg.engines.lockstep.cpu.packing import num_matrix_weights
+from ivg.engines.lockstep.engine import LockstepEngine
 from ivg.errors import UserError
 from ivg.evaluation.sweep.grid import Cell, GridConfig
 from ivg.models.loading import Models, load_models
 from ivg.models.prompts import Row
 from ivg.run.api import response
-from ivg.run.engine import Engine
 from ivg.run.input_files import read_input, refuse_bad_rows, source_name
 from ivg.run.requests import make_tasks
 
@@ -45,13 +46,17 @@ def run_cell(
 ) -> CellRun:
     """Decode prompts with a cell's settings on models that are loaded already."""
     search = cell.search(sampling.max_new_tokens)
-    engine = Engine(models if cell.beta is None else with_beta(models, cell.beta), search, sampling)
+    engine = LockstepEngine(
+        models if cell.beta is None else with_beta(models, cell.beta),
+        search,
+        sampling,
+        max_batch_rows=max(max_batch_rows, search.rows_per_prompt),
+    )
     tasks, bad = make_tasks(rows, engine.infos, sampling)
     if bad:
         raise UserError(f"prompt {bad[0].index + 1} of {len(rows)}: {bad[0].reason}")
     start = time.perf_counter()
-    batch_rows = max(max_batch_rows, search.rows_per_prompt)
-    finished = list(engine.run(tasks, max_batch_rows=batch_rows, block_size=len(tasks)))
+    finished = list(in_order(tasks, engine.run(tasks)))
     seconds = time.perf_counter() - start
     out = []
     for done in finished:
@@ -88,7 +93,7 @@ def weight_files(decode: DecodeConfig) -> dict[str, list[tuple[str, int, int]]]:
     They tell a model that was trained again at the same path from the one that was there before.
     """
     guides = [model for pair in decode.pairs for model in (pair.tuned, pair.untuned)]
-    guides += [value.model for value in decode.values]
+    guides += [value.model for value in decode.values if value.model is not None]
     return {model.path: _weight_files(model) for model in (decode.base, *guides)}
 
 

@@ -19,13 +19,13 @@ from transformers import (
 import ivg
 from ivg.config import ModelConfig, PairConfig, SamplingConfig, SearchConfig
 from ivg.decoding.draws import Draws
+from ivg.engines.lockstep.engine import LockstepEngine
 from ivg.errors import UserError
 from ivg.models.cross_vocab import read_tokens
 from ivg.models.loading import Models, load_models
 from ivg.models.plan import inspect_models, plan_guides
 from ivg.models.prompts import as_rows
 from ivg.models.vocab import compare
-from ivg.run.engine import Engine
 from ivg.run.requests import make_tasks
 from tests.models import tiny
 from tests.shared_data import TOKENIZERS
@@ -215,11 +215,11 @@ def test_a_search_ranks_such_a_pair_through_text(tmp_path: Path) -> None:
     search = SearchConfig(
         token_guidance="implicit", chunk_guidance="implicit", num_beams=2, num_successors=2, chunk_length=3
     )
-    engine = Engine(models, search, SamplingConfig(max_new_tokens=9, seed=4))
+    engine = LockstepEngine(models, search, SamplingConfig(max_new_tokens=9, seed=4), max_batch_rows=8)
     tasks, _ = make_tasks(as_rows(PROMPTS), engine.infos, SamplingConfig(max_new_tokens=9, seed=4))
     guide = tiny.base_tokenizer()
     num_checked = 0
-    for finished in engine.run(tasks, max_batch_rows=8, block_size=8):
+    for finished in engine.run(tasks):
         for beam in finished.beams:
             before = guide(finished.task.row["prompt"])["input_ids"]
             text = tiny.pair_tokenizer().decode(list(beam.ids), skip_special_tokens=True)

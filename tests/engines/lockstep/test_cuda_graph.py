@@ -13,7 +13,7 @@ from ivg.engines.lockstep import cuda_graph
 from ivg.engines.lockstep.batch import Lockstep
 from ivg.engines.lockstep.cuda_graph import FixedLane
 from ivg.engines.lockstep.guides import PairGuide, VocabularyValueGuide, Weights
-from ivg.engines.lockstep.loop import Decoder
+from ivg.engines.lockstep.loop import Loop
 from ivg.engines.lockstep.model_runner import ModelRunner
 from ivg.errors import UserError
 from tests import tiny
@@ -40,10 +40,11 @@ def decode(build, search: SearchConfig, *, max_rows: int, static_steps: bool) ->
     sampling = SamplingConfig(max_new_tokens=MAX_TOKENS, temperature=0.8)
     rows = Lockstep(runner(build(0)), guides, sampling, static_steps=static_steps)
     tasks = [Task(i, str(i), {"model": tuple(range(1, 3 + i))}, MAX_TOKENS - i % 3) for i in range(6)]
-    decoder = Decoder(rows, search, sampling, StopChecker([NUM_IDS - 2], [], lambda ids: ""))
+    stop_checker = StopChecker([NUM_IDS - 2], [], lambda ids: "")
+    loop = Loop(rows, search, sampling, stop_checker, max_rows=max_rows)
     return [
         (done.task.index, [(beam.ids, pytest.approx(beam.value, abs=1e-9)) for beam in done.beams])
-        for done in decoder.run(tasks, max_rows)
+        for done in loop.run(tasks)
     ]
 
 

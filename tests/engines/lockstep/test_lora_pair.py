@@ -11,12 +11,13 @@ from transformers import AutoModelForCausalLM
 
 import ivg
 from ivg.config import ModelConfig, PairConfig, SamplingConfig, SearchConfig
+from ivg.decoding.engine import in_order
 from ivg.engines.lockstep.cpu.packing import PackedLinear
+from ivg.engines.lockstep.engine import LockstepEngine
 from ivg.engines.lockstep.model_runner import pair_runners
 from ivg.errors import UserError
 from ivg.models.loading import Models, load_models
 from ivg.models.prompts import as_rows
-from ivg.run.engine import Engine
 from ivg.run.requests import make_tasks
 from tests import tiny
 from tests.models import tiny as guides
@@ -95,9 +96,11 @@ def test_log_ratios_equal_the_merged_models(folders: tuple[str, str, str, str], 
     base, untuned, adapter, merged = folders
     runs = []
     for tuned in (adapter, merged):
-        engine = Engine(_models(base, tuned, untuned), search, SAMPLING, keep_trace=True)
+        engine = LockstepEngine(
+            _models(base, tuned, untuned), search, SAMPLING, max_batch_rows=8, keep_trace=True
+        )
         tasks, _ = make_tasks(as_rows(PROMPTS), engine.infos, SAMPLING)
-        runs.append(list(engine.run(tasks, max_batch_rows=8, block_size=8)))
+        runs.append(list(in_order(tasks, engine.run(tasks))))
     largest = 0.0
     for shared, apart in zip(*runs, strict=True):
         assert [b.ids for b in shared.beams] == [b.ids for b in apart.beams]

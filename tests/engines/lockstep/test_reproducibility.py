@@ -12,9 +12,9 @@ import torch
 
 from ivg import Response, SamplingConfig, SearchConfig, generate
 from ivg.engines.lockstep.batch import Lockstep
+from ivg.engines.lockstep.engine import LockstepEngine
 from ivg.errors import UserError
 from ivg.models.loading import Models
-from ivg.run.engine import Engine
 from ivg.run.requests import make_tasks
 from tests.engines.lockstep import tiny
 
@@ -118,43 +118,40 @@ def test_out_of_memory_halves_the_rows_and_goes_on(
 
 
 def test_out_of_memory_gives_everything_back_before_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the step that failed had allocated, and the fixed buffers, make room for the next try."""
+    """What the step that failed had allocated, and the caches, make room for the next try."""
     held: list[weakref.ref[torch.Tensor]] = []
     alive: list[bool] = []
-    real_step, real_halved = Lockstep.sample_chunk, Engine._halved
+    real_step, real_halve = Lockstep.sample_chunk, LockstepEngine._halve_rows
 
     def sample_chunk(rows: Lockstep, uniforms: torch.Tensor) -> object:
         scratch = torch.empty(1000)
         if len(held) == 1:
             held.append(weakref.ref(scratch))
             held.extend(weakref.ref(layer.keys) for layer in rows._states[0].cache.layers)
-            shapes = rows._static._shapes.values()  # type: ignore[union-attr]
-            held.extend(weakref.ref(runner.bias) for steps in shapes for runner in steps._runners)
             raise torch.OutOfMemoryError("CUDA out of memory")
         held.append(weakref.ref(scratch)) if not held else None
         return real_step(rows, uniforms)
 
-    def halved(engine: Engine, max_batch_rows: int) -> int:
-        fewer = real_halved(engine, max_batch_rows)
+    def halve(engine: LockstepEngine) -> None:
+        real_halve(engine)
         alive.extend(ref() is not None for ref in held)
-        return fewer
 
     monkeypatch.setattr(Lockstep, "sample_chunk", sample_chunk)
-    monkeypatch.setattr(Engine, "_halved", halved)
-    engine = Engine(models(), SEARCH, SAMPLING, static_steps=True)
+    monkeypatch.setattr(LockstepEngine, "_halve_rows", halve)
+    engine = LockstepEngine(models(), SEARCH, SAMPLING)
     tasks, _ = make_tasks(PROMPTS, engine.infos, SAMPLING)
-    assert len(list(engine.run(tasks, max_batch_rows=64, block_size=len(tasks)))) == len(tasks)
+    assert len(list(engine.run(tasks))) == len(tasks)
     assert len(alive) > 4
     assert not any(alive)
 
 
 def test_out_of_memory_is_run_into_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = Engine(models(), SEARCH, SAMPLING)
+    engine = LockstepEngine(models(), SEARCH, SAMPLING)
     tasks, _ = make_tasks(PROMPTS, engine.infos, SAMPLING)
     cramped = Cramped(20, monkeypatch)
-    list(engine.run(tasks, max_batch_rows=64, block_size=len(tasks)))
+    list(engine.run(tasks))
     first = len(cramped.peaks)
-    list(engine.run(tasks, max_batch_rows=64, block_size=len(tasks)))  # as `ivg-decode` does, block by block
+    list(engine.run(tasks))  # as `ivg-decode` does, block by block
     assert max(cramped.peaks[:first]) == 64
     assert max(cramped.peaks[first:]) == 16
 

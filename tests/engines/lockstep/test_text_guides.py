@@ -20,12 +20,12 @@ from transformers import (
 
 import ivg
 from ivg.config import ModelConfig, PairConfig, SamplingConfig, SearchConfig, ValueConfig
-from ivg.decoding.engine import NumericalError
+from ivg.decoding.engine import NumericalError, in_order
 from ivg.decoding.sequences import Finished
+from ivg.engines.lockstep.engine import LockstepEngine
 from ivg.engines.lockstep.text_guides import response_text
 from ivg.models.loading import Models, load_models
 from ivg.models.prompts import as_rows
-from ivg.run.engine import Engine
 from ivg.run.requests import make_tasks
 from tests.models import tiny
 from tests.tiny import save as tiny_save
@@ -37,10 +37,10 @@ Score = Callable[[str, str, bool], float]
 
 
 def _run(models: Models, search: SearchConfig, sampling: SamplingConfig = SAMPLING) -> list[Finished]:
-    engine = Engine(models, search, sampling, keep_trace=True)
+    engine = LockstepEngine(models, search, sampling, max_batch_rows=8, keep_trace=True)
     tasks, bad = make_tasks(as_rows(PROMPTS), engine.infos, sampling)
     assert not bad
-    return list(engine.run(tasks, max_batch_rows=8, block_size=16))
+    return list(in_order(tasks, engine.run(tasks)))
 
 
 def _check_values(finished: Sequence[Finished], score: Score) -> int:

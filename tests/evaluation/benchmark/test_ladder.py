@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ivg.decoding.stopping import StopChecker
-from ivg.engines.lockstep.loop import Decoder
+from ivg.engines.lockstep.loop import Loop
 from ivg.evaluation.benchmark import naive
 from ivg.evaluation.benchmark.floor import Floor, bytes_per_prompt
 from ivg.evaluation.benchmark.measure import RUNGS, measure
@@ -47,8 +47,9 @@ def test_the_yardstick_decodes_what_the_engine_does(architecture: str) -> None:
         scale_up(model, factor=10.0, seed=i)
     plain = [naive.decode(models, work, prompt) for prompt in work.prompts()]
     rows = build_rows(models, work)
-    decoder = Decoder(rows, work.search, work.sampling, StopChecker([], [], lambda ids: ""))
-    found = {done.task.index: done.beams[0].ids for done in decoder.run(work.tasks(), 100)}
+    stop_checker = StopChecker([], [], lambda ids: "")
+    loop = Loop(rows, work.search, work.sampling, stop_checker, max_rows=100)
+    found = {done.task.index: done.beams[0].ids for done in loop.run(work.tasks())}
     assert [found[i] for i in range(3)] == [tuple(ids.tolist()) for _, ids in plain]
     assert len({token for ids in found.values() for token in ids}) > 5
 
@@ -57,8 +58,8 @@ def test_the_yardstick_decodes_what_the_engine_does(architecture: str) -> None:
     prompt = len(work.prompts()[0])
     text = sum(prompt + end for end in (LENGTH, 2 * LENGTH, 3 * LENGTH))
     assert plain[0][0] == NUM_ROWS * (2 * prompt + 2 * NUM_NEW + text)
-    # The engine's runners read each prompt once, then all sampled tokens but those at a chunk's end: these are
-    # scored from the state before them, and read by the rows that live on.
+    # The engine's runners read each prompt once, then all sampled tokens but those at a chunk's end: these
+    # are scored from the state before them, and read by the rows that live on.
     prompts, sampled = sum(map(len, work.prompts())), 3 * NUM_ROWS * NUM_NEW
     lived_on = 3 * 2 * (NUM_NEW // LENGTH - 1)  # a boundary's last tokens, fed once for each kept beam
     inside = sampled - 3 * NUM_ROWS * (NUM_NEW // LENGTH)

@@ -1,0 +1,101 @@
+"""Scores of prefixes that come from outside an engine's batch: Python functions, and several scorers as one.
+
+A value function is any callable `f(record, responses) -> scores`: `record` is the input record of one prompt,
+`responses` the texts of its unfinished or finished responses, and it returns one number for each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ivg.decoding.engine import PrefixScorer
+from ivg.decoding.sequences import Hypothesis, Task
+from ivg.decoding.stopping import StopChecker
+from ivg.errors import UserError, first_line
+from ivg.models.plan import FunctionPlan
+from ivg.rewards import import_function
+
+ValueFunction = Callable[[dict[str, Any], list[str]], Sequence[float]]
+_INCOMPLETE = "\ufffd"  # what decoders return for bytes that are no whole character yet
+
+
+class FunctionScorer:
+    """A value function with its weight.
+
+    Args:
+        name: its dotted name, for messages.
+        function: the callable.
+        weight: in the chunk score.
+        stop_checker: turns ids into text.
+    """
+
+    def __init__(self, name: str, function: ValueFunction, weight: float, stop_checker: StopChecker) -> None:
+        self._name = name
+        self._function = function
+        self._weight = weight
+        self._stop_checker = stop_checker
+
+    def __call__(self, tasks: Sequence[Task], prefixes: Sequence[Hypothesis]) -> list[float]:
+        """Return the weighted score of each prefix; the function is asked once a prompt.
+
+        Raises:
+            UserError: it raised an error, or returned another number of scores than it was asked for, or
+                something that is no finite number.
+        """
+        places: dict[int, list[int]] = {}
+        for place, task in enumerate(tasks):
+            places.setdefault(task.index, []).append(place)
+        found = [0.0] * len(tasks)
+        for of_prompt in places.values():
+            task = tasks[of_prompt[0]]
+            texts = [self._text(prefixes[place]) for place in of_prompt]
+            for place, score in zip(of_prompt, self._ask(task, texts), strict=True):
+                found[place] = self._weight * score
+        return found
+
+    def _text(self, prefix: Hypothesis) -> str:
+        text = self._stop_checker.text(prefix)
+        return text if prefix.finish_reason is not None else text.rstrip(_INCOMPLETE)
+
+    def _ask(self, task: Task, texts: list[str]) -> list[float]:
+        where = f"value function {self._name}, prompt {task.prompt_id}"
+        try:
+            returned = self._function(dict(task.row), texts)
+        except Exception as error:  # it is the user's code, which raises what it pleases
+            raise UserError(f"{where}: it raised {type(error).__name__}: {first_line(error)}") from error
+        try:
+            scores = [float(score) for score in returned]
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where}: it returned {returned!r:.60}; return a list of numbers") from error
+        if len(scores) != len(texts):
+            raise UserError(
+                f"{where}: it returned {len(scores)} scores for {len(texts)} responses; return one for each"
+            )
+        if not all(map(math.isfinite, scores)):
+            raise UserError(f"{where}: it returned NaN or infinity; return finite numbers")
+        return scores
+
+
+def build_function_scorers(plans: Sequence[FunctionPlan], stop_checker: StopChecker) -> list[PrefixScorer]:
+    """Import the value functions of a run.
+
+    Raises:
+        UserError: a name that cannot be imported, or is no callable.
+    """
+    return [
+        FunctionScorer(plan.name, import_function(plan.name, "value function"), plan.weight, stop_checker)
+        for plan in plans
+    ]
+
+
+def add_scorers(scorers: Sequence[PrefixScorer]) -> PrefixScorer | None:
+    """Return one scorer that adds up several, or None where there are none."""
+    if not scorers:
+        return None
+
+    def score(tasks: Sequence[Task], prefixes: Sequence[Hypothesis]) -> list[float]:
+        return [sum(values) for values in zip(*(scorer(tasks, prefixes) for scorer in scorers), strict=True)]
+
+    return score
