@@ -12,10 +12,8 @@ from ivg.config import SamplingConfig, SearchConfig
 from ivg.decoding.sequences import Finished, Task
 from ivg.decoding.stopping import StopChecker
 from ivg.decoding.streaming import AgreedText, NewText
-from ivg.engines.lockstep.batch import Lockstep
-from ivg.engines.lockstep.build import bind_guides, bind_text_guides
+from ivg.engines.lockstep.build import bind_text_guides, build_lockstep
 from ivg.engines.lockstep.loop import Decoder
-from ivg.engines.lockstep.model_runner import runner_of
 from ivg.errors import UserError
 from ivg.models.loading import Models
 from ivg.models.plan import GuidePlan, plan_guides, reading_models
@@ -33,7 +31,6 @@ class Engine:
         sampling: lengths, temperature, seed.
         keep_trace: record log-ratios and boundaries.
         plans: who guides and how, where `plan_guides` has said so already.
-        static_steps: take the steps inside a chunk in fixed buffers, on a GPU as one captured graph.
         on_text: gets each response's text as it becomes certain (`ivg.decoding.streaming`).
 
     Raises:
@@ -48,15 +45,12 @@ class Engine:
         *,
         plans: Sequence[GuidePlan] | None = None,
         keep_trace: bool = False,
-        static_steps: bool = False,
         on_text: Callable[[NewText], None] | None = None,
     ) -> None:
         self.models = models
         self.plans = plan_guides(models.infos, search) if plans is None else plans
         self.infos = reading_models(models.infos.base, self.plans)
-        self.lockstep = Lockstep(
-            runner_of(models.base), bind_guides(models, self.plans), sampling, static_steps=static_steps
-        )
+        self.lockstep = build_lockstep(models, self.plans, sampling)
         base = models.infos.base
         stop_ids = stop_token_ids(base.tokenizer, sampling.stop)
         self.stop_checker = StopChecker(base.eos_ids, sampling.stop, self.decode_text, stop_ids=stop_ids)
@@ -113,7 +107,7 @@ class Engine:
                     max_batch_rows = self._halved(max_batch_rows)
 
     def _halved(self, max_batch_rows: int) -> int:
-        self.lockstep.release()
+        self.lockstep.clear()
         if self._text_guides is not None:
             self._text_guides.clear()
         if torch.cuda.is_available():

@@ -126,7 +126,6 @@ class BlockDecoder:
                 plans=self.job.plans,
                 keep_trace=config.trace is not None,
                 on_text=self._on_text,
-                static_steps=config.static_steps,
             )
             self._progress.start()  # not before: what loading has to say stands alone
         return self._engine
