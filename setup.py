@@ -1,26 +1,22 @@
-"""Builds the loops for CPUs from C++; everything else about the package is in pyproject.toml.
+"""Builds the attention loop for CPUs from C++; everything else about the package is in pyproject.toml.
 
-Where this cannot be built (no C++ compiler, no OpenMP), ivg installs without it and uses torch instead.
+Wheels are pure Python. The loop is built in a source checkout only, by `pip install -e .` or by
+`python setup.py build_ext --inplace`; where it cannot be (no C++ compiler, no OpenMP), torch takes its place.
 """
 
 import platform
+import sys
 
 from setuptools import Extension, setup
 
-# Eight numbers at a time; torch itself needs no less to be fast, and `library.py` looks before it loads.
+# Eight numbers at a time; torch itself needs no less to be fast, and `attention.py` looks before it loads.
 x86_flags = ["-mavx2", "-mfma"] if platform.machine() in ("x86_64", "AMD64") else []
-
-setup(
-    ext_modules=[
-        Extension(
-            "ivg.engines.lockstep.cpu._kernels",
-            sources=[
-                f"ivg/engines/lockstep/cpu/{name}.cpp" for name in ("activation", "attention", "logits")
-            ],
-            depends=["ivg/engines/lockstep/cpu/vectors.hpp"],
-            extra_compile_args=["-O3", "-std=c++17", "-fopenmp", "-Wno-psabi", *x86_flags],
-            extra_link_args=["-fopenmp"],
-            optional=True,
-        )
-    ]
+loop = Extension(
+    "ivg.engines.lockstep.cpu._attention",
+    sources=["ivg/engines/lockstep/cpu/attention.cpp"],
+    extra_compile_args=["-O3", "-std=c++17", "-fopenmp", "-Wno-psabi", *x86_flags],
+    extra_link_args=["-fopenmp"],
+    optional=True,
 )
+is_in_place = bool({"editable_wheel", "develop", "build_ext"} & set(sys.argv))
+setup(ext_modules=[loop] if is_in_place else [])

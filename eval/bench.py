@@ -63,10 +63,7 @@ def ladder(workload: str, options: argparse.Namespace, console: Console) -> dict
     table = Table(title=title + (f", medians of {num_runs} runs" if num_runs > 1 else ""))
     for column in COLUMNS:
         table.add_column(column, justify="left" if column == "rung" else "right")
-    # On a CPU fixed buffers cannot pay off: they are for a captured graph.
-    found: dict[str, list[dict[str, Any]]] = {
-        rung: [] for rung in RUNGS if rung != "static steps" or options.device != "cpu"
-    }
+    found: dict[str, list[dict[str, Any]]] = {rung: [] for rung in RUNGS}
     for _ in range(num_runs):
         for rung, runs in found.items():
             runs.append(in_fresh_process(workload, rung, options))

@@ -23,7 +23,6 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from ivg import ModelConfig, PairConfig, SamplingConfig, SearchConfig, generate
-from ivg.engines.lockstep.cpu.packing import pack
 from ivg.errors import exit_on_user_error
 from ivg.models.inspection import ModelInfo
 from ivg.models.loading import LoadedModel, LoadedPair, Models
@@ -52,8 +51,7 @@ def model(name: str, seed: int, layers: int, width: int, logit_std: float, dtype
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     module = module.to(device, getattr(torch, dtype)).requires_grad_(False)
-    pack(module)
-    return LoadedModel(info, module)
+    return LoadedModel(info, module, is_ours=True)
 
 
 def build(dtype: str, logit_std: float) -> Models:

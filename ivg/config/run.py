@@ -38,7 +38,7 @@ class DecodeConfig:
         return_beams: write all W kept beams of a prompt.
         return_token_ids: write the response's token ids.
         trace: JSONL file for log-ratios and chunk candidates.
-        static_steps: take the steps inside a chunk in fixed buffers, on a GPU as one captured graph.
+        static_steps: once fixed buffers for a captured graph; only `false` is read.
         limit: decode only the first rows of the input.
     """
 
@@ -64,6 +64,11 @@ class DecodeConfig:
     def __post_init__(self) -> None:
         check_guidance(self.search, self.sampling, self.pairs, self.values)
         check_rows(self.search, self.max_batch_rows)
+        require(
+            self.static_steps is False,
+            f"static_steps is {str(self.static_steps).lower()}, but lockstep has no CUDA graphs any more; "
+            "leave it out (vLLM has them: engine: vllm)",
+        )
         require_integer("block_size", self.block_size, at_least=1)
         for name in ("limit", "max_batch_tokens"):
             if getattr(self, name) is not None:

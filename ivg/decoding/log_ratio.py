@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ivg.engines.lockstep.cpu import logits
-
 
 def log_probs(logits: Tensor) -> Tensor:
     """Normalise logits over the last dimension, in float32 whatever the model's dtype (float64 stays).
@@ -40,8 +38,6 @@ def log_ratio(tuned_logits: Tensor, untuned_logits: Tensor) -> Tensor:
     Returns:
         (..., V) log-ratios.
     """
-    if logits.can_compare(tuned_logits, untuned_logits):
-        return logits.log_ratios(tuned_logits, untuned_logits, _CERTAIN)
     ratio = log_probs(tuned_logits) - log_probs(untuned_logits)
     return ratio.nan_to_num_(nan=0.0, posinf=_CERTAIN, neginf=-_CERTAIN)
 

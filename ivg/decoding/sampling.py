@@ -9,8 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ivg.engines.lockstep.cpu import logits as loops
-
 
 def filter_logits(logits: Tensor, *, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Tensor:
     """Apply temperature, then top-k, then top-p, in the order transformers uses.
@@ -52,8 +50,6 @@ def draw(logits: Tensor, uniforms: Tensor, *, temperature: float = 1.0) -> Tenso
     Returns:
         (R,) token ids; some valid id where a row's logits are NaN, which the caller checks.
     """
-    if loops.can_draw(logits):
-        return loops.draw(logits, uniforms, temperature)
     scaled = logits if temperature == 1 else logits / temperature
     cumulative = scaled.softmax(dim=-1).cumsum(dim=-1)  # (R, V)
     total = cumulative[:, -1:]

@@ -18,7 +18,6 @@ from transformers import (
 )
 
 from ivg.config import ModelConfig, PairConfig, ValueConfig
-from ivg.engines.lockstep.cpu.packing import pack
 from ivg.errors import UserError, readable
 from ivg.models.inspection import HEAD_NAMES, Kind, ModelInfo
 from ivg.models.plan import ModelInfos, PairInfo, ValueInfo, inspect_models
@@ -37,10 +36,15 @@ WITH_ADAPTER, WITHOUT_ADAPTER = "tuned", "__base__"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model with its description."""
+    """A model with its description.
+
+    Attributes:
+        is_ours: loaded here and not handed in, so that an engine may replace its layers by faster ones.
+    """
 
     info: ModelInfo
     module: PreTrainedModel
+    is_ours: bool = False
 
     @property
     def head(self) -> nn.Linear:
@@ -84,6 +88,12 @@ class Models:
     pairs: tuple[LoadedPair, ...] = ()
     values: tuple[LoadedValue, ...] = ()
 
+    @property
+    def every(self) -> tuple[LoadedModel, ...]:
+        """All of them: the base, tuned and untuned of each pair, then the values."""
+        pairs = (model for pair in self.pairs for model in (pair.tuned, pair.untuned))
+        return (self.base, *pairs, *(value.model for value in self.values))
+
 
 def load_models(
     base: str | ModelConfig, *, pairs: Sequence[PairConfig] = (), values: Sequence[ValueConfig] = ()
@@ -110,8 +120,7 @@ def load_inspected(infos: ModelInfos, base: LoadedModel | None = None) -> Models
         key = dataclasses.replace(info.source, template=None)
         if key not in loaded:
             loaded[key] = _load_module(info)
-            _pack(loaded[key], info)
-        return LoadedModel(info, loaded[key])
+        return LoadedModel(info, loaded[key], is_ours=True)
 
     base = base or load(infos.base)
     pairs = tuple(
@@ -133,8 +142,8 @@ def _load_shared_pair(pair: PairInfo) -> LoadedPair:
             f"{pair.tuned.name}: rows with and without this adapter cannot share a batch (plain LoRA could); "
             "merge the adapter into its base and give that folder"
         )
-    _pack(module, pair.untuned)
-    return LoadedPair(pair, LoadedModel(pair.tuned, module), LoadedModel(pair.untuned, module))
+    tuned, untuned = (LoadedModel(info, module, is_ours=True) for info in (pair.tuned, pair.untuned))
+    return LoadedPair(pair, tuned, untuned)
 
 
 def _load_module(info: ModelInfo) -> PreTrainedModel:
@@ -166,12 +175,6 @@ def _load_module(info: ModelInfo) -> PreTrainedModel:
         if source.device_map is None and source.quantization is None:
             module = module.to(source.device or default_device())
     return module.eval().requires_grad_(False)
-
-
-def _pack(module: PreTrainedModel, info: ModelInfo) -> None:
-    """Make a model that we own faster; under a device map, layers carry hooks that must stay."""
-    if info.source.device_map is None:
-        pack(module)
 
 
 def default_device() -> str:

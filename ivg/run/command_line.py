@@ -303,4 +303,4 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="prompts per block; an interrupted block is decoded again (128)",
     )
-    add("--static_steps", action="store_true", help="fixed buffers, on a GPU one captured graph per step")
+    add("--static_steps", action="store_true", help=argparse.SUPPRESS)  # refused, with what to use instead

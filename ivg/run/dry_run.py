@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ivg.config import DecodeConfig, Guidance, SearchConfig, check_guidance
-from ivg.engines.lockstep.cpu.library import library
+from ivg.engines.lockstep.acceleration import has_compiled_loops
 from ivg.errors import UserError
 from ivg.models.inspection import ModelInfo, longrope_length
 from ivg.models.loading import default_device
@@ -252,10 +252,11 @@ def _warnings(infos: ModelInfos, models: Sequence[ModelReport]) -> list[str]:
     if not models[0].eos_ids:
         warnings.append(f"{models[0].name}: has no EOS id, so responses end by length or stop string only")
     source = infos.base.source
-    if source.device_map is None and (source.device or default_device()) == "cpu" and library() is None:
+    is_on_cpu = source.device_map is None and (source.device or default_device()) == "cpu"
+    if is_on_cpu and not has_compiled_loops():
         warnings.append(
-            "the compiled loops are missing, so this CPU decodes slower than it could; install ivg again "
-            "where there is a C++ compiler"
+            "the compiled loops are missing, so this CPU decodes slower than it could; install ivg from its "
+            "source with pip install -e, where there is a C++ compiler"
         )
     length = longrope_length(infos.base.config)
     if length is not None:

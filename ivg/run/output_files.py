@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ivg.engines.lockstep.cpu.library import library
+from ivg.engines.lockstep.acceleration import has_compiled_loops
 from ivg.errors import UserError
 
 _MODEL_FILES = (".json", ".safetensors", ".bin", ".model", ".jinja")
@@ -191,7 +191,7 @@ def environment() -> dict[str, Any]:
     return {
         "packages": {name: version(name) for name in ("ivg", *_PACKAGES)},
         "git_commit": commit,
-        "compiled_loops": library() is not None,  # without them, last bits differ on a CPU
+        "compiled_loops": has_compiled_loops(),  # without them, last bits differ on a CPU
     }
 
 

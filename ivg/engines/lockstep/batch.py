@@ -12,11 +12,8 @@ from ivg.config import SamplingConfig
 from ivg.decoding.log_ratio import as_float, chosen
 from ivg.decoding.sampling import next_tokens
 from ivg.decoding.token_guidance import WeightedScores, guide_logits
-from ivg.engines.lockstep.cpu.packing import keep_freed_memory
-from ivg.engines.lockstep.cuda_graph import StaticRunner
 from ivg.engines.lockstep.guides import Guide
 from ivg.engines.lockstep.model_runner import BatchState, ModelRunner, Part
-from ivg.engines.lockstep.shared_prefix import Fork
 
 T = TypeVar("T")
 _TRIM_SHARE = 8  # columns that are padding in every row go once they are a 1/8 of the width
@@ -56,26 +53,12 @@ class Lockstep:
         base: the frozen model.
         guides: pairs and values that take part.
         sampling: temperature, top-k, top-p.
-        static_steps: take the steps inside a chunk at fixed shapes, on a GPU as one captured graph.
-
-    Raises:
-        UserError: `static_steps` with a model that has sliding windows.
     """
 
-    def __init__(
-        self,
-        base: ModelRunner,
-        guides: Sequence[Guide],
-        sampling: SamplingConfig,
-        *,
-        static_steps: bool = False,
-    ) -> None:
-        if base.device.type == "cpu":
-            keep_freed_memory()
+    def __init__(self, base: ModelRunner, guides: Sequence[Guide], sampling: SamplingConfig) -> None:
         self.base = base
         self.guides = tuple(guides)
         self._sampling = sampling
-        self._static = StaticRunner(self._of_stepping(self.runners), self._next) if static_steps else None
         self.clear()
 
     @property
@@ -100,12 +83,6 @@ class Lockstep:
         self._pending = torch.zeros(0, dtype=torch.long, device=self.base.device)  # last tokens, not yet fed
         self._num_tokens = self._pending  # (R,) length of the response so far
 
-    def release(self) -> None:
-        """Give all memory back, that of fixed buffers too."""
-        self.clear()
-        if self._static is not None:
-            self._static.clear()
-
     @torch.inference_mode()
     def sample_chunk(self, uniforms: Tensor) -> Chunk:
         """Sample L tokens for every row and score every prefix.
@@ -117,17 +94,12 @@ class Lockstep:
         num_rows, length = uniforms.shape
         ids = torch.empty(num_rows, length, dtype=torch.long, device=self.base.device)
         scores: dict[int, list[Tensor]] = {i: [] for i in self._stepping}  # per guide, columns (R, ·)
-        for t in range(length if self._static is None else 1):
+        for t in range(length):
             if t > 0:
                 self._feed(ids[:, t - 1])
             ids[:, t], of_guides = self._next(self._of_stepping(self._states), uniforms[:, t])
             for i, score in of_guides.items():
                 scores[i].append(score[:, None])
-        if self._static is not None and length > 1:
-            states = self._of_stepping(self._states)
-            ids[:, 1:], of_guides = self._static.run(states, ids[:, 0], uniforms[:, 1:])
-            for i, score in of_guides.items():
-                scores[i].append(score)
         return self._score(ids, {i: torch.cat(columns, dim=1) for i, columns in scores.items()})
 
     @torch.inference_mode()
@@ -141,17 +113,15 @@ class Lockstep:
             repeats: how many rows each kept one becomes.
             new_requests: prompts that start.
         """
-        goes_on = not new_requests and all(n == 1 for n in repeats)
         if keep:
-            self._keep(keep, goes_on=goes_on)
+            self._select(keep)
             self._feed_pending()
         else:
             self.clear()
         if new_requests:
             self._join(new_requests)
-        if not goes_on:
-            counts = [*repeats, *(new_request.num_rows for new_request in new_requests)]
-            self._spread([row for row, n in enumerate(counts) for _ in range(n)])
+        counts = [*repeats, *(new_request.num_rows for new_request in new_requests)]
+        self._select([row for row, n in enumerate(counts) for _ in range(n)])
 
     def _next(self, states: Sequence[BatchState], uniforms: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         """Choose each row's next token from the models' last outputs.
@@ -211,23 +181,17 @@ class Lockstep:
             finite[self._runners_of(i)] &= is_number.to(ids.device)
         return Chunk(ids, values, finite, log_ratios)
 
-    def _keep(self, keep: Sequence[int], *, goes_on: bool) -> None:
-        """Keep some rows, in this order.
-
-        Args:
-            keep: row numbers.
-            goes_on: the chunk is not whole yet, so that forked rows may stay so.
-        """
-        is_all = list(keep) == list(range(self.num_rows))
-        rows = torch.tensor(keep, device=self.base.device)
-        for i, (runner, state) in enumerate(zip(self.runners, self._states, strict=True)):
-            if state.cache.is_forked and not goes_on:
-                runner.merge(state, rows)
-            elif not is_all:
-                self._copy(i, rows)
-        if not is_all:
-            self._totals = [total[rows] for total in self._totals]
-            self._pending, self._num_tokens = self._pending[rows], self._num_tokens[rows]
+    def _select(self, rows: Sequence[int]) -> None:
+        """Keep these rows in this order, repeats allowed."""
+        if list(rows) == list(range(self.num_rows)):
+            return
+        kept = torch.tensor(rows, device=self.base.device)
+        for runner, state in zip(self.runners, self._states, strict=True):
+            padding = state.mask.shape[1] - int(state.lengths[runner.branch_rows(kept)].max())
+            is_much = padding * _TRIM_SHARE > state.mask.shape[1]
+            runner.select(state, kept, drop=padding if is_much else 0)
+        self._totals = [total[kept] for total in self._totals]
+        self._pending, self._num_tokens = self._pending[kept], self._num_tokens[kept]
 
     def _join(self, new_requests: Sequence[NewRequest]) -> None:
         """Prefill each new_request once per model and put its row below the others."""
@@ -237,8 +201,6 @@ class Lockstep:
         for i, runner in enumerate(self.runners):
             part = Part(runner.prefill([n.prompt_ids[runner.name] for n in new_requests]), fresh)
             state = runner.rebuild([Part(self._states[i], kept), part] if len(kept) else [part])
-            expected = max(len(n.prompt_ids[runner.name]) + n.max_tokens for n in new_requests)
-            state.cache.num_expected = max(state.cache.num_expected, expected)
             states.append(state)
         self._states = states
         empty = as_float(states[0].last).new_zeros(len(fresh))
@@ -246,30 +208,6 @@ class Lockstep:
         self._totals = [torch.cat([total, empty]) for total in totals]
         self._pending = torch.cat([self._pending, fresh])  # new_requests have nothing pending
         self._num_tokens = torch.cat([self._num_tokens, torch.zeros_like(fresh)])
-
-    def _spread(self, parents: Sequence[int]) -> None:
-        """Let rows continue those that stand now: by forking where that can be and pays, else as copies."""
-        if list(parents) == list(range(self.num_rows)):
-            return
-        rows = torch.tensor(parents, device=self.base.device)
-        may_fork = self._static is None and any(runner.can_fork for runner in self.runners)
-        pays = may_fork and Fork.pays(rows, self.num_rows)
-        for i, (runner, state) in enumerate(zip(self.runners, self._states, strict=True)):
-            if runner.can_fork and pays:
-                runner.fork(state, rows)
-            else:
-                self._copy(i, rows)
-        self._totals = [total[rows] for total in self._totals]
-        self._pending, self._num_tokens = self._pending[rows], self._num_tokens[rows]
-
-    def _copy(self, runner_index: int, rows: Tensor) -> None:
-        """Reorder, repeat or drop a runner's rows (R',); once padding takes much room, without it."""
-        runner, state = self.runners[runner_index], self._states[runner_index]
-        padding = state.mask.shape[1] - int(state.lengths[runner.branch_rows(rows)].max())
-        if padding * _TRIM_SHARE > state.mask.shape[1] and not state.cache.is_forked:
-            self._states[runner_index] = runner.rebuild([Part(state, rows)])
-        else:
-            runner.select(state, rows)
 
     @property
     def _stepping(self) -> list[int]:

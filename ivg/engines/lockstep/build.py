@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ivg.config import SamplingConfig
 from ivg.decoding.shared_ids import SharedIds
+from ivg.engines.lockstep.acceleration import accelerate
 from ivg.engines.lockstep.batch import Lockstep
 from ivg.engines.lockstep.cross_vocab_guide import CrossVocabPairGuide, CrossVocabRunner
 from ivg.engines.lockstep.guides import Guide, PairGuide, ScalarValueGuide, VocabularyValueGuide, Weights
@@ -17,9 +18,13 @@ from ivg.models.loading import LoadedPair, LoadedValue, Models
 from ivg.models.plan import GuidePlan
 
 
-def build_rows(models: Models, plans: Sequence[GuidePlan], sampling: SamplingConfig) -> Lockstep:
-    """Put the base and the guides that read ids side by side."""
-    return Lockstep(runner_of(models.base), bind_guides(models, plans), sampling)
+def build_lockstep(models: Models, plans: Sequence[GuidePlan], sampling: SamplingConfig) -> Lockstep:
+    """Return base and guides on the same rows, on a CPU made faster where the models are ours to change."""
+    lockstep = Lockstep(runner_of(models.base), bind_guides(models, plans), sampling)
+    # Under a device map, layers carry hooks that must stay.
+    ours = [m.module for m in models.every if m.is_ours and m.info.source.device_map is None]
+    accelerate(lockstep.runners, ours)
+    return lockstep
 
 
 def bind_guides(models: Models, plans: Sequence[GuidePlan]) -> list[Guide]:

@@ -25,6 +25,8 @@ class CrossVocabRunner(ModelRunner):
         readings: how the guide reads each base id.
     """
 
+    rows_grow_alike = False
+
     def __init__(self, runner: ModelRunner, readings: TokenReadings) -> None:
         super().__init__(
             runner.module,
@@ -34,7 +36,6 @@ class CrossVocabRunner(ModelRunner):
             max_length=runner.max_length,
             branches=runner.branches,
         )
-        self.can_fork = False  # its rows grow by different numbers of tokens
         width = readings.max_pieces
         padded = [[*p, *[0] * (width - len(p))] for p in readings.pieces]
         self._pieces = torch.tensor(padded, device=self.device)  # (V of the base, n)

@@ -14,7 +14,7 @@ from ivg.config import SamplingConfig, SearchConfig
 from ivg.decoding.engine import PrefixScorer
 from ivg.decoding.sequences import Finished, Task
 from ivg.decoding.streaming import AgreedText, NewText
-from ivg.engines.lockstep.build import bind_text_guides, build_rows
+from ivg.engines.lockstep.build import bind_text_guides, build_lockstep
 from ivg.engines.lockstep.loop import Loop
 from ivg.engines.prefix_scorers import add_scorers, build_function_scorers
 from ivg.engines.stopping import build_stop_checker
@@ -56,7 +56,7 @@ class LockstepEngine:
     ) -> None:
         self.plans = plan_guides(models.infos, search) if plans is None else plans
         self.infos = reading_models(models.infos.base, self.plans)
-        self.lockstep = build_rows(models, self.plans, sampling)
+        self.lockstep = build_lockstep(models, self.plans, sampling)
         self.stop_checker = build_stop_checker(models.infos.base, sampling)
         self._text_guides = bind_text_guides(models, self.plans)
         self._rows_per_prompt = search.rows_per_prompt

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
-import logging
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from transformers import Cache, PreTrainedModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from ivg.engines.lockstep.kv_cache import RowCache, Source
-from ivg.engines.lockstep.shared_prefix import may_share, sharing
 from ivg.errors import UserError
 from ivg.models.loading import WITH_ADAPTER, WITHOUT_ADAPTER, LoadedModel, LoadedPair
-
-logger = logging.getLogger(__name__)
-_SAME = 0.1  # of the outputs' standard deviation; bfloat16 differs by some hundredths
 
 
 @dataclasses.dataclass(slots=True)
@@ -58,7 +52,14 @@ class ModelRunner:
         num_ids: size of the input embedding; a larger id from the base is fed as 0 (it carries no guidance).
         max_length: context length in tokens, or None where the architecture sets none.
         branches: for a LoRA pair, the adapters under which each row runs; rows then come once per branch.
+
+    Attributes:
+        rows_grow_alike: whether every row is fed the same number of tokens, and never loses any.
+        new_cache: makes the empty cache of new rows.
+        tokens_fed: so far, branches counted.
     """
+
+    rows_grow_alike = True
 
     def __init__(
         self,
@@ -76,52 +77,18 @@ class ModelRunner:
         self.num_ids = num_ids
         self.max_length = max_length
         self.branches = branches
+        self.new_cache: Callable[[], RowCache] = RowCache
         self.tokens_fed = 0
         self.device = next(module.parameters()).device
 
     @property
-    def text_config(self) -> dict[str, Any]:
-        """The architecture's configuration."""
-        return dict(self.module.config.get_text_config().to_dict())
-
-    @functools.cached_property
-    def has_windows(self) -> bool:
-        """Whether some layers do not attend to everything before."""
-        config = self.text_config
-        return bool(
-            set(config.get("layer_types") or ()) - {"full_attention"}
-            or config.get("sliding_window")
-            or any(getattr(layer, "sliding_window", None) for layer in self.module.modules())
+    def num_matrix_weights(self) -> int:
+        """Weights that every fed token is multiplied by: those of linear layers, tied heads included."""
+        return sum(
+            m.in_features * m.out_features if isinstance(m, nn.Linear) else m.weight.numel()
+            for m in self.module.modules()
+            if isinstance(m, nn.Linear | Conv1D)
         )
-
-    @functools.cached_property
-    def can_fork(self) -> bool:
-        """Whether rows can share prefixes: on a CPU, with models whose forked rows give what whole ones give.
-
-        On a GPU other kernels are faster than reading the prefix once; not measured there.
-        """
-        if self.device.type != "cpu" or not may_share(self.module):
-            return False
-        self.can_fork = True  # while it is tried
-        num_fed = self.tokens_fed
-        try:
-            return self._forks_exactly()
-        except (RuntimeError, TypeError, ValueError, UserError) as error:  # whatever a model does of its own
-            logger.info("%s: rows do not share prefixes: %s", self.name, error)
-            return False
-        finally:
-            self.tokens_fed = num_fed
-
-    @torch.inference_mode()
-    def _forks_exactly(self) -> bool:
-        """Compare two rows that continue one with that one alone."""
-        whole = self.prefill([(0, 1, 2, 3)]).last.double()
-        state = self.prefill([(0, 1)])
-        self.fork(state, torch.tensor([0, 0]))
-        for token in (2, 3):
-            self.feed(state, torch.tensor([[token], [token]]))
-        error = (state.last.double() - whole.repeat(2, 1)).abs().max()
-        return bool(error < _SAME * whole.std())
 
     @property
     def num_branches(self) -> int:
@@ -144,7 +111,7 @@ class ModelRunner:
         padded = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in prompts], device=self.device)
         lengths = self.per_branch(torch.tensor([len(ids) for ids in prompts], device=self.device))
         offsets = torch.arange(width, device=self.device) - (width - lengths[:, None])  # (R, T)
-        state = BatchState(RowCache(), offsets >= 0, lengths, padded, padded)
+        state = BatchState(self.new_cache(), offsets >= 0, lengths, padded, padded)
         output = self.forward(
             state.cache, self.per_branch(padded), state.mask, offsets.clamp(min=0), num_outputs=1
         )
@@ -176,40 +143,17 @@ class ModelRunner:
             positions = positions.clamp(max=self.max_length - 1)
         state.mask = torch.cat([state.mask, state.mask.new_ones(len(ids), num_new)], dim=1)
         state.lengths = state.lengths + num_new
-        # All that one token may see, and so no mask for transformers to work out.
-        is_whole = num_new == 1 and self.can_fork and not self.has_windows
-        mask = state.mask[:, None, None] if is_whole else state.mask
-        output = self.forward(state.cache, ids, mask, positions, num_new)
+        output = self.forward(state.cache, ids, state.mask, positions, num_new)
         state.last = output[:, -1]
         state.finite = state.finite & self.is_finite(output)
         self.tokens_fed += ids.numel()
         return output
 
-    def select(self, state: BatchState, rows: Tensor) -> None:
-        """Reorder, repeat or drop rows (R',) in place; forked ones stay so while that pays."""
-        if state.cache.is_forked and not state.cache.pays_to_stay_forked(self.branch_rows(rows)):
-            self.merge(state, rows)
-            return
+    def select(self, state: BatchState, rows: Tensor, drop: int = 0) -> None:
+        """Reorder, repeat or drop rows (R',) in place; leave out the first `drop` columns, padding in all."""
         rows = self.branch_rows(rows)
-        state.cache.select(rows)
-        self._take(state, rows)
-
-    def fork(self, state: BatchState, rows: Tensor) -> None:
-        """Let rows (R',) continue these rows, repeats allowed, without copying what is cached."""
-        rows = self.branch_rows(rows)
-        state.cache.fork(rows)
-        self._take(state, rows)
-
-    def merge(self, state: BatchState, rows: Tensor) -> None:
-        """Reorder or drop forked rows (R',) in place, and make each whole, without common padding."""
-        rows = self.branch_rows(rows)
-        drop = state.mask.shape[1] - int(state.lengths[rows].max())
-        state.cache.merge(rows, drop)
-        state.mask = state.mask[:, drop:]
-        self._take(state, rows)
-
-    def _take(self, state: BatchState, rows: Tensor) -> None:
-        state.mask, state.lengths = state.mask[rows], state.lengths[rows]
+        state.cache.select(rows, drop)
+        state.mask, state.lengths = state.mask[rows, drop:], state.lengths[rows]
         state.last, state.finite = state.last[rows], state.finite[rows]
 
     def rebuild(self, parts: Sequence[Part]) -> BatchState:
@@ -231,33 +175,34 @@ class ModelRunner:
         finite = torch.cat([part.state.finite[r] for part, r in zip(parts, rows, strict=True)])
         return BatchState(cache, mask, lengths, last, finite)
 
-    def forward(self, cache: Cache, ids: Tensor, mask: Tensor, positions: Tensor, num_outputs: int) -> Tensor:
+    def forward(
+        self, cache: RowCache, ids: Tensor, mask: Tensor, positions: Tensor, num_outputs: int
+    ) -> Tensor:
         """Run the module once.
 
         Args:
             cache: keys and values of the columns before; the new ones are appended.
             ids: (R, n), R counting branches.
-            mask: (R, T) real columns, the new ones included; or (R, 1, n, T) of bool, or to be added to
-                attention scores.
+            mask: (R, T) real columns, the new ones included.
             positions: (R, n).
             num_outputs: how many of the last outputs are wanted.
 
         Returns:
             (R, num_outputs, V) logits or (R, num_outputs, H) hidden states.
         """
-        kwargs: dict[str, object] = {"logits_to_keep": num_outputs} if self.has_logits else {}
+        kwargs = cache.forward_arguments
+        if self.has_logits:
+            kwargs["logits_to_keep"] = num_outputs
         if self.branches:
             kwargs["adapter_names"] = list(self.branches) * (len(ids) // len(self.branches))
-        is_forked = isinstance(cache, RowCache) and cache.is_forked
-        with sharing(self.module, cache, self.name) if is_forked else contextlib.nullcontext():
-            output = self.module(
-                input_ids=ids.where(ids < self.num_ids, 0),
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                **kwargs,
-            )
+        output = self.module(
+            input_ids=ids.where(ids < self.num_ids, 0),
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            **kwargs,
+        )
         kept: Tensor = output.logits if self.has_logits else output.last_hidden_state[:, -num_outputs:]
         return kept
 

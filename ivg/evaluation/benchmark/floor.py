@@ -11,7 +11,6 @@ import dataclasses
 import torch
 
 from ivg.engines.lockstep.batch import Lockstep
-from ivg.engines.lockstep.cpu.packing import num_matrix_weights
 from ivg.evaluation.benchmark.timing import median_seconds
 from ivg.evaluation.benchmark.workloads import Shape, Workload
 
@@ -45,9 +44,7 @@ def bytes_per_prompt(workload: Workload, rows: Lockstep, batch_prompts: float, i
     """
     new, length = workload.new_tokens, workload.search.chunk_length
     reads = [new] * (len(rows.runners) - 1) + [new / length]  # the value model comes last
-    weights = sum(
-        n * num_matrix_weights(runner.module) for n, runner in zip(reads, rows.runners, strict=True)
-    )
+    weights = sum(n * runner.num_matrix_weights for n, runner in zip(reads, rows.runners, strict=True))
     shapes: list[Shape] = [workload.base] + [workload.guide] * (len(rows.runners) - 1)
     columns = sum(workload.prompt_lengths) / 2 + new / 2  # on average over a response
     states = sum(

@@ -11,14 +11,13 @@ from typing import Any
 import torch
 
 from ivg.decoding.stopping import StopChecker
-from ivg.engines.lockstep.cpu.packing import num_matrix_weights
 from ivg.engines.lockstep.loop import Loop
 from ivg.evaluation.benchmark import naive
 from ivg.evaluation.benchmark.floor import Floor, bytes_per_prompt, memory_rate, peak_rate
 from ivg.evaluation.benchmark.timing import median_seconds
 from ivg.evaluation.benchmark.workloads import BenchmarkModels, Workload, build_models, build_rows
 
-RUNGS = ("naive", "kept caches", "batched prompts", "continuous batching", "static steps")
+RUNGS = ("naive", "kept caches", "batched prompts", "continuous batching")
 FEW_PROMPTS = 4  # the rungs that take one prompt at a time cost the same for every prompt; a few tell
 
 
@@ -94,7 +93,7 @@ def _run_naive(models: BenchmarkModels, workload: Workload, num_prompts: int | N
 def _run_engine(
     models: BenchmarkModels, workload: Workload, rung: str, num_prompts: int | None, max_batch_rows: int
 ) -> Work:
-    rows = build_rows(models, workload, static_steps=rung == "static steps")
+    rows = build_rows(models, workload)
     tasks, per_prompt = workload.tasks(num_prompts), workload.search.rows_per_prompt
     if rung == "kept caches":
         tasks, max_batch_rows = tasks[:FEW_PROMPTS], per_prompt
@@ -109,7 +108,7 @@ def _run_engine(
         list(loop.run(tasks[first : first + together]))
     seconds = time.perf_counter() - start
     fed = [runner.tokens_fed - already for runner, already in zip(rows.runners, before, strict=True)]
-    costs = [2.0 * num_matrix_weights(runner.module) for runner in rows.runners]
+    costs = [2.0 * runner.num_matrix_weights for runner in rows.runners]
     flops = sum(tokens * cost for tokens, cost in zip(fed, costs, strict=True))
     itemsize = models.base.dtype.itemsize
     # Prompts in a step, on average: batches are full but the last.

@@ -18,8 +18,8 @@ from transformers import (
 from ivg.config import SamplingConfig, SearchConfig
 from ivg.decoding.sequences import Task
 from ivg.decoding.shared_ids import SharedIds
+from ivg.engines.lockstep.acceleration import Accelerations, accelerate
 from ivg.engines.lockstep.batch import Lockstep
-from ivg.engines.lockstep.cpu.packing import pack
 from ivg.engines.lockstep.guides import PairGuide, VocabularyValueGuide, Weights
 from ivg.engines.lockstep.model_runner import ModelRunner
 
@@ -162,12 +162,12 @@ def build_models(workload: Workload, dtype: torch.dtype, device: str) -> Benchma
     return BenchmarkModels(causal(workload.base), causal(guide), causal(guide), value(guide))
 
 
-def build_rows(models: BenchmarkModels, workload: Workload, *, static_steps: bool = False) -> Lockstep:
+def build_rows(
+    models: BenchmarkModels, workload: Workload, accelerations: Accelerations | None = None
+) -> Lockstep:
     """Put the models side by side as `ivg-decode` does for IVG; on a CPU their layers are replaced."""
     vocab_size = workload.vocab_size
     value = models.value
-    for model in (models.base, models.tuned, models.untuned, value):
-        pack(model)
     shared = SharedIds(vocab_size, vocab_size)
     head = value.get_submodule("classifier" if workload.architecture == "gpt2" else "score")
     backbone = value.get_submodule(value.base_model_prefix)
@@ -183,9 +183,9 @@ def build_rows(models: BenchmarkModels, workload: Workload, *, static_steps: boo
         shared,
         Weights(chunk=1.0),
     )
-    return Lockstep(
-        _runner(models.base, "base"), [pair, ranker], workload.sampling, static_steps=static_steps
-    )
+    lockstep = Lockstep(_runner(models.base, "base"), [pair, ranker], workload.sampling)
+    accelerate(lockstep.runners, (models.base, models.tuned, models.untuned, value), accelerations)
+    return lockstep
 
 
 def _runner(model: PreTrainedModel, name: str) -> ModelRunner:

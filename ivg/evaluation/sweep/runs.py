@@ -10,7 +10,6 @@ from typing import Any
 
 from ivg.config import DecodeConfig, ModelConfig, SamplingConfig
 from ivg.decoding.engine import in_order
-from ivg.engines.lockstep.cpu.packing import num_matrix_weights
 from ivg.engines.lockstep.engine import LockstepEngine
 from ivg.errors import UserError
 from ivg.evaluation.sweep.grid import Cell, GridConfig
@@ -78,7 +77,7 @@ def run_cell(
     flops = 0.0
     for runner in engine.lockstep.runners:
         fed[runner.name] += runner.tokens_fed
-        flops += 2.0 * num_matrix_weights(runner.module) * runner.tokens_fed
+        flops += 2.0 * runner.num_matrix_weights * runner.tokens_fed
     return CellRun(out, seconds, fed, [runner.tokens_fed for runner in engine.lockstep.runners], flops)
 
 

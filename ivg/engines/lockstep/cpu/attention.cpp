@@ -1,11 +1,78 @@
-// Attention of one new token per row over shared and own columns, the token's own among them, which is written first;
-// `attention.py` says what it takes.
+// Attention of one new token per row over shared and own columns; `attention.py` says what it takes.
+//
+// Eight numbers at a time, in float32 whatever they are kept in. Every sum is taken in an order that depends on
+// nothing but the numbers' own places, so that a row's results are the same whichever rows stand beside it.
 
-#include "vectors.hpp"
+#include <cmath>
+#include <cstdint>
+#include <cstring>
 
 #include <omp.h>
 
 namespace {
+
+#define INLINE inline __attribute__((always_inline))
+
+constexpr int LANES = 8;
+typedef float Vector __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+
+struct Float32 {
+    using Element = float;
+    static INLINE Vector load(const float *from) {
+        Vector x;
+        std::memcpy(&x, from, sizeof x);
+        return x;
+    }
+    static INLINE void store(float *to, Vector x) { std::memcpy(to, &x, sizeof x); }
+};
+
+struct BFloat16 {
+    using Element = uint16_t;
+    static INLINE Vector load(const uint16_t *from) {
+        Halves halves;
+        std::memcpy(&halves, from, sizeof halves);
+        return reinterpret_cast<Vector>(__builtin_convertvector(halves, Bits) << 16);
+    }
+    static INLINE void store(uint16_t *to, Vector x) {  // to the nearest, ties to even; NaN stays NaN
+        Bits bits = reinterpret_cast<Bits>(x);
+        Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+        Halves halves = __builtin_convertvector(x == x ? rounded : Bits{} + 0x7fc0, Halves);
+        std::memcpy(to, &halves, sizeof halves);
+    }
+};
+
+INLINE Vector all(float x) { return Vector{} + x; }
+
+// e^x for x <= 0, and 0 below -87: x = n ln 2 + r with |r| <= ln(2) / 2, and e^r by Cephes' polynomial.
+INLINE Vector exponential(Vector x) {
+    const Vector rounder = all(12582912.0f);  // 1.5 * 2^23: adding it rounds off the fraction
+    Vector n = (x < -87.0f ? all(0) : x) * 1.44269504f + rounder - rounder;
+    Vector r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    Vector p = all(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    Vector power = reinterpret_cast<Vector>((__builtin_convertvector(n, Ints) + 127) << 23);
+    return x < -87.0f ? all(0) : p * power;
+}
+
+INLINE float highest(Vector x) {
+    float top = x[0];
+    for (int i = 1; i < LANES; i++) top = x[i] > top ? x[i] : top;
+    return top;
+}
+
+INLINE float sum(Vector x) {
+    float total = 0;
+    for (int i = 0; i < LANES; i++) total += x[i];
+    return total;
+}
 
 // The lanes of `a`, then those of `b`, picked by number.
 #ifdef __clang__
@@ -140,14 +207,12 @@ INLINE void mix(const typename Type::Element *values, const typename Type::Eleme
 
 // As `attention.Arguments`; strides and sizes count elements.
 struct Arguments {
-    const void *query, *new_keys, *new_values, *prefix_keys, *prefix_values;
-    void *own_keys, *own_values;
+    const void *query, *prefix_keys, *prefix_values, *own_keys, *own_values;
     const uint8_t *mask;
     void *output;
     float *scratch;
     const int32_t *rows, *row_starts, *prefixes, *prefix_starts, *common;
-    int64_t query_row, query_head, new_key_row, new_key_head, new_value_row, new_value_head;
-    int64_t prefix_row, prefix_head, own_row, own_head;
+    int64_t query_row, query_head, prefix_row, prefix_head, own_row, own_head;
     int64_t prefix_columns, own_columns, scratch_size;
     int32_t num_groups, num_heads, queries_per_head, size;
     float scaling;
@@ -168,18 +233,10 @@ INLINE void attend_one(const Arguments &a, int group, int head, float *scratch) 
     const auto prefix = [&](const void *states, int p) {
         return static_cast<const Element *>(states) + a.prefixes[p] * a.prefix_row + head * a.prefix_head;
     };
-    const auto own = [&](void *states, int r) {
-        return static_cast<Element *>(states) + rows[r] * a.own_row + head * a.own_head;
-    };
-    const auto append = [&](void *states, int r, const void *from, long row_stride, long head_stride) {
-        auto column = static_cast<const Element *>(from) + rows[r] * row_stride + head * head_stride;
-        std::memcpy(own(states, r) + (a.own_columns - 1) * size, column, size * sizeof(Element));
+    const auto own = [&](const void *states, int r) {
+        return static_cast<const Element *>(states) + rows[r] * a.own_row + head * a.own_head;
     };
 
-    for (int r = 0; r < num_rows; r++) {  // long before they are read
-        append(a.own_keys, r, a.new_keys, a.new_key_row, a.new_key_head);
-        append(a.own_values, r, a.new_values, a.new_value_row, a.new_value_head);
-    }
     for (int q = 0; q < num_queries; q++) {
         auto from = static_cast<const Element *>(a.query) + rows[q / per_row] * a.query_row +
                     (head * per_row + q % per_row) * a.query_head;

@@ -1,34 +1,57 @@
-"""Attention of single tokens in one loop, on a CPU, where decoding spends its time reading caches.
+"""Attention of single tokens in one compiled loop, on a CPU, where decoding spends its time reading caches.
 
 The loop reads the columns that rows share once for all of them, and nothing else of the size of a cache. It
-also writes the tokens' own columns.
+is compiled from a source checkout only (`setup.py`); elsewhere matrix products take its place.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
+import importlib.util
+import platform
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ivg.engines.lockstep.cpu.library import LANES, SUFFIXES, call, library
-
-_FIELDS: dict[type[ctypes._SimpleCData[Any]], str] = {
-    ctypes.c_void_p: "query new_keys new_values prefix_keys prefix_values own_keys own_values "
-    "mask output scratch rows row_starts prefixes prefix_starts common",
-    ctypes.c_int64: "query_row query_head new_key_row new_key_head new_value_row new_value_head "
-    "prefix_row prefix_head own_row own_head prefix_columns own_columns scratch_size",
-    ctypes.c_int32: "num_groups num_heads queries_per_head size",
-    ctypes.c_float: "scaling",
-}
+_SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+_LANES = 8  # numbers that the loop takes at a time
 
 
-class Arguments(ctypes.Structure):
-    """What the loop takes; `Order` and `attend` say what each is."""
+class _Arguments(ctypes.Structure):
+    """What the loop takes, as `Arguments` in `attention.cpp`; `Order` and `attend` say what each is."""
 
-    _fields_ = tuple((name, kind) for kind, names in _FIELDS.items() for name in names.split())
+    _fields_ = (
+        ("query", ctypes.c_void_p),
+        ("prefix_keys", ctypes.c_void_p),
+        ("prefix_values", ctypes.c_void_p),
+        ("own_keys", ctypes.c_void_p),
+        ("own_values", ctypes.c_void_p),
+        ("mask", ctypes.c_void_p),
+        ("output", ctypes.c_void_p),
+        ("scratch", ctypes.c_void_p),
+        ("rows", ctypes.c_void_p),
+        ("row_starts", ctypes.c_void_p),
+        ("prefixes", ctypes.c_void_p),
+        ("prefix_starts", ctypes.c_void_p),
+        ("common", ctypes.c_void_p),
+        ("query_row", ctypes.c_int64),
+        ("query_head", ctypes.c_int64),
+        ("prefix_row", ctypes.c_int64),
+        ("prefix_head", ctypes.c_int64),
+        ("own_row", ctypes.c_int64),
+        ("own_head", ctypes.c_int64),
+        ("prefix_columns", ctypes.c_int64),
+        ("own_columns", ctypes.c_int64),
+        ("scratch_size", ctypes.c_int64),
+        ("num_groups", ctypes.c_int32),
+        ("num_heads", ctypes.c_int32),
+        ("queries_per_head", ctypes.c_int32),
+        ("size", ctypes.c_int32),
+        ("scaling", ctypes.c_float),
+    )
 
 
 class Order(NamedTuple):
@@ -77,15 +100,26 @@ def order(parents: Sequence[int], groups: Sequence[int], common: Sequence[int]) 
     )
 
 
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """Return the compiled loop, or None where there is none or the CPU lacks the instructions for it."""
+    found = importlib.util.find_spec("ivg.engines.lockstep.cpu._attention")
+    is_x86 = platform.machine() in ("x86_64", "AMD64")
+    if found is None or found.origin is None:
+        return None
+    if is_x86 and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        return None
+    return ctypes.CDLL(found.origin)
+
+
 def can_attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
     """Tell whether `attend` takes these queries and masks, and keys and values kept like these."""
     size = query.shape[3]
     return (
         query.shape[2] == 1
-        and query.device.type == "cpu"
-        and query.dtype in SUFFIXES
+        and query.dtype in _SUFFIXES
         and query.dtype == key.dtype == value.dtype
-        and size % LANES == 0
+        and size % _LANES == 0
         and key.shape == value.shape
         and key.stride() == value.stride()
         and key.stride()[2:] == (size, 1)
@@ -96,7 +130,6 @@ def can_attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -
 
 def attend(
     query: Tensor,
-    new: tuple[Tensor, Tensor],
     prefix: tuple[Tensor, Tensor],
     own: tuple[Tensor, Tensor],
     mask: Tensor | None,
@@ -107,9 +140,8 @@ def attend(
 
     Args:
         query: (R, heads, 1, size).
-        new: keys and values (R, key heads, 1, size) of the tokens themselves, written to the last of `own`.
         prefix: keys and values (P, key heads, prefix columns, size).
-        own: keys and values (R, key heads, own columns, size); the last columns are written here.
+        own: keys and values (R, key heads, own columns, size).
         mask: (R, 1, 1, columns of prefix and own) which may be seen; None: all.
         scaling: of the scores.
         order: of the rows.
@@ -118,30 +150,32 @@ def attend(
         (R, 1, heads, size).
 
     Raises:
-        ValueError: rows or new states that are not those of `own`.
+        ValueError: another number of rows than `own` has.
     """
     num_rows, num_heads, _, size = query.shape
     key_heads = prefix[0].shape[1]
-    one_each = (num_rows, key_heads, 1, size)
-    if not (new[0].shape == new[1].shape == one_each and own[0].shape[0] == len(order.rows) == num_rows):
-        raise ValueError(f"new states {tuple(new[0].shape)} and {tuple(new[1].shape)} for {one_each}")
+    if not own[0].shape[0] == len(order.rows) == num_rows:
+        raise ValueError(f"{num_rows} queries and {len(order.rows)} rows for {own[0].shape[0]}")
     queries_per_head = num_heads // key_heads
     columns = prefix[0].shape[2] + own[0].shape[2]
-    scratch_size = order.most_rows * queries_per_head * (columns + LANES + 2 * size + 1)
-    scratch = torch.empty(torch.get_num_threads(), scratch_size)
+    scratch_size = order.most_rows * queries_per_head * (columns + _LANES + 2 * size + 1)
+    num_threads = torch.get_num_threads()
+    scratch = torch.empty(num_threads, scratch_size)
     output = query.new_empty(num_rows, 1, num_heads, size)
     mask = None if mask is None else mask.expand(num_rows, 1, 1, columns).contiguous()
-    new = new[0].to(query.dtype), new[1].to(query.dtype)  # the loop copies bytes
-    query, *states = (t if t.stride(3) == 1 else t.contiguous() for t in (query, *new))
-    pointers = (query, *states, *prefix, *own, mask, output, scratch, *order[:-1])
-    arguments = Arguments(
+    query = query if query.stride(3) == 1 else query.contiguous()
+    pointers = (query, *prefix, *own, mask, output, scratch, *order[:-1])
+    arguments = _Arguments(
         *(None if tensor is None else tensor.data_ptr() for tensor in pointers),
-        *(stride for tensor in (query, *states, prefix[0], own[0]) for stride in tensor.stride()[:2]),
+        *(stride for tensor in (query, prefix[0], own[0]) for stride in tensor.stride()[:2]),
         *(prefix[0].shape[2], own[0].shape[2], scratch_size),
         *(len(order.common), key_heads, queries_per_head, size),
         scaling,
     )
-    call("attend", query.dtype, arguments)
+    loops = library()
+    assert loops is not None
+    loop = loops[f"ivg_attend_{_SUFFIXES[query.dtype]}"]
+    loop(ctypes.byref(arguments), ctypes.c_int32(num_threads))
     return output
 
 

@@ -1,4 +1,4 @@
-"""Layers of a frozen model replaced by faster ones that compute the same.
+"""Layers of a frozen model replaced by faster ones that compute the same; memory that the process keeps.
 
 On a CPU a matrix product first brings its weights into the order in which the processor reads them, which
 takes a good part of its time for the few rows of a decoding step. Frozen weights are brought there once.
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
-from ivg.engines.lockstep.cpu import activation
 from ivg.models.inspection import HEAD_NAMES
 
 # Heads are read row by row, and adapters are small and asked for their weights.
@@ -25,7 +24,7 @@ _LEFT_AS_THEY_ARE = frozenset({*HEAD_NAMES, "lora_A", "lora_B"})
 _NUM_ROWS = 64  # for which the order is chosen; it suits other numbers as well
 
 
-class PackedLinear(nn.Module):
+class PackedLinear(nn.Linear):
     """A linear layer whose weights lie in oneDNN's or MKL's order; they are not in the original's any more.
 
     Args:
@@ -34,9 +33,9 @@ class PackedLinear(nn.Module):
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # a linear layer's own would allocate the weights once more
         self.out_features, self.in_features = weight.shape
-        self.bias = bias
+        self.bias = bias  # type: ignore[assignment]  # None, or a part of the model as it was
         weight = weight.detach().contiguous()
         self._is_by_mkl = weight.dtype == torch.float32 and _prefers_mkl()
         if self._is_by_mkl:
@@ -46,7 +45,7 @@ class PackedLinear(nn.Module):
             self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, _NUM_ROWS)
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor:  # type: ignore[override]  # nothing trains these
         """The weights (out, in), copied back into the usual order."""
         if self._is_by_mkl:
             return self._multiply(torch.eye(self.in_features), None).t().contiguous()
@@ -69,44 +68,43 @@ class PackedLinear(nn.Module):
 
 
 class FastGELU(nn.Module):
-    """GELU in its tanh form; on a CPU in one loop or else with the sigmoid: tanh(z) = 2 sigmoid(2z) - 1.
+    """GELU in its tanh form, on a CPU with the sigmoid: tanh(z) = 2 sigmoid(2z) - 1.
 
     The CPU's vectorized tanh takes three times as long as its sigmoid.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
-        if activation.can_gelu(x):
-            return activation.gelu(x)
         if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
             return nn.functional.gelu(x, approximate="tanh")  # rounds once, not at each step
         inner = torch.addcmul(x, x.square(), x, value=0.044715)
         return inner.mul_(math.sqrt(8 / math.pi)).sigmoid_().mul_(x)
 
 
-def pack(module: nn.Module) -> None:
-    """Replace a frozen module's layers in place by faster ones: linear layers, and GELUs in several steps.
+def pack_weights(module: nn.Module) -> None:
+    """Replace a frozen module's linear layers in place, in the dtypes for which the CPU has kernels.
 
-    Linear layers are replaced on a CPU, in the dtypes for which oneDNN has kernels there. The weights keep
-    their size, except that an output layer tied to the embedding becomes a copy of its own.
+    The weights keep their size, except that an output layer tied to the embedding becomes a copy of its own.
     """
     for name, child in list(module.named_children()):
         if name in _LEFT_AS_THEY_ARE:
             continue
-        faster = _faster(child)
-        if faster is None:
-            pack(child)
+        if type(child) is nn.Linear and _has_kernel(child.weight):
+            setattr(module, name, PackedLinear(child.weight, child.bias))
+        elif type(child) is Conv1D and _has_kernel(child.get_parameter("weight")):
+            weight, bias = child.get_parameter("weight"), child.get_parameter("bias")
+            setattr(module, name, PackedLinear(weight.t(), bias))
         else:
-            setattr(module, name, faster)
+            pack_weights(child)
 
 
-def num_matrix_weights(module: nn.Module) -> int:
-    """Count the weights that every fed token is multiplied by: linear layers, tied heads included."""
-    return sum(
-        m.in_features * m.out_features if isinstance(m, PackedLinear) else m.weight.numel()
-        for m in module.modules()
-        if isinstance(m, nn.Linear | Conv1D | PackedLinear)
-    )
+def use_fast_gelu(module: nn.Module) -> None:
+    """Replace GELUs that take eight operations, each with a pass over memory."""
+    for name, child in list(module.named_children()):
+        if type(child) is NewGELUActivation:
+            setattr(module, name, FastGELU())
+        else:
+            use_fast_gelu(child)
 
 
 @functools.cache
@@ -119,18 +117,6 @@ def _prefers_mkl() -> bool:
         and cpu.exists()
         and "GenuineIntel" in cpu.read_text(encoding="utf-8")
     )
-
-
-def _faster(layer: nn.Module) -> nn.Module | None:
-    if type(layer) is NewGELUActivation:  # eight operations, each with a pass over memory
-        return FastGELU()
-    if type(layer) is nn.Linear:
-        weight, bias = layer.weight, layer.bias
-    elif type(layer) is Conv1D:
-        weight, bias = layer.get_parameter("weight").t(), layer.get_parameter("bias")
-    else:
-        return None
-    return PackedLinear(weight, bias) if _has_kernel(weight) else None
 
 
 def _has_kernel(weight: Tensor) -> bool:
