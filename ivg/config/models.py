@@ -90,18 +90,26 @@ class ValueConfig:
 
     Attributes:
         model: the value model.
-        weight: weight in the chunk score; unset: 1 where chunk guidance is explicit, else 0.
+        chunk_weight: weight in the chunk score; unset: 1 where chunk guidance is explicit, else 0.
         beta: weight in explicit token guidance (vocabulary heads only), >= 0.
+        weight: the earlier name of `chunk_weight`, still read.
     """
 
     model: ModelConfig
-    weight: float | None = None
+    chunk_weight: float | None = None
     beta: float = 1.0
+    weight: dataclasses.InitVar[float | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, weight: float | None) -> None:
         _require_models(model=self.model)
+        require(
+            weight is None or self.chunk_weight is None,
+            "chunk_weight and weight are two names of one thing; give chunk_weight",
+        )
+        if weight is not None:
+            object.__setattr__(self, "chunk_weight", weight)
         require_not_negative("beta", self.beta)
-        require_finite("weight", self.weight)
+        require_finite("chunk_weight", self.chunk_weight)
 
 
 def _require_models(**models: object) -> None:
