@@ -110,7 +110,8 @@ class LineFile:
         try:
             scan = scan_lines(path, expected, digest)
             scan.warn(path)
-            self._file.truncate(scan.num_bytes)
+            if os.fstat(self._file.fileno()).st_size != scan.num_bytes:
+                self._file.truncate(scan.num_bytes)
         except BaseException:
             self._file.close()
             raise
