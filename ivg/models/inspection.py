@@ -75,14 +75,24 @@ class ModelInfo:
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """Every id that ends a response: the generation config's, else the model's, else the tokenizer's."""
+        """Every id that ends a response: the generation config's, else the model's, else the tokenizer's.
+
+        Raises:
+            UserError: what stands there is no id.
+        """
         for found in (
             self.generation.eos_token_id if self.generation is not None else None,
             self.config.get_text_config().to_dict().get("eos_token_id"),
             self.tokenizer.eos_token_id,
         ):
             if found is not None:
-                return tuple(found) if isinstance(found, list | tuple) else (int(found),)
+                ids = tuple(found) if isinstance(found, list | tuple) else (found,)
+                if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+                    raise UserError(
+                        f"{self.name}: eos_token_id is {found!r:.60}; give a token id or a list of them in its "
+                        "generation_config.json or config.json"
+                    )
+                return ids
         return ()
 
 

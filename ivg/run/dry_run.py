@@ -20,7 +20,7 @@ from ivg.engines.lockstep.cpu.library import library
 from ivg.errors import UserError
 from ivg.models.inspection import ModelInfo, longrope_length
 from ivg.models.loading import default_device
-from ivg.models.memory import Needs, adapter_bytes, estimate
+from ivg.models.memory import Needs, adapter_bytes, check_it_fits, estimate
 from ivg.models.plan import GuidePlan, ModelInfos, inspect_models, plan_guides
 from ivg.models.prompts import Row, encode_prompt, has_double_bos, render_prompt
 from ivg.models.vocab import VocabMatch, compare, stop_token_ids
@@ -195,6 +195,7 @@ def _examine(
             example = example or render_prompt(info.tokenizer, record, info.template)
         except UserError as error:
             refused.append(str(error))
+    check_it_fits([info])  # else its size could not be told: `estimate` builds every layer
     needs = estimate(info)
     if shares_weights:
         needs = dataclasses.replace(needs, weight_bytes=adapter_bytes(info) if info.adapter_over else 0)

@@ -11,6 +11,7 @@ from typing import Any
 from ivg.config import DecodeConfig
 from ivg.decoding.sequences import Task
 from ivg.models.inspection import ModelInfo
+from ivg.models.memory import check_it_fits
 from ivg.models.plan import GuidePlan, ModelInfos, inspect_models, plan_guides, reading_models, used_models
 from ivg.models.vocab import stop_token_ids
 from ivg.run.blocks import Line, Lines
@@ -108,6 +109,7 @@ def prepare(
     records = read_input(config.input, config.dataset, config.limit) if records is None else list(records)
     infos = inspect_models(config.base, config.pairs, config.values)
     plans = plan_guides(infos, config.search)
+    check_it_fits(reading_models(infos.base, plans))
     stop_token_ids(infos.base.tokenizer, config.sampling.stop)
     usable = [i for i, record in enumerate(records) if record.error is None]
     tasks, too_long = make_tasks(

@@ -17,12 +17,12 @@ from typing import Any
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from ivg import generate
 from ivg.errors import UserError
 from ivg.models.loading import Models
 from ivg.models.plan import ModelInfos, inspect_models, reading_models
 from ivg.models.prompts import check_row, identities, prompt_text
 from ivg.rewards import Reward, score
+from ivg.run.api import generate
 from ivg.run.blocks import Line, LineFile, Lines, fill
 from ivg.run.processes import wait_for_others
 from ivg.run.requests import make_tasks
