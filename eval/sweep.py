@@ -31,7 +31,8 @@ with needs("eval"):
     from ivg.models.loading import LoadedModel, Models, load_models
     from ivg.models.prompts import Row
     from ivg.rewards import Reward, load_reward, score
-    from ivg.run.output_files import content_hash, write_atomically
+    from ivg.run.json_files import write_json
+    from ivg.run.output_files import content_hash
 
 
 class Cells:
@@ -73,7 +74,7 @@ class Cells:
             "tokens_fed": run.tokens_fed,
             "flops_per_prompt": run.flops / len(self.rows),
         }
-        write_atomically(path, stats)  # last: it says that the cell is whole
+        write_json(path, stats)  # last: it says that the cell is whole
         return stats
 
 

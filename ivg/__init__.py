@@ -1,10 +1,20 @@
-"""Guided decoding for frozen language models: Integrated Value Guidance (arXiv 2409.17819)."""
+"""Guided decoding for frozen language models: Integrated Value Guidance (arXiv 2409.17819).
 
-from ivg.config import ModelConfig, PairConfig, SamplingConfig, SearchConfig, ValueConfig
-from ivg.hf import custom_generate
-from ivg.models.loading import load_models
-from ivg.run.api import Response as Response
-from ivg.run.api import generate
+What is exported is imported at its first use: torch and transformers take seconds, which `ivg --help` and a
+mistyped flag do not wait for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ivg.config import ModelConfig, PairConfig, SamplingConfig, SearchConfig, ValueConfig
+    from ivg.hf import custom_generate
+    from ivg.models.loading import load_models
+    from ivg.run.api import Response as Response
+    from ivg.run.api import generate
 
 __all__ = [
     "ModelConfig",
@@ -16,3 +26,27 @@ __all__ = [
     "generate",
     "load_models",
 ]
+
+_MODULES = {
+    "ModelConfig": "ivg.config",
+    "PairConfig": "ivg.config",
+    "Response": "ivg.run.api",
+    "SamplingConfig": "ivg.config",
+    "SearchConfig": "ivg.config",
+    "ValueConfig": "ivg.config",
+    "custom_generate": "ivg.hf",
+    "generate": "ivg.run.api",
+    "load_models": "ivg.models.loading",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found: object = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = found  # the next use finds it without asking
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -13,6 +13,7 @@ from typing import NoReturn, ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 
+EXIT_FAILURE = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
@@ -22,6 +23,10 @@ class UserError(ValueError):
 
     The message is one line: what was given, what was expected, what to do.
     """
+
+
+class ProcessLostError(RuntimeError):
+    """One of several processes that share a job has ended, so the others cannot go on."""
 
 
 def first_line(error: BaseException) -> str:

@@ -20,7 +20,7 @@ import yaml
 
 from ivg.errors import fail
 from ivg.run.cli import main as decode
-from ivg.training.rollouts.sampling import write_rows
+from ivg.run.json_files import write_jsonl
 from ivg.training.value.convert import convert_value
 
 ROOT = Path(__file__).parents[1]
@@ -121,7 +121,7 @@ class StandIns:
             convert_value(str(checkpoint), self.path(name))
         for name, schema in self.spec["datasets"].items():
             stand_ins.save_dataset(Path(self.dataset(name)), schema)
-            write_rows(Path(self.dataset(name) + ".jsonl"), stand_ins.rows(schema)[:3])
+            write_jsonl(Path(self.dataset(name) + ".jsonl"), stand_ins.rows(schema)[:3])
         for name, files in self.spec["texts"].items():
             stand_ins.save_texts(Path(self.dataset(name)), files)
 

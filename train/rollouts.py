@@ -19,6 +19,7 @@ with needs("train"):
 
     from ivg.models.loading import load_inspected
     from ivg.rewards import load_reward
+    from ivg.run.json_files import write_jsonl
     from ivg.run.processes import end_processes, join_processes
     from ivg.training import arguments
     from ivg.training.data import read_jsonl
@@ -51,8 +52,8 @@ def label(args: RolloutArguments, samples_dir: Path) -> None:
     completions = labelling.usable(samples)
     pairs = labelling.preference_pairs(completions, strategy=args.pairs, margin=args.min_margin)
     output = Path(args.output_dir)
-    sampling.write_rows(output / "completions.jsonl", completions)
-    sampling.write_rows(output / "preferences.jsonl", pairs.rows)
+    write_jsonl(output / "completions.jsonl", completions)
+    write_jsonl(output / "preferences.jsonl", pairs.rows)
     statistics = labelling.describe(samples, pairs)
     write_json(output / "statistics.json", statistics)
     table = Table("statistic", "value", title=f"Rollouts in {output}")

@@ -1,6 +1,6 @@
 """What a decoding run is made of: frozen dataclasses, checked when built.
 
-Nothing here touches a disk, a network or a device; `config_file.py` reads YAML into these.
+Nothing here touches a disk, a network or a device; `yaml_file.py` reads YAML into these.
 """
 
 from ivg.config.models import Dtype, ModelConfig, PairConfig, Quantization, ValueConfig, VocabMapping

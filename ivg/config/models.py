@@ -92,16 +92,18 @@ class ValueConfig:
         model: the value model.
         function: instead of a model, the dotted name of a Python callable f(record, responses) -> scores
             (see `ivg.engines.prefix_scorers`); it ranks chunks and cannot guide tokens.
-        weight: weight in the chunk score; unset: 1 where chunk guidance is explicit, else 0.
+        chunk_weight: weight in the chunk score; unset: 1 where chunk guidance is explicit, else 0.
         beta: weight in explicit token guidance (vocabulary heads only), >= 0.
+        weight: the earlier name of `chunk_weight`, still read.
     """
 
     model: ModelConfig | None = None
     function: str | None = None
-    weight: float | None = None
+    chunk_weight: float | None = None
     beta: float = 1.0
+    weight: dataclasses.InitVar[float | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, weight: float | None) -> None:
         require(
             (self.model is None) != (self.function is None),
             "a value is a model or a function; give one of model (or path) and function",
@@ -113,8 +115,14 @@ class ValueConfig:
                 isinstance(self.function, str) and bool(self.function),
                 f"value function is {self.function!r}; give a dotted name, package.module.function",
             )
+        require(
+            weight is None or self.chunk_weight is None,
+            "chunk_weight and weight are two names of one thing; give chunk_weight",
+        )
+        if weight is not None:
+            object.__setattr__(self, "chunk_weight", weight)
         require_not_negative("beta", self.beta)
-        require_finite("weight", self.weight)
+        require_finite("chunk_weight", self.chunk_weight)
 
 
 def _require_models(**models: object) -> None:

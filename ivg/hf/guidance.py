@@ -26,6 +26,7 @@ from ivg.models.loading import LoadedModel, Models, load_inspected
 from ivg.models.plan import inspect_guides, plan_guides, reading_models
 from ivg.models.prompts import Row, as_rows, encode_prompt
 from ivg.models.vocab import stop_token_ids
+from ivg.run.requests import room_for
 
 
 class Guidance:
@@ -123,18 +124,12 @@ class Guidance:
         """Refuse prompts that leave a model too little of its context.
 
         Raises:
-            UserError: naming the model and the first such prompt.
+            UserError: naming the model and the first such prompt, or one without tokens.
         """
         infos = reading_models(self.models.infos.base, self.plans)
+        remedy = "shorten it or lower max_new_tokens"
         for number, prompt in enumerate(prompt_ids, 1):
-            for info in infos:
-                ids = prompt[info.name]
-                if info.max_length is not None and len(ids) + max_new_tokens > info.max_length:
-                    raise UserError(
-                        f"{info.name}: prompt {number} of {len(ids)} tokens + max_new_tokens "
-                        f"{max_new_tokens} exceeds its context of {info.max_length}; "
-                        "shorten it or lower max_new_tokens"
-                    )
+            room_for(infos, prompt, max_new_tokens, what=f"prompt {number}", remedy=remedy)
 
     def _refuse_own_templates(self) -> None:
         for value in self.models.infos.functions:

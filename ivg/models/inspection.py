@@ -19,6 +19,7 @@ from transformers import (
 from ivg.config import ModelConfig
 from ivg.errors import UserError, readable, require_module
 from ivg.models.architectures import check_rows_can_move
+from ivg.models.folders import model_name, require_folder
 from ivg.models.prompts import resolve_template
 
 Kind = Literal["causal", "scalar", "vocabulary", "classifier"]
@@ -74,14 +75,24 @@ class ModelInfo:
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """Every id that ends a response: the generation config's, else the model's, else the tokenizer's."""
+        """Every id that ends a response: the generation config's, else the model's, else the tokenizer's.
+
+        Raises:
+            UserError: what stands there is no id.
+        """
         for found in (
             self.generation.eos_token_id if self.generation is not None else None,
             self.config.get_text_config().to_dict().get("eos_token_id"),
             self.tokenizer.eos_token_id,
         ):
             if found is not None:
-                return tuple(found) if isinstance(found, list | tuple) else (int(found),)
+                ids = tuple(found) if isinstance(found, list | tuple) else (found,)
+                if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+                    raise UserError(
+                        f"{self.name}: eos_token_id is {found!r:.60}; give a token id or a list of them in its "
+                        "generation_config.json or config.json"
+                    )
+                return ids
         return ()
 
 
@@ -119,13 +130,15 @@ def inspect_model(source: ModelConfig, role: Role, *, number: int | None = None)
     Raises:
         UserError: the folder is no model folder, or the model is not of the kind its role needs.
     """
-    name = f"{role}{'' if number is None else f' {number}'} ({source.path})"
+    name = model_name(role, source, number)
+    require_folder(source.path, name)
     kwargs = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
     adapter_over = _adapter_base(source, name) if Path(source.path).exists() else None
     path = adapter_over or source.path
     if adapter_over is not None:
         kwargs.pop("revision")
-    _require_folder(path, name)
+    if adapter_over is not None:
+        require_folder(path, name)
     _require_device(source.device, name)
     if source.quantization is not None:
         require_module("bitsandbytes", "quantization", f"{name}: quantization {source.quantization}")
@@ -168,16 +181,6 @@ def kind_of(config: PretrainedConfig, role: Role, name: str) -> Kind:
             "or a sequence classifier (reward model)"
         )
     return "scalar" if config.num_labels == 1 else "vocabulary"
-
-
-def _require_folder(path: str, name: str) -> None:
-    """A path that exists, or looks like one, must hold a model; anything else may be a Hub name."""
-    folder = Path(path)
-    looks_local = folder.is_absolute() or path.startswith(".") or path.count("/") > 1
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise UserError(f"{name}: the folder has no config.json; give a folder written by save_pretrained")
-    if folder.is_file() or (looks_local and not folder.exists()):
-        raise UserError(f"{name}: no such folder; give a folder written by save_pretrained or a Hub name")
 
 
 def _require_device(device: str | None, name: str) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from ivg.errors import readable
+from ivg.errors import UserError, readable
 from ivg.models.inspection import Kind, ModelInfo
 from ivg.models.loading import CLASSES, UNQUANTIZED
 
@@ -44,6 +46,52 @@ def estimate(info: ModelInfo) -> Needs:
     per_quantized = _QUANTIZED_BYTES.get(info.source.quantization or "", 0.0)
     weight_bytes = int((num_parameters - quantized) * dtype.itemsize + quantized * per_quantized)
     return Needs(num_parameters, weight_bytes, _cache_bytes(info.config, info.kind, dtype), dtype)
+
+
+def check_it_fits(infos: Sequence[ModelInfo]) -> None:
+    """Refuse models of which this machine could not hold the least that their configurations ask for.
+
+    It counts token embeddings and, in each layer, what reads and writes the hidden state in attention; whatever
+    else there is comes on top, so what is refused could not have been loaded. Models spread over devices may
+    be offloaded to a disk, and are not counted.
+
+    Raises:
+        UserError: naming the largest model.
+    """
+    sizes = [(_least_bytes(info), info.name) for info in infos if info.source.device_map is None]
+    total, here = sum(size for size, _ in sizes), _memory_bytes()
+    if total > here:
+        size, name = max(sizes)
+        raise UserError(
+            f"{name}: its configuration asks for at least {size / 2**30:,.0f} GiB of weights, and this machine "
+            f"has {here / 2**30:,.0f} GiB of memory in all; use a smaller dtype, quantization or device_map "
+            "auto, or mend its config.json"
+        )
+
+
+def _least_bytes(info: ModelInfo) -> int:
+    fields = info.config.get_text_config()
+    layers, width = (_count(fields, name) for name in ("num_hidden_layers", "hidden_size"))
+    heads, head_size = _count(fields, "num_attention_heads"), _count(fields, "head_dim")
+    inner = heads * head_size or width
+    if info.config.model_type == "albert":  # one layer for all, and narrow embeddings
+        layers, width = 1, _count(fields, "embedding_size")
+    num_parameters = info.num_embeddings * width + layers * 2 * width * inner
+    is_packed = info.config.to_dict().get("quantization_config") is not None  # 4 bits and more
+    quantization = "4bit" if is_packed else info.source.quantization or ""
+    return int(num_parameters * _QUANTIZED_BYTES.get(quantization, float(_dtype(info).itemsize)))
+
+
+def _count(config: PretrainedConfig, name: str) -> int:
+    """Return a size that a configuration gives, under whatever name its architecture has for it; else 0."""
+    value = config.to_dict().get(config.attribute_map.get(name, name))
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+def _memory_bytes() -> int:
+    """Return the memory of this machine: its own and that of its GPUs."""
+    gpus = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") + sum(gpus)
 
 
 def adapter_bytes(info: ModelInfo) -> int:

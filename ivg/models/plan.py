@@ -238,7 +238,7 @@ def plan_guides(infos: ModelInfos, search: SearchConfig) -> list[GuidePlan]:
             plans.append(GuidePlan(info=pair, fit=fits[0], guides_tokens=guides_tokens, chunk_weight=weight))
     for value in infos.values:
         guides_tokens = search.token_guidance == "explicit"
-        weight = _chunk_weight(value.config.weight, "explicit", search)
+        weight = _chunk_weight(value.config.chunk_weight, "explicit", search)
         if guides_tokens or weight:
             check_value(value.model, guides_tokens=guides_tokens)
             fit = fit_guide(infos.base, value.model, guides_tokens=guides_tokens)
@@ -260,7 +260,7 @@ def plan_functions(infos: ModelInfos, search: SearchConfig) -> list[FunctionPlan
                 f"value function {value.function}: it scores whole prefixes, so it cannot guide tokens; "
                 "set token_guidance to none or implicit"
             )
-        weight = _chunk_weight(value.weight, "explicit", search)
+        weight = _chunk_weight(value.chunk_weight, "explicit", search)
         if weight:
             plans.append(FunctionPlan(value.function, weight))
     return plans

@@ -10,12 +10,14 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from ivg.errors import UserError
+
+if TYPE_CHECKING:  # reading records must not wait for transformers
+    from transformers import PreTrainedTokenizerBase
 
 Row = Mapping[str, Any]
 PROMPT_FIELDS = ("prompt", "messages", "instruction")

@@ -42,7 +42,7 @@ class Response:
 
     Attributes:
         id: identity of the prompt.
-        prompt: its row.
+        prompt: its record.
         text: the best beam's text.
         token_ids: its tokens, EOS included.
         value: its chunk score; None without chunk guidance.
@@ -75,7 +75,7 @@ def generate(
     """Decode prompts with the base, guided as `search` says.
 
     Args:
-        prompts: texts, or rows with `prompt`, `messages` or `instruction` and optionally `id`.
+        prompts: texts, or records with `prompt`, `messages` or `instruction` and optionally `id`.
         models: what `load_models` returned.
         search: guidance and beam search; default: plain sampling from the base.
         sampling: lengths, temperature, seed, stop strings.
@@ -94,7 +94,7 @@ def generate(
     _check_arguments(models, search, sampling, max_batch_rows, block_size)
     if max_batch_tokens is not None:
         require_integer("max_batch_tokens", max_batch_tokens, at_least=1)
-    rows = as_rows(prompts)
+    records = as_rows(prompts)
     engine = LockstepEngine(
         models,
         search,
@@ -103,12 +103,13 @@ def generate(
         max_batch_tokens=max_batch_tokens,
         on_text=on_text,
     )
-    tasks, bad = make_tasks(rows, engine.infos, sampling)
+    tasks, bad = make_tasks(records, engine.infos, sampling)
     if bad:
-        raise UserError(f"prompt {bad[0].index + 1} of {len(rows)}: {bad[0].reason}")
+        raise UserError(f"prompt {bad[0].index + 1} of {len(records)}: {bad[0].reason}")
     finished = run_blocks(engine, tasks, block_size * sampling.num_samples)
     return [
-        response(f, rows[f.task.index // sampling.num_samples], engine.stop_checker, search) for f in finished
+        response(done, records[done.task.index // sampling.num_samples], engine.stop_checker, search)
+        for done in finished
     ]
 
 
@@ -142,7 +143,7 @@ def _check_arguments(
 
 
 def response(
-    finished: Finished, row: dict[str, Any], stop_checker: StopChecker, search: SearchConfig
+    finished: Finished, record: dict[str, Any], stop_checker: StopChecker, search: SearchConfig
 ) -> Response:
     """Turn a finished task into what the user sees."""
     beams = tuple(_beam(hypothesis, stop_checker) for hypothesis in finished.beams)
@@ -150,7 +151,7 @@ def response(
     assert best.finish_reason is not None
     return Response(
         id=finished.task.prompt_id,
-        prompt=row,
+        prompt=record,
         text=best.text,
         token_ids=best.token_ids,
         value=None if search.chunk_guidance == "none" else best.value,
@@ -158,6 +159,16 @@ def response(
         finish_reason=best.finish_reason,
         beams=beams,
     )
+
+
+def result_fields(found: Response) -> dict[str, Any]:
+    """Return what every result line says beside its record's own fields."""
+    return {
+        "response": found.text,
+        "value": found.value,
+        "num_tokens": found.num_tokens,
+        "finish_reason": found.finish_reason,
+    }
 
 
 def _beam(hypothesis: Hypothesis, stop_checker: StopChecker) -> Beam:

@@ -18,7 +18,7 @@ from ivg.config import (
     SearchConfig,
     VocabMapping,
 )
-from ivg.config.yaml_file import config_from_dict, nearest, read_yaml
+from ivg.config.yaml_file import YamlFile, config_from_dict, nearest, read_yaml_file
 from ivg.errors import UserError
 
 _LOADING = {  # flag -> key of every model that is given by a flag
@@ -39,12 +39,14 @@ class CommandLine:
 
     Attributes:
         config: the run.
+        references: texts of the configuration that the environment gave, and how they were written.
         overwrite: drop an existing output.
         dry_run: only say what the run would do.
         stream: print each response's text as it becomes certain.
     """
 
     config: DecodeConfig
+    references: Mapping[str, str]
     overwrite: bool
     dry_run: bool
     stream: bool
@@ -61,59 +63,59 @@ def parse(argv: Sequence[str]) -> CommandLine:
             given both as a flag and in the YAML file.
     """
     parser = flag_parser()
-    known, unknown = parser.parse_known_intermixed_args([_with_underscores(argument) for argument in argv])
+    known, unknown = parser.parse_known_intermixed_args([_use_underscores(argument) for argument in argv])
     if unknown:
         flags = [option for action in parser._actions for option in action.option_strings]
         raise UserError(f"unknown argument {unknown[0]!r}; {nearest(unknown[0], flags)}")
     given = {name: value for name, value in vars(known).items() if value is not None}
     switches = {name: given.pop(name, False) for name in ("overwrite", "dry_run", "stream")}
     file = _read_file(given.pop("config", None), given.pop("overrides", []))
-    merged = _merge(file, _nested(given), "")
+    merged = _merge(file.data, _nest(given), "")
     if "base" not in merged:
         raise UserError("no base model: give --base, or base in --config")
     config = config_from_dict(merged)
     if switches["stream"] and config.output == "-":
         raise UserError("stream and the rows would both go to standard output; give --output a file")
-    return CommandLine(config, **switches)
+    return CommandLine(config, file.references, **switches)
 
 
-def _with_underscores(argument: str) -> str:
+def _use_underscores(argument: str) -> str:
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument.partition("=")
     return "--" + name[2:].replace("-", "_") + equals + value
 
 
-def _read_file(path: str | None, overrides: Sequence[str]) -> dict[str, Any]:
+def _read_file(path: str | None, overrides: Sequence[str]) -> YamlFile:
     bad = [text for text in overrides if not text.partition("=")[0] or "=" not in text]
     if bad:
         raise UserError(f"unexpected argument {bad[0]!r}; flags start with --, overrides are KEY=VALUE")
     if path is not None:
-        return read_yaml(path, overrides)
+        return read_yaml_file(path, overrides)
     if overrides:
         raise UserError(f"override {overrides[0]!r} needs --config; without a file use flags")
-    return {}
+    return YamlFile({}, {})
 
 
-def _nested(flags: Mapping[str, Any]) -> dict[str, Any]:
+def _nest(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Turn flat flags into the shape of the YAML file."""
     flags = dict(flags)
     sections = {
-        "search": _taken(flags, {f.name: f.name for f in dataclasses.fields(SearchConfig)}),
-        "sampling": _taken(flags, {f.name: f.name for f in dataclasses.fields(SamplingConfig)}),
-        "dataset": _taken(flags, _DATASET),
+        "search": _take(flags, {f.name: f.name for f in dataclasses.fields(SearchConfig)}),
+        "sampling": _take(flags, {f.name: f.name for f in dataclasses.fields(SamplingConfig)}),
+        "dataset": _take(flags, _DATASET),
     }
     if sections["dataset"] and "name" not in sections["dataset"]:
         raise UserError("--dataset_config and --dataset_split belong to a dataset; give --dataset")
-    models = _models(flags)
+    models = _take_models(flags)
     return {**models, **{name: keys for name, keys in sections.items() if keys}, **flags}
 
 
-def _models(flags: dict[str, Any]) -> dict[str, Any]:
+def _take_models(flags: dict[str, Any]) -> dict[str, Any]:
     """Take the models and what belongs to them out of the flags."""
-    loading = _taken(flags, _LOADING)
+    loading = _take(flags, _LOADING)
     base, tuned, untuned, value = (flags.pop(name, None) for name in ("base", "tuned", "untuned", "value"))
-    weight, mapping = _taken(flags, {"beta": "beta"}), _taken(flags, {"vocab_mapping": "vocab_mapping"})
+    weight, mapping = _take(flags, {"beta": "beta"}), _take(flags, {"vocab_mapping": "vocab_mapping"})
     if (tuned is None) != (untuned is None):
         missing = "untuned" if untuned is None else "tuned"
         raise UserError(f"a pair needs both tuned and untuned; give --{missing}")
@@ -136,7 +138,7 @@ def _models(flags: dict[str, Any]) -> dict[str, Any]:
     return models
 
 
-def _taken(flags: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+def _take(flags: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """Move flags into a section of their own, under its keys."""
     return {key: flags.pop(flag) for flag, key in names.items() if flag in flags}
 

@@ -1,4 +1,8 @@
-"""What `ivg-decode --dry_run` says: does everything fit together, model by model, before weights load."""
+"""What `ivg-decode --dry_run` says: does everything fit together, model by model, before weights load.
+
+`examine_run` finds it out; `render` writes it for the terminal: a block for each model, a table of guidance,
+memory, the verdict.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,17 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
 from ivg.config import DecodeConfig, Guidance, SearchConfig, check_guidance
 from ivg.engines.lockstep.acceleration import has_compiled_loops
 from ivg.errors import UserError
 from ivg.models.inspection import ModelInfo, longrope_length
 from ivg.models.loading import default_device
-from ivg.models.memory import Needs, adapter_bytes, estimate
+from ivg.models.memory import Needs, adapter_bytes, check_it_fits, estimate
 from ivg.models.plan import GuidePlan, ModelInfos, inspect_models, plan_guides
 from ivg.models.prompts import Row, encode_prompt, has_double_bos, render_prompt
 from ivg.models.vocab import VocabMatch, compare, stop_token_ids
@@ -79,7 +88,7 @@ class DryRun:
         weight_bytes: weights of all models that are used, shared ones once.
         num_rows: rows that will stand side by side at most.
         cache_bytes: their keys and values at the longest prompt + max_new_tokens, if each row has a whole
-            cache of its own; less where the successors of a beam share one (`lockstep/forks.py`).
+            cache of its own; less where the successors of a beam share one (`shared_prefix.py`).
         num_prompts: prompts read.
         problems: what would make the run fail; empty if it can start.
         warnings: what should be looked at.
@@ -96,14 +105,21 @@ class DryRun:
 
 
 KINDS: tuple[Guidance, ...] = ("none", "implicit", "explicit")
+_MAX_EXAMPLE = 300  # characters
+_KIND_NAMES = {
+    "causal": "causal language model",
+    "scalar": "value model, scalar head",
+    "vocabulary": "value model, vocabulary head",
+    "classifier": "reward model that reads text",
+}
 
 
-def examine_run(config: DecodeConfig, rows: Sequence[Row]) -> DryRun:
+def examine_run(config: DecodeConfig, records: Sequence[Row]) -> DryRun:
     """Examine a run without loading any weights.
 
     Args:
         config: the run.
-        rows: its checked prompt rows, at least one.
+        records: its checked prompts, at least one.
 
     Raises:
         UserError: a model's folder cannot be read at all.
@@ -116,29 +132,29 @@ def examine_run(config: DecodeConfig, rows: Sequence[Row]) -> DryRun:
         stop_token_ids(infos.base.tokenizer, config.sampling.stop)
     except UserError as error:
         problems.append(str(error))
-    models = _examine_all(infos, plans, rows, config)
+    models = _examine_all(infos, plans, records, config)
     used = [model for model in models if model.is_used]
     new = config.sampling.max_new_tokens
     width = max((model.longest_prompt for model in used), default=0) + new
-    num_rows = _num_rows(config, len(rows), width)
-    bad = _bad_prompts(used, config)
+    num_rows = _count_rows(config, len(records), width)
+    bad = _find_bad_prompts(used, config)
     return DryRun(
         models=tuple(models),
         possibilities=tuple(
-            _possibility(infos, config, level, kind)
+            _try_guidance(infos, config, level, kind)
             for level in ("token_guidance", "chunk_guidance")
             for kind in KINDS
         ),
         weight_bytes=sum(m.needs.weight_bytes for m in used),
         num_rows=num_rows,
         cache_bytes=sum(m.needs.cache_bytes_per_token * num_rows * (m.longest_prompt + new) for m in used),
-        num_prompts=len(rows),
+        num_prompts=len(records),
         problems=(*problems, *([] if config.skip_bad_rows else bad)),
-        warnings=(*_warnings(infos, models), *(bad if config.skip_bad_rows else [])),
+        warnings=(*_find_warnings(infos, models), *(bad if config.skip_bad_rows else [])),
     )
 
 
-def _num_rows(config: DecodeConfig, num_prompts: int, width: int) -> int:
+def _count_rows(config: DecodeConfig, num_prompts: int, width: int) -> int:
     """Return how many rows can stand side by side: whole prompts of one block, up to `width` columns wide."""
     per_prompt = config.search.rows_per_prompt
     num_tasks = min(num_prompts, config.block_size) * config.sampling.num_samples
@@ -149,7 +165,7 @@ def _num_rows(config: DecodeConfig, num_prompts: int, width: int) -> int:
 
 
 def _examine_all(
-    infos: ModelInfos, plans: Sequence[GuidePlan] | None, rows: Sequence[Row], config: DecodeConfig
+    infos: ModelInfos, plans: Sequence[GuidePlan] | None, records: Sequence[Row], config: DecodeConfig
 ) -> list[ModelReport]:
     """Examine the base and all guides; without a plan, all count as used."""
     pairs = [info for pair in infos.pairs for info in (pair.untuned, pair.tuned)]
@@ -160,7 +176,7 @@ def _examine_all(
     reports = []
     for info in every:
         key = info.adapter_over or info.source.path
-        report = _examine(info, infos.base, rows, config, shares_weights=key in seen)
+        report = _examine(info, infos.base, records, config, shares_weights=key in seen)
         reports.append(dataclasses.replace(report, is_used=info.name in used))
         if info.name in used:
             seen.add(key)
@@ -168,17 +184,18 @@ def _examine_all(
 
 
 def _examine(
-    info: ModelInfo, base: ModelInfo, rows: Sequence[Row], config: DecodeConfig, *, shares_weights: bool
+    info: ModelInfo, base: ModelInfo, records: Sequence[Row], config: DecodeConfig, *, shares_weights: bool
 ) -> ModelReport:
     prompts: list[list[int]] = []
     refused: list[str] = []
     example = ""
-    for row in rows:
+    for record in records:
         try:
-            prompts.append(encode_prompt(info.tokenizer, row, info.template))
-            example = example or render_prompt(info.tokenizer, row, info.template)
+            prompts.append(encode_prompt(info.tokenizer, record, info.template))
+            example = example or render_prompt(info.tokenizer, record, info.template)
         except UserError as error:
             refused.append(str(error))
+    check_it_fits([info])  # else its size could not be told: `estimate` builds every layer
     needs = estimate(info)
     if shares_weights:
         needs = dataclasses.replace(needs, weight_bytes=adapter_bytes(info) if info.adapter_over else 0)
@@ -203,7 +220,7 @@ def _examine(
     )
 
 
-def _possibility(infos: ModelInfos, config: DecodeConfig, level: str, kind: Guidance) -> Possibility:
+def _try_guidance(infos: ModelInfos, config: DecodeConfig, level: str, kind: Guidance) -> Possibility:
     """Try one kind of guidance alone, whatever the run asks for."""
     is_asked_for = {
         "token_guidance": config.search.token_guidance,
@@ -226,7 +243,7 @@ def _possibility(infos: ModelInfos, config: DecodeConfig, level: str, kind: Guid
     return Possibility(level, kind, True, "; ".join(dict.fromkeys(remarks)), is_asked_for)
 
 
-def _bad_prompts(used: Sequence[ModelReport], config: DecodeConfig) -> list[str]:
+def _find_bad_prompts(used: Sequence[ModelReport], config: DecodeConfig) -> list[str]:
     bad = [
         f"{model.name}: {len(model.refused)} prompts cannot be written in its template: {model.refused[0]}"
         for model in used
@@ -243,7 +260,7 @@ def _bad_prompts(used: Sequence[ModelReport], config: DecodeConfig) -> list[str]
     return bad
 
 
-def _warnings(infos: ModelInfos, models: Sequence[ModelReport]) -> list[str]:
+def _find_warnings(infos: ModelInfos, models: Sequence[ModelReport]) -> list[str]:
     warnings = [
         f"{model.name}: {model.num_double_bos} prompts open with two BOS; drop the one in the template"
         for model in models
@@ -265,3 +282,81 @@ def _warnings(infos: ModelInfos, models: Sequence[ModelReport]) -> list[str]:
             "that is its context here"
         )
     return warnings
+
+
+def render(report: DryRun) -> RenderableType:
+    """Return what a console prints; it fits 80 columns."""
+    parts: list[RenderableType] = []
+    for model in report.models:
+        parts += [Text(model.name, style="bold"), _list_facts(model), Text()]
+    parts += [_tabulate_guidance(report), Text()]
+    total = report.weight_bytes + report.cache_bytes
+    parts.append(
+        Text(
+            f"memory: {format_size(total)} = weights {format_size(report.weight_bytes)} + keys and values of "
+            f"{report.num_rows} rows, at most {format_size(report.cache_bytes)}; activations come on top"
+        )
+    )
+    parts += [Text(f"warning: {warning}", style="yellow") for warning in report.warnings]
+    parts += [Text(f"problem: {problem}", style="red") for problem in report.problems]
+    if not report.problems:
+        parts.append(Text(f"ready to decode {report.num_prompts:,} prompts", style="green"))
+    return Group(*parts)
+
+
+def format_size(num_bytes: int) -> str:
+    """Write a number of bytes with its unit."""
+    value = float(num_bytes)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:,.0f} {unit}"
+        value /= 1024
+    return f"{value:,.1f} GiB"
+
+
+def _list_facts(model: ModelReport) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(min_width=12)
+    shared = ", shared with another model" if model.shares_weights else ""
+    eos = ", ".join(f"{i} {t}" for i, t in zip(model.eos_ids, model.eos_tokens, strict=True))
+    limit = "no limit" if model.max_length is None else f"{model.max_length:,} tokens"
+    weights = format_size(model.needs.weight_bytes)
+    facts = {
+        "what": f"{_KIND_NAMES[model.kind]} ({model.architecture})",
+        "weights": f"{weights}, {model.needs.num_parameters:,} parameters{shared}",
+        "vocabulary": _describe_vocabulary(model),
+        "EOS": eos or "none",
+        "context": f"{limit}; the longest prompt has {model.longest_prompt:,}",
+        "template": repr(model.template),
+        "reads": _shorten_example(model),
+    }
+    if not model.is_used:
+        facts["use"] = "none in this run; it will not be loaded"
+    for name, fact in facts.items():
+        table.add_row(f"  {name}", escape(fact))
+    return table
+
+
+def _describe_vocabulary(model: ModelReport) -> str:
+    if model.match is None:
+        return "the base's own"
+    verdict = "agrees" if model.match.agrees else "differs"
+    return f"{verdict}: {model.match.summary()}"
+
+
+def _shorten_example(model: ModelReport) -> str:
+    text = model.example
+    return repr(text if len(text) <= _MAX_EXAMPLE else text[:_MAX_EXAMPLE] + " ...")
+
+
+def _tabulate_guidance(report: DryRun) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("guidance (*: asked for)", no_wrap=True)
+    table.add_column("possible", no_wrap=True)
+    table.add_column("how, or why not", overflow="fold")
+    for entry in report.possibilities:
+        mark = "*" if entry.is_asked_for else " "
+        table.add_row(
+            f"{mark} {entry.level} {entry.kind}", "yes" if entry.is_possible else "no", escape(entry.remark)
+        )
+    return table

@@ -1,4 +1,4 @@
-"""Prompt rows from JSONL, JSON, text files, standard input and Hugging Face datasets."""
+"""Prompts from JSONL, JSON, text files, standard input and Hugging Face datasets."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ _MAX_REPORTED = 5
 
 
 class InputRecord(NamedTuple):
-    """One row of the input.
+    """One prompt of the input.
 
     Attributes:
         where: its line or row number, for messages.
-        row: its fields; those of a bad row as far as they could be read.
+        fields: what it holds; of a bad record as far as it could be read.
         error: why it cannot be used, or None.
     """
 
     where: str
-    row: dict[str, Any]
+    fields: dict[str, Any]
     error: str | None = None
 
 
 def read_input(
     path: str | None, dataset: DatasetConfig | None, limit: int | None = None
 ) -> list[InputRecord]:
-    """Read all rows and say which are bad.
+    """Read all records and say which are bad.
 
     Args:
         path: `.txt` (a prompt a line), `.json` (a list) or JSONL; `-` is standard input (JSONL).
         dataset: a Hugging Face dataset instead.
-        limit: only the first rows.
+        limit: only the first records.
 
     Raises:
-        UserError: no input, a file that cannot be read, or one without any row.
+        UserError: no input, a file that cannot be read, or one without any record.
     """
     if path is None and dataset is None:
         raise UserError("no input: give a file of prompts, '-' for standard input, or a dataset")
     name = source_name(path, dataset)
     entries = _read_file(path, name) if path is not None else _read_dataset(dataset)
-    rows = _without_twins([_checked(where, entry) for where, entry in islice(entries, limit)])
-    if not rows:
+    records = _mark_repeated_ids([_check(where, entry) for where, entry in islice(entries, limit)])
+    if not records:
         raise UserError(f"{name}: holds no prompts; give at least one")
-    return rows
+    return records
 
 
 def source_name(path: str | None, dataset: DatasetConfig | None) -> str:
@@ -62,34 +62,34 @@ def source_name(path: str | None, dataset: DatasetConfig | None) -> str:
     return "standard input" if path == "-" else f"input {path}"
 
 
-def refuse_bad_rows(rows: Sequence[InputRecord], name: str) -> None:
-    """Raise one `UserError` that names the bad rows of what `source_name` calls it, as far as fits a line."""
-    bad = [row for row in rows if row.error is not None]
+def refuse_bad_records(records: Sequence[InputRecord], name: str) -> None:
+    """Raise one `UserError` that names the bad records of what `source_name` calls it, as fits a line."""
+    bad = [record for record in records if record.error is not None]
     if bad:
-        shown = "; ".join(str(row.error) for row in bad[:_MAX_REPORTED])
+        shown = "; ".join(str(record.error) for record in bad[:_MAX_REPORTED])
         more = f"; and {len(bad) - _MAX_REPORTED} more" if len(bad) > _MAX_REPORTED else ""
         raise UserError(
-            f"{name}: {len(bad)} of {len(rows)} rows cannot be used: {shown}{more} "
+            f"{name}: {len(bad)} of {len(records)} rows cannot be used: {shown}{more} "
             "(skip_bad_rows passes over them)"
         )
 
 
-def _checked(where: str, entry: object) -> InputRecord:
+def _check(where: str, entry: object) -> InputRecord:
     if isinstance(entry, UserError):
         return InputRecord(where, {}, str(entry))
     try:
-        row = check_row(entry, where)
+        fields = check_row(entry, where)
     except UserError as error:
-        # What cannot be written again would spoil the output even as part of a bad row.
-        is_sound = isinstance(entry, dict) and _flaw(entry) is None
+        # What cannot be written again would spoil the output even as part of a bad record.
+        is_sound = isinstance(entry, dict) and _find_flaw(entry) is None
         return InputRecord(where, dict(entry) if is_sound and isinstance(entry, dict) else {}, str(error))
-    flaw = _flaw(row)
-    return InputRecord(where, row) if flaw is None else InputRecord(where, {}, f"{where}: {flaw}")
+    flaw = _find_flaw(fields)
+    return InputRecord(where, fields) if flaw is None else InputRecord(where, {}, f"{where}: {flaw}")
 
 
-def _flaw(row: dict[str, Any]) -> str | None:
+def _find_flaw(fields: dict[str, Any]) -> str | None:
     """Say which field could not be written to the output as JSON, if one could not."""
-    for key, value in row.items():
+    for key, value in fields.items():
         try:
             json.dumps({key: value}, ensure_ascii=False, allow_nan=False).encode()
         except UnicodeEncodeError:
@@ -99,24 +99,28 @@ def _flaw(row: dict[str, Any]) -> str | None:
     return None
 
 
-def _without_twins(rows: list[InputRecord]) -> list[InputRecord]:
-    """Mark rows whose explicit `id` stood in an earlier row."""
+def _mark_repeated_ids(records: list[InputRecord]) -> list[InputRecord]:
+    """Mark records whose explicit `id` stood in an earlier one."""
     first: dict[str, str] = {}
-    for i, row in enumerate(rows):
-        if row.error is None and row.row.get("id") is not None:
-            name = str(row.row["id"])
+    for i, record in enumerate(records):
+        if record.error is None and record.fields.get("id") is not None:
+            name = str(record.fields["id"])
             if name in first:
-                error = f"{row.where}: id {name!r} stands on {first[name]} already; ids must be unique"
-                rows[i] = row._replace(error=error)
-            first.setdefault(name, row.where)
-    return rows
+                error = f"{record.where}: id {name!r} stands on {first[name]} already; ids must be unique"
+                records[i] = record._replace(error=error)
+            first.setdefault(name, record.where)
+    return records
 
 
 def _read_file(path: str, name: str) -> Iterator[tuple[str, object]]:
     try:
+        if path != "-" and Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
+            raise UserError(f"{name}: is a pipe or a device; send what it holds to standard input, input '-'")
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
         # Editors on Windows open files with a byte order mark.
         text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read()
+    except UserError:
+        raise
     except UnicodeDecodeError as error:
         raise UserError(f"{name}: not UTF-8 text (byte {error.start}); give JSONL or .txt") from error
     except OSError as error:
@@ -129,7 +133,7 @@ def _read_file(path: str, name: str) -> Iterator[tuple[str, object]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             where = f"line {number}"
-            yield where, {"prompt": line} if path.endswith(".txt") else _parsed(where, line)
+            yield where, {"prompt": line} if path.endswith(".txt") else _parse(where, line)
 
 
 def _read_list(name: str, text: str) -> Iterator[tuple[str, object]]:
@@ -143,7 +147,7 @@ def _read_list(name: str, text: str) -> Iterator[tuple[str, object]]:
         yield f"row {number}", entry
 
 
-def _parsed(where: str, line: str) -> object:
+def _parse(where: str, line: str) -> object:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:

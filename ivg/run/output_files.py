@@ -1,90 +1,44 @@
-"""Output rows, the manifest beside them, and resuming a run that was killed.
+"""The manifest beside an output: what decided its lines, and whether they are all there.
 
-Rows are appended in the input's order, so an interrupted output is a prefix of the whole one. Several
-processes each write whole blocks to files of their own, which are joined at the end.
+An existing output is gone on with where the settings are the same, refused where they are not, and replaced
+with `overwrite`: never before the new run could decode something, and never where no manifest says that it
+is one of ours.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
-import shutil
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from ivg.engines.lockstep.acceleration import has_compiled_loops
+from ivg.config import DecodeConfig
 from ivg.errors import UserError
+from ivg.models.folders import MODEL_FILES
+from ivg.run.blocks import Digest, refuse_other
+from ivg.run.json_files import write_json
 
-_MODEL_FILES = (".json", ".safetensors", ".bin", ".model", ".jinja")
-_END_BYTES = 2**20
-_PACKAGES = ("torch", "transformers", "peft", "accelerate")
-
-
-class RowFile:
-    """An append-only JSONL file that knows how many whole rows it holds.
-
-    Opening it cuts off a last line that a kill left unfinished.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        refuse_other(path)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab+", buffering=0)
-        except OSError as error:
-            raise UserError(f"output {path}: {error.strerror}; give a path that can be written") from error
-        self._file.seek(0)
-        content = self._file.read()
-        whole = content.rfind(b"\n") + 1
-        self._file.truncate(whole)
-        self.num_rows = content[:whole].count(b"\n")
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Write one row so that a kill loses nothing before it."""
-        data = json.dumps(row, ensure_ascii=False).encode() + b"\n"
-        try:
-            while data:  # unbuffered: what a full disk refuses is not tried again when the file is closed
-                data = data[self._file.write(data) :]
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.path)) from error
-        self.num_rows += 1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
+_SAMPLE_BYTES, _NUM_SAMPLES = 2**16, 32  # read of each file of a model
 
 
-def refuse_other(path: Path) -> None:
-    """Refuse a path that exists and is no regular file, where rows could not be read again.
-
-    Raises:
-        UserError: a folder, a pipe, or a device such as `/dev/null`.
-    """
-    try:
-        is_other = path.exists() and not path.is_file()
-    except OSError as error:
-        raise UserError(f"output {path}: {error.strerror}; give a path that can be written") from error
-    except ValueError as error:  # a path that holds a null character
-        raise UserError(f"output {path}: {error}; give a path that can be written") from error
-    if is_other:
-        raise UserError(f"output {path}: is no regular file; give a path where one can be written")
-
-
-def write_atomically(path: Path, data: Mapping[str, Any]) -> None:
-    """Write JSON so that a reader sees the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+def check_paths(config: DecodeConfig) -> None:
+    """Refuse files that would be written over each other, and a run without an output."""
+    if config.output is None:
+        raise UserError("no output: give a file, or '-' for standard output")
+    if config.trace is not None and "-" in (config.output, config.trace):
+        raise UserError("trace and output are two files; give both a path instead of '-'")
+    named = [("input", config.input), ("output", config.output), ("trace", config.trace)]
+    for name, path in named:
+        if path is not None and "\0" in path:
+            raise UserError(f"{name} {path!r}: holds a null character; give another path")
+    files = [(name, path, os.path.realpath(path)) for name, path in named if path not in (None, "-")]
+    for i, (name, path, real) in enumerate(files):
+        for other, _, other_real in files[:i]:
+            if real == other_real:
+                raise UserError(f"{other} and {name} are the same file, {path}; give each its own")
 
 
 def manifest_path(output: Path) -> Path:
@@ -92,70 +46,133 @@ def manifest_path(output: Path) -> Path:
     return output.with_name(output.name + ".manifest.json")
 
 
-def open_run(
-    output: Path, settings: Mapping[str, Any], *, overwrite: bool, beside: Sequence[Path] = ()
-) -> None:
-    """Start a run's manifest, or check that an existing output was made with the same settings.
+class Outputs:
+    """The files of a run, and its manifest.
 
     Args:
         output: the JSONL file.
-        settings: everything that decides the output's bytes.
-        overwrite: drop an existing output.
-        beside: files written row by row with it; those of an earlier run are dropped with its manifest.
+        beside: files written line by line with it, such as the trace.
+        settings: everything that decides their bytes.
 
     Raises:
-        UserError: the settings differ, naming the first difference, or the folder cannot be written.
+        UserError: one of them is a folder, a pipe or a device.
     """
-    for path in (output, *beside):
-        refuse_other(path)
-    manifest = manifest_path(output)
-    settings = json.loads(json.dumps(settings))
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        if overwrite:
-            _drop(output, *beside)
-            manifest.unlink(missing_ok=True)
-        if manifest.exists():
-            _check_settings(output, _read_manifest(output)["settings"], settings)
-        elif output.exists() and output.stat().st_size > 0:
-            raise UserError(f"output {output}: exists without a manifest; give another path or overwrite")
-        else:
-            _drop(output, *beside)  # also what processes left of an earlier run
-            write_atomically(
-                manifest, {"status": "running", "settings": settings, "environment": environment()}
+
+    def __init__(self, output: Path, beside: Sequence[Path], settings: Mapping[str, Any]) -> None:
+        self.output, self.files = output, (output, *beside)
+        # A run may be moved as a whole: names are kept as seen from the output.
+        self._names = {path: os.path.relpath(path, output.parent) for path in beside} | {output: "output"}
+        self._settings = json.loads(json.dumps(settings))
+        for path in self.files:
+            refuse_other(path)
+
+    def check(self, *, overwrite: bool) -> None:
+        """Refuse files that are not this run's, before anything is loaded or changed.
+
+        Args:
+            overwrite: an output of ours with other settings may be replaced.
+
+        Raises:
+            UserError: other settings (naming the first difference), or files of another origin.
+        """
+        try:
+            old = self._read() if manifest_path(self.output).exists() else None
+            for path in self.files:
+                is_ours = old is not None and self._names[path] in old["files"]
+                if path.exists() and path.stat().st_size > 0 and not is_ours:
+                    raise UserError(
+                        f"output {path}: exists without a manifest that names it, so it is not ours to write "
+                        "over; give another path, or move it away"
+                    )
+        except OSError as error:
+            raise UserError(
+                f"output {self.output}: {error.strerror}; give a path that can be written"
+            ) from error
+        if old is not None and not overwrite:
+            _check_settings(self.output, old["settings"], self._settings)
+
+    def have_begun(self) -> bool:
+        """Tell whether a run has begun here."""
+        return manifest_path(self.output).exists()
+
+    def start(self, environment: Mapping[str, Any], *, overwrite: bool) -> None:
+        """Begin a new run, dropping what an earlier one left, or go on with the one that is there.
+
+        Args:
+            environment: what else the manifest says: versions, and where the code comes from.
+            overwrite: drop an earlier run's lines.
+
+        Raises:
+            UserError: a file cannot be written.
+        """
+        manifest = manifest_path(self.output)
+        try:
+            if overwrite or not manifest.exists():
+                for path in self.files:
+                    for part in part_files(path):
+                        part.unlink()
+                    if path.exists():
+                        os.truncate(path, 0)  # not removed: a link to it stays one
+                empty = dict.fromkeys(self.files, Digest(0, 0, hashlib.sha256().hexdigest()))
+                write_json(
+                    manifest,
+                    {
+                        "status": "running",
+                        "settings": self._settings,
+                        "environment": environment,
+                        "files": self._as_data(empty),
+                    },
+                )
+            for path in self.files:
+                path.touch()
+        except OSError as error:
+            raise UserError(
+                f"output {self.output}: {error.strerror}; give a path that can be written"
+            ) from error
+
+    def is_complete(self) -> bool:
+        """Tell whether all lines have been written."""
+        return bool(self._read()["status"] == "complete")
+
+    def digest(self, path: Path) -> Digest | None:
+        """Return what a file held when a block was last finished."""
+        written = self._read()["files"].get(self._names[path])
+        return None if written is None else Digest(**written)
+
+    def record(self, digests: Mapping[Path, Digest]) -> None:
+        """Write down what the files hold, at the end of a block."""
+        data = self._read()
+        if data["files"] != (files := self._as_data(digests)):
+            write_json(manifest_path(self.output), {**data, "files": files})
+
+    def reopen(self) -> None:
+        """Say that lines are missing again."""
+        write_json(manifest_path(self.output), {**self._read(), "status": "running"})
+
+    def close(self, digests: Mapping[Path, Digest], summary: Mapping[str, Any]) -> None:
+        """Mark the run as complete; one that was complete keeps its summary."""
+        data = self._read()
+        if data["status"] != "complete":
+            data = {**data, "status": "complete", "summary": dict(summary)}
+        write_json(manifest_path(self.output), {**data, "files": self._as_data(digests)})
+
+    def _as_data(self, digests: Mapping[Path, Digest]) -> dict[str, Any]:
+        return {self._names[path]: dataclasses.asdict(digest) for path, digest in digests.items()}
+
+    def _read(self) -> dict[str, Any]:
+        path = manifest_path(self.output)
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            is_ours = all(isinstance(data[key], dict) for key in ("settings", "files")) and "status" in data
+            _ = [Digest(**written) for written in data["files"].values()] if is_ours else []
+        except (ValueError, RecursionError, KeyError, TypeError):
+            is_ours = False
+        if not is_ours:
+            raise UserError(
+                f"output {self.output}: its manifest is not readable; move {path} "
+                "away, and the output with it"
             )
-        output.touch()
-    except OSError as error:
-        raise UserError(f"output {output}: {error.strerror}; give a path that can be written") from error
-
-
-def _drop(*files: Path) -> None:
-    for file in files:
-        for path in (file, *part_folder(file).glob("*")):
-            path.unlink(missing_ok=True)
-
-
-def _read_manifest(output: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(manifest_path(output).read_text(encoding="utf-8"))
-    except ValueError:
-        data = None
-    if not isinstance(data, dict) or not isinstance(data.get("settings"), dict) or "status" not in data:
-        raise UserError(f"output {output}: its manifest is not readable; overwrite, or remove it")
-    return data
-
-
-def close_run(output: Path, summary: Mapping[str, Any]) -> None:
-    """Mark a run as complete in its manifest; one that was complete keeps its summary."""
-    data = _read_manifest(output)
-    if data["status"] == "complete":
-        return
-    write_atomically(manifest_path(output), {**data, "status": "complete", "summary": dict(summary)})
-
-
-def manifest_is_complete(output: Path) -> bool:
-    """Tell whether an output's run has ended."""
-    return bool(_read_manifest(output)["status"] == "complete")
+        return dict(data)
 
 
 def part_folder(output: Path) -> Path:
@@ -163,17 +180,38 @@ def part_folder(output: Path) -> Path:
     return output.with_name(output.name + ".parts")
 
 
-def join_parts(output: Path, parts: Iterable[Path]) -> None:
-    """Put the blocks of several processes together, and remove them."""
+def part_path(output: Path, block: int) -> Path:
+    """Return where a block lies until all are joined."""
+    return part_folder(output) / f"{block:06d}.jsonl"
+
+
+def part_files(output: Path) -> list[Path]:
+    """Return the blocks that processes have left, and nothing else that may lie there."""
+    return sorted(file for file in part_folder(output).glob("*.jsonl") if file.stem.isdigit())
+
+
+def join_parts(output: Path, parts: Iterable[Path]) -> Digest:
+    """Put the blocks of several processes together, and remove them.
+
+    Returns:
+        What the output then holds.
+    """
     parts = list(parts)
-    temporary = output.with_name(f".{output.name}.joined")
+    target = Path(os.path.realpath(output))  # a link stays one
+    temporary = target.with_name(f".{target.name}.joined")
+    hasher, num_lines, num_bytes = hashlib.sha256(), 0, 0
     with temporary.open("wb") as joined:
         for part in parts:
-            joined.write(part.read_bytes())
-    temporary.replace(output)
+            data = part.read_bytes()
+            hasher.update(data)
+            num_lines, num_bytes = num_lines + data.count(b"\n"), num_bytes + len(data)
+            joined.write(data)
+    temporary.replace(target)
     for part in parts:
         part.unlink()
-    part_folder(output).rmdir()
+    if part_folder(output).exists() and not any(part_folder(output).iterdir()):
+        part_folder(output).rmdir()
+    return Digest(num_lines, num_bytes, hasher.hexdigest())
 
 
 def content_hash(data: object) -> str:
@@ -181,37 +219,26 @@ def content_hash(data: object) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def environment() -> dict[str, Any]:
-    """Return package versions, the git commit of the working folder, if it has one, and what was compiled."""
-    commit = None
-    if shutil.which("git"):
-        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-        git = subprocess.run(command, capture_output=True, text=True, check=False)
-        commit = git.stdout.strip() or None
-    return {
-        "packages": {name: version(name) for name in ("ivg", *_PACKAGES)},
-        "git_commit": commit,
-        "compiled_loops": has_compiled_loops(),  # without them, last bits differ on a CPU
-    }
-
-
 def fingerprint(folder: Path) -> str:
     """Return a short hash that changes when a model folder's content does.
 
-    Of weight files, which can be many gigabytes, it reads the size and both ends.
+    Of each file, which can be many gigabytes, it takes the size, the time of its last change, and samples
+    spread over its length, both ends among them.
     """
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.suffix in _MODEL_FILES):
-        digest.update(f"{path.name}:{path.stat().st_size}".encode())
+    for path in sorted(p for p in folder.iterdir() if p.suffix in MODEL_FILES):
+        state = path.stat()
+        digest.update(f"{path.name}:{state.st_size}:{state.st_mtime_ns}".encode())
+        last = max(0, state.st_size - _SAMPLE_BYTES)
         with path.open("rb") as file:
-            digest.update(file.read(_END_BYTES))
-            file.seek(max(0, path.stat().st_size - _END_BYTES))
-            digest.update(file.read())
+            for start in sorted({last * i // (_NUM_SAMPLES - 1) for i in range(_NUM_SAMPLES)}):
+                file.seek(start)
+                digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()[:16]
 
 
 def _check_settings(output: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    before, after = _flat(old), _flat(new)
+    before, after = _flatten(old), _flatten(new)
     changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
     if changed:
         key = changed[0]
@@ -222,7 +249,7 @@ def _check_settings(output: Path, old: Mapping[str, Any], new: Mapping[str, Any]
         )
 
 
-def _flat(data: object, prefix: str = "") -> dict[str, Any]:
+def _flatten(data: object, prefix: str = "") -> dict[str, Any]:
     if isinstance(data, Mapping):
         items: Iterable[tuple[Any, Any]] = data.items()
     elif isinstance(data, list):
@@ -231,5 +258,5 @@ def _flat(data: object, prefix: str = "") -> dict[str, Any]:
         return {prefix: data}
     flat: dict[str, Any] = {prefix: "..."} if prefix else {}
     for key, value in items:
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+        flat |= _flatten(value, f"{prefix}.{key}" if prefix else str(key))
     return flat

@@ -10,7 +10,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
-from ivg.errors import UserError
+from ivg.errors import ProcessLostError, UserError, first_line
 
 
 def join_processes() -> PartialState:
@@ -32,9 +32,21 @@ def join_processes() -> PartialState:
     return state
 
 
+def wait_for_others() -> None:
+    """Wait until every process has come here.
+
+    Raises:
+        ProcessLostError: one of them has ended.
+    """
+    try:
+        PartialState().wait_for_everyone()
+    except RuntimeError as error:  # torch's collectives say so in many words, gloo and NCCL in others
+        raise ProcessLostError(f"another process of this run has ended ({first_line(error)})") from error
+
+
 def leave_processes() -> None:
     """Wait for the others and leave the process group, without which ZeRO-3 aborts at exit."""
-    PartialState().wait_for_everyone()
+    wait_for_others()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

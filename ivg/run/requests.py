@@ -65,6 +65,9 @@ def room_for(
     prompt_ids: Mapping[str, Sequence[int]],
     max_new_tokens: int,
     on_overflow: str = "error",
+    *,
+    what: str = "prompt",
+    remedy: str = "shorten it, lower max_new_tokens, or set on_overflow: stop",
 ) -> int:
     """Return the response tokens that fit every model's context.
 
@@ -73,6 +76,8 @@ def room_for(
         prompt_ids: by model name, the prompt in its ids.
         max_new_tokens: how many are wanted.
         on_overflow: `error`, or `stop` to make do with fewer.
+        what: how the message calls the prompt.
+        remedy: what the message says to do.
 
     Raises:
         UserError: an empty prompt, or one that leaves too few.
@@ -81,14 +86,14 @@ def room_for(
     for info in infos:
         ids = prompt_ids[info.name]
         if not ids:
-            raise UserError(f"{info.name}: the prompt has no tokens in its template {info.template!r}")
+            raise UserError(f"{info.name}: the {what} has no tokens in its template {info.template!r}")
         if info.max_length is None:
             continue
         left = info.max_length - len(ids)
         if left < 1 or (left < max_new_tokens and on_overflow == "error"):
             raise UserError(
-                f"{info.name}: prompt of {len(ids)} tokens + max_new_tokens {max_new_tokens} exceeds its "
-                f"context of {info.max_length}; shorten it, lower max_new_tokens, or set on_overflow: stop"
+                f"{info.name}: {what} of {len(ids)} tokens + max_new_tokens {max_new_tokens} exceeds its "
+                f"context of {info.max_length}; {remedy}"
             )
         room = min(room, left)
     return room

@@ -1,8 +1,9 @@
-"""A whole `ivg-decode` run: check everything, load, decode block by block, write rows, resume."""
+"""A whole `ivg-decode` run: load, decode block by block, write results, resume."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import sys
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -18,138 +19,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ivg.decoding.engine import in_order
 from ivg.decoding.streaming import NewText
 from ivg.engines.lockstep.engine import LockstepEngine
-from ivg.errors import UserError, is_main_process
+from ivg.errors import is_main_process
 from ivg.models.loading import load_inspected
-from ivg.run.api import Response, response
-from ivg.run.job import Job, output_rows, settings, trace_paths
-from ivg.run.output_files import (
-    RowFile,
-    close_run,
-    join_parts,
-    manifest_is_complete,
-    open_run,
-    part_folder,
-)
+from ivg.run.api import Response, response, result_fields
+from ivg.run.blocks import Digest, Line, LineFile, fill, scan_lines
+from ivg.run.environment import describe_environment
+from ivg.run.job import Job, own_fields, settings
+from ivg.run.lock import hold_lock, lock_path
+from ivg.run.output_files import Outputs, join_parts, part_path
 from ivg.run.trace import trace_row
-
-Result = dict[str, Any]
-_OURS = ("response", "value", "num_tokens", "finish_reason", "sample", "token_ids", "beams", "error")
-
-
-def fill(files: Sequence[RowFile], start: int, decoder: BlockDecoder, block: range) -> None:
-    """Decode a block unless its rows are all there, and append those that are missing.
-
-    Args:
-        files: the output, and the trace if there is one; both get one row per output row.
-        start: rows before the block in each file.
-        decoder: decodes the block whole, so that an interrupted one comes out the same.
-        block: input rows.
-    """
-    end = start + sum(output_rows(decoder.job, i) for i in block)
-    if all(file.num_rows >= end for file in files):
-        decoder.skip(block)
-        return
-    for place, rows in enumerate(decoder.decode(block), start):
-        for file, row in zip(files, rows, strict=False):
-            if file.num_rows == place:
-                file.append(row)
-
-
-class BlockDecoder:
-    """Decodes blocks with models that are loaded at the first one, and shows progress on stderr."""
-
-    def __init__(
-        self, job: Job, on_text: Callable[[NewText], None] | None = None, *, num_rows: int | None = None
-    ) -> None:
-        self.job = job
-        self._on_text = on_text
-        self._engine: LockstepEngine | None = None
-        self._num_tokens = 0
-        self._seconds = 0.0
-        self._progress = Progress(
-            TextColumn("decoding"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("prompts  {task.fields[speed]:.0f} tokens/s"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=not is_main_process(),
-        )
-        self._bar = self._progress.add_task("", total=num_rows or len(job.rows), speed=0.0)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._engine is not None:  # stopping what was never started prints an empty line
-            self._progress.stop()
-
-    def skip(self, block: range) -> None:
-        """Count a block that is complete already."""
-        self._progress.advance(self._bar, len(block))
-
-    def decode(self, block: range) -> Iterator[tuple[Result, Result]]:
-        """Yield (output row, trace row) in the input's order."""
-        config, engine = self.job.config, self._loaded()
-        tasks = [task for i in block for task in self.job.tasks[i]]
-        finished = in_order(tasks, engine.run(tasks))
-        for i in block:
-            if i in self.job.bad:
-                error = {"error": self.job.bad[i]}
-                yield {**self.job.rows[i].row, "response": None, **error}, error
-            for _ in self.job.tasks[i]:
-                start = time.perf_counter()
-                done = next(finished)
-                found = response(done, self.job.rows[i].row, engine.stop_checker, config.search)
-                self._count(found, time.perf_counter() - start)
-                yield (
-                    self._row(found, done.task.sample),
-                    trace_row(done, config.search.num_successors, engine.stop_checker.decode),
-                )
-            self._progress.advance(self._bar)
-
-    def summary(self) -> dict[str, float]:
-        """Return what this process decoded: tokens returned and seconds."""
-        return {"num_tokens": self._num_tokens, "seconds": round(self._seconds, 3)}
-
-    def _loaded(self) -> LockstepEngine:
-        if self._engine is None:
-            config = self.job.config
-            self._engine = LockstepEngine(
-                load_inspected(self.job.infos),
-                config.search,
-                config.sampling,
-                max_batch_rows=config.max_batch_rows,
-                max_batch_tokens=config.max_batch_tokens,
-                plans=self.job.plans,
-                keep_trace=config.trace is not None,
-                on_text=self._on_text,
-            )
-            self._progress.start()  # not before: what loading has to say stands alone
-        return self._engine
-
-    def _count(self, found: Response, seconds: float) -> None:
-        self._num_tokens += found.num_tokens
-        self._seconds += seconds
-        self._progress.update(self._bar, speed=self._num_tokens / max(self._seconds, 1e-9))
-
-    def _row(self, found: Response, sample: int) -> Result:
-        config = self.job.config
-        row = {
-            **{name: value for name, value in found.prompt.items() if name not in _OURS},
-            "response": found.text,
-            "value": found.value,
-            "num_tokens": found.num_tokens,
-            "finish_reason": found.finish_reason,
-        }
-        if config.sampling.num_samples > 1:
-            row["sample"] = sample
-        if config.return_token_ids:
-            row["token_ids"] = list(found.token_ids)
-        if config.return_beams:
-            row["beams"] = [dataclasses.asdict(beam) for beam in found.beams]
-        return row
-
 
 OnText = Callable[[NewText], None] | None
 
@@ -173,54 +51,213 @@ def run(job: Job, *, overwrite: bool = False, on_text: OnText = None) -> None:
 
 def _run_to_standard_output(job: Job) -> None:
     with BlockDecoder(job) as decoder:
-        for block in job.blocks:
-            for row, _ in decoder.decode(block):
-                sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
+        for block in range(len(job.blocks)):
+            for result, *_ in decoder.lines(block):
+                sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
                 sys.stdout.flush()
 
 
 def _run_alone(job: Job, output: Path, *, overwrite: bool, on_text: OnText) -> None:
-    traces = trace_paths(job)
-    open_run(output, settings(job, several_processes=False), overwrite=overwrite, beside=traces)
-    start = 0
-    with BlockDecoder(job, on_text) as decoder, ExitStack() as stack:
-        files = [stack.enter_context(RowFile(path)) for path in (output, *traces)]
-        total = sum(output_rows(job, i) for i in range(len(job.rows)))
+    outputs = Outputs(output, job.trace_paths, settings(job, several_processes=False))
+    with hold_lock(lock_path(output), f"output {output}"), ExitStack() as stack:
+        outputs.check(overwrite=overwrite)
+        decoder = stack.enter_context(BlockDecoder(job, on_text))
+        if overwrite and outputs.have_begun():
+            decoder.begin(0)
+        outputs.start(describe_environment(), overwrite=overwrite)
+        every = range(len(job.records))
+        files = [
+            stack.enter_context(LineFile(path, expected, outputs.digest(path)))
+            for path, expected in zip(outputs.files, job.expected_lines(every), strict=True)
+        ]
+        start = 0
+        for number, records in enumerate(job.blocks):
+            places = range(start, start + job.num_results(records))
+            if fill(files, decoder, number, places):
+                outputs.record(_digests(outputs, files))
+            start = places.stop
         for file in files:
-            if file.num_rows > total:
-                raise UserError(
-                    f"output {file.path}: holds {file.num_rows} rows, but this run makes {total}; "
-                    "something else wrote there; give another output, or overwrite"
-                )
-        for block in job.blocks:
-            fill(files, start, decoder, block)
-            start += sum(output_rows(job, i) for i in block)
-    close_run(output, decoder.summary())
+            file.check_untouched()
+        outputs.close(_digests(outputs, files), decoder.summary())
+
+
+def _digests(outputs: Outputs, files: Sequence[LineFile]) -> dict[Path, Digest]:
+    return {path: file.digest for path, file in zip(outputs.files, files, strict=True)}
 
 
 def _run_share(job: Job, output: Path, *, overwrite: bool, on_text: OnText) -> None:
     # accelerate takes seconds to import, and only several processes need it.
-    from ivg.run.processes import join_processes, leave_processes
+    from ivg.run.processes import join_processes, leave_processes, wait_for_others
 
     state = join_processes()
-    if state.is_main_process:
-        open_run(output, settings(job, several_processes=True), overwrite=overwrite, beside=trace_paths(job))
-    state.wait_for_everyone()
-    targets = [output, *trace_paths(job)]
-    names = [f"{number:06d}.jsonl" for number in range(len(job.blocks))]
-    if not part_folder(output).exists() and manifest_is_complete(output):
+    outputs = Outputs(output, job.trace_paths, settings(job, several_processes=True))
+    with ExitStack() as stack:
+        if state.is_main_process:
+            stack.enter_context(hold_lock(lock_path(output), f"output {output}"))
+            outputs.check(overwrite=overwrite)
+        wait_for_others()
+        mine = range(state.process_index, len(job.blocks), state.num_processes)
+        share = sum(len(job.blocks[number]) for number in mine)
+        decoder = stack.enter_context(BlockDecoder(job, on_text, num_records=share))
+        if overwrite and outputs.have_begun() and mine:
+            decoder.begin(mine[0])
+        wait_for_others()
+        if state.is_main_process:
+            outputs.start(describe_environment(), overwrite=overwrite)
+            if outputs.is_complete():
+                _reopen_if_damaged(job, outputs)
+        wait_for_others()
+        if not outputs.is_complete():
+            for number in mine:
+                _fill_parts(job, outputs, decoder, number)
+            wait_for_others()
+            if state.is_main_process:
+                every = range(len(job.blocks))
+                digests = {
+                    path: join_parts(path, [part_path(path, i) for i in every]) for path in outputs.files
+                }
+                outputs.close(digests, decoder.summary())
         leave_processes()
+
+
+def _fill_parts(job: Job, outputs: Outputs, decoder: BlockDecoder, number: int) -> None:
+    """Decode a block into files of its own, one beside each output."""
+    records = job.blocks[number]
+    with ExitStack() as stack:
+        files = [
+            stack.enter_context(LineFile(part_path(path, number), expected))
+            for path, expected in zip(outputs.files, job.expected_lines(records), strict=True)
+        ]
+        fill(files, decoder, number, range(job.num_results(records)))
+
+
+def _reopen_if_damaged(job: Job, outputs: Outputs) -> None:
+    """Take a joined output apart again where lines of it are no longer there, or a new file is asked for."""
+    every = range(len(job.records))
+    whole = job.num_results(every)
+    for path, expected in zip(outputs.files, job.expected_lines(every), strict=True):
+        scan = scan_lines(path, expected, outputs.digest(path))
+        if scan.num_lines == whole:
+            continue
+        scan.warn(path)
+        outputs.reopen()
+        for each, lines in zip(outputs.files, job.expected_lines(every), strict=True):
+            _take_apart(job, each, scan_lines(each, lines, outputs.digest(each)).num_lines)
         return
-    mine = range(state.process_index, len(job.blocks), state.num_processes)
-    with BlockDecoder(job, on_text, num_rows=sum(len(job.blocks[number]) for number in mine)) as decoder:
-        for number in mine:
-            with ExitStack() as stack:
-                paths = [part_folder(target) / names[number] for target in targets]
-                files = [stack.enter_context(RowFile(path)) for path in paths]
-                fill(files, 0, decoder, job.blocks[number])
-    state.wait_for_everyone()
-    if state.is_main_process:
-        for target in targets:
-            join_parts(target, [part_folder(target) / name for name in names])
-        close_run(output, decoder.summary())
-    leave_processes()
+
+
+def _take_apart(job: Job, path: Path, num_good: int) -> None:
+    """Write the good lines of a joined file as the blocks that they came from."""
+    with path.open("rb") as file:
+        lines = itertools.islice(file, num_good)
+        for number, records in enumerate(job.blocks):
+            part = part_path(path, number)
+            part.parent.mkdir(exist_ok=True)
+            part.write_bytes(b"".join(itertools.islice(lines, job.num_results(records))))
+
+
+class BlockDecoder:
+    """Decodes blocks with models that are loaded at the first one, and shows progress on stderr."""
+
+    def __init__(self, job: Job, on_text: OnText = None, *, num_records: int | None = None) -> None:
+        self.job = job
+        self._on_text = on_text
+        self._engine: LockstepEngine | None = None
+        self._begun: tuple[int, Iterator[tuple[Line, ...]]] | None = None
+        self._num_tokens = 0
+        self._seconds = 0.0
+        self._progress = Progress(
+            TextColumn("decoding"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("prompts  {task.fields[speed]:.0f} tokens/s"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not is_main_process(),
+        )
+        self._bar = self._progress.add_task("", total=num_records or len(job.records), speed=0.0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._engine is not None:  # stopping what was never started prints an empty line
+            self._progress.stop()
+
+    def skip(self, block: int) -> None:
+        """Count a block that is complete already."""
+        self._progress.advance(self._bar, len(self.job.blocks[block]))
+
+    def begin(self, block: int) -> None:
+        """Decode a block's first record, to see that the models load and answer; `lines` goes on from it."""
+        lines = self._decode(self.job.blocks[block])
+        first = next(lines)
+        self._begun = block, itertools.chain([first], lines)
+
+    def lines(self, block: int) -> Iterator[tuple[Line, ...]]:
+        """Return a block's results, each with its trace line where there is a trace, in the input's order."""
+        if self._begun is not None and self._begun[0] == block:
+            lines, self._begun = self._begun[1], None
+            return lines
+        return self._decode(self.job.blocks[block])
+
+    def summary(self) -> dict[str, float]:
+        """Return what this process decoded: tokens returned and seconds."""
+        return {"num_tokens": self._num_tokens, "seconds": round(self._seconds, 3)}
+
+    def _decode(self, records: range) -> Iterator[tuple[Line, ...]]:
+        config, engine = self.job.config, self._load_engine()
+        tasks = [task for i in records for task in self.job.tasks[i]]
+        finished = in_order(tasks, engine.run(tasks))
+        for i in records:
+            fields = self.job.records[i].fields
+            if i in self.job.bad:
+                error = {"error": self.job.bad[i]}
+                yield self._with_trace({**fields, "response": None, **error}, error)
+            for _ in self.job.tasks[i]:
+                start = time.perf_counter()
+                done = next(finished)
+                found = response(done, fields, engine.stop_checker, config.search)
+                self._count(found, time.perf_counter() - start)
+                traced = (
+                    trace_row(done, config.search.num_successors, engine.stop_checker.decode)
+                    if config.trace
+                    else {}
+                )
+                yield self._with_trace(self._make_result(found, done.task.sample), traced)
+            self._progress.advance(self._bar)
+
+    def _with_trace(self, result: Line, traced: Line) -> tuple[Line, ...]:
+        return (result, traced) if self.job.config.trace is not None else (result,)
+
+    def _load_engine(self) -> LockstepEngine:
+        if self._engine is None:
+            config = self.job.config
+            self._engine = LockstepEngine(
+                load_inspected(self.job.infos),
+                config.search,
+                config.sampling,
+                max_batch_rows=config.max_batch_rows,
+                max_batch_tokens=config.max_batch_tokens,
+                plans=self.job.plans,
+                keep_trace=config.trace is not None,
+                on_text=self._on_text,
+            )
+            self._progress.start()  # not before: what loading has to say stands alone
+        return self._engine
+
+    def _count(self, found: Response, seconds: float) -> None:
+        self._num_tokens += found.num_tokens
+        self._seconds += seconds
+        self._progress.update(self._bar, speed=self._num_tokens / max(self._seconds, 1e-9))
+
+    def _make_result(self, found: Response, sample: int) -> Line:
+        config = self.job.config
+        result = {**own_fields(found.prompt), **result_fields(found)}
+        if config.sampling.num_samples > 1:
+            result["sample"] = sample
+        if config.return_token_ids:
+            result["token_ids"] = list(found.token_ids)
+        if config.return_beams:
+            result["beams"] = [dataclasses.asdict(beam) for beam in found.beams]
+        return result

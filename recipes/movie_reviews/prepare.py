@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ivg.config.yaml_file import build, read_yaml
 from ivg.errors import UserError, exit_on_user_error
-from ivg.training.rollouts.sampling import write_rows
+from ivg.run.json_files import write_jsonl
 from ivg.training.tokenizer import train_tokenizer
 
 SPLITS = ("test", "validation", "train")
@@ -80,10 +80,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         sentences = rng.sample([*positive, *negative], len(positive) + len(negative))
         parts = [sentence.split(maxsplit=config.prompt_words) for sentence in sentences]
         rows = [{"prompt": " ".join(words), "completion": f" {rest}"} for *words, rest in parts]
-        write_rows(output / f"sentences.{name}.jsonl", rows)
+        write_jsonl(output / f"sentences.{name}.jsonl", rows)
         prompts = [p for p in dict.fromkeys(row["prompt"] for row in rows) if p not in taken]
         taken.update(prompts)  # no prompt is in two splits
-        write_rows(
+        write_jsonl(
             output / f"prompts.{name}.jsonl",
             [{"id": f"{name}-{i}", "prompt": prompt} for i, prompt in enumerate(prompts)],
         )
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for chosen in positive
             for rejected in rng.sample(negative, config.negatives_per_positive)
         ]
-        write_rows(output / f"pairs.{name}.jsonl", pairs)
+        write_jsonl(output / f"pairs.{name}.jsonl", pairs)
         print(f"{name}: {len(sentences)} sentences, {len(prompts)} prompts, {len(pairs)} pairs")
     texts = [*kinds["pos"]["train"], *kinds["neg"]["train"]]
     train_tokenizer(texts, config.vocab_size).save_pretrained(output / "tokenizer")

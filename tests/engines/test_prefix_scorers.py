@@ -107,7 +107,7 @@ def test_in_yaml_a_value_is_a_model_or_a_function() -> None:
     common = {"base": {"path": "b"}, "search": {"chunk_guidance": "explicit", "num_successors": 2}}
     config = config_from_dict({**common, "values": [{"function": "a.b", "weight": 0.5}, {"path": "v"}]})
     assert config.values == (
-        ValueConfig(function="a.b", weight=0.5),
+        ValueConfig(function="a.b", chunk_weight=0.5),
         ValueConfig(model=ModelConfig(path="v")),
     )
     with pytest.raises(UserError, match="give one of model"):

@@ -1,4 +1,4 @@
-"""The doctor's findings, against models whose faults are known; no weights are read."""
+"""What a dry run finds, against models whose faults are known; no weights are read."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from ivg.config import DecodeConfig, ModelConfig, PairConfig, SamplingConfig, SearchConfig, ValueConfig
-from ivg.run.dry_run import DryRun, examine_run
-from ivg.run.dry_run_view import render, size
+from ivg.run.dry_run import DryRun, examine_run, format_size, render
 from tests import tiny
 from tests.models import tiny as guides
 
@@ -122,4 +121,4 @@ def test_quantized_weights_count_as_they_will_be(tmp_path: Path) -> None:
 
 
 def test_sizes() -> None:
-    assert [size(n) for n in (12, 2048, 5 * 2**20, 3 * 2**29)] == ["12 B", "2 KiB", "5 MiB", "1.5 GiB"]
+    assert [format_size(n) for n in (12, 2048, 5 * 2**20, 3 * 2**29)] == ["12 B", "2 KiB", "5 MiB", "1.5 GiB"]

@@ -11,7 +11,7 @@ import pytest
 from ivg.config import DatasetConfig
 from ivg.errors import UserError
 from ivg.run import cli
-from ivg.run.input_files import InputRecord, read_input, refuse_bad_rows
+from ivg.run.input_files import InputRecord, read_input, refuse_bad_records
 from tests import tiny
 from tests.run.conftest import Folders
 
@@ -32,7 +32,7 @@ def read(tmp_path: Path, content: str | bytes, name: str = "p.jsonl") -> list[In
     ],
 )
 def test_byte_order_marks_and_carriage_returns_are_no_text(tmp_path: Path, name: str, content: bytes) -> None:
-    assert [source.row for source in read(tmp_path, content, name)] == [{"prompt": "ab"}, {"prompt": "c"}]
+    assert [source.fields for source in read(tmp_path, content, name)] == [{"prompt": "ab"}, {"prompt": "c"}]
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_rows_that_could_not_be_written_again(tmp_path: Path, line: str, error: 
     assert rows[0].error is None
     assert rows[1].error is not None
     assert rows[1].error.startswith(f"line 2: {error}")
-    json.dumps(rows[1].row, allow_nan=False).encode()  # what is kept of it can be written
+    json.dumps(rows[1].fields, allow_nan=False).encode()  # what is kept of it can be written
 
 
 def test_an_id_that_is_null_is_none(tmp_path: Path) -> None:
@@ -93,13 +93,13 @@ def test_a_dataset_on_disk(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="several: has no split 'train'; it has test"):
         read_input(None, DatasetConfig(name=str(tmp_path / "several"), split="train"))
     good, bad = read_input(None, DatasetConfig(name=str(tmp_path / "several")))
-    assert good.row == {"prompt": "ab", "made": "2026-01-02T03:00:00", "raw": None}
+    assert good.fields == {"prompt": "ab", "made": "2026-01-02T03:00:00", "raw": None}
     assert (
         bad.error
         == "row 1: field 'raw' cannot be written as JSON: Object of type bytes is not JSON serializable"
     )
     with pytest.raises(UserError, match="dataset d: 1 of 2 rows cannot be used: row 1: field 'raw'"):
-        refuse_bad_rows([good, bad], "dataset d")
+        refuse_bad_records([good, bad], "dataset d")
 
 
 def test_a_template_that_refuses_a_conversation_is_a_bad_row(folders: Folders, tmp_path: Path) -> None:

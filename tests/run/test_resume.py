@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ivg.run import cli
-from ivg.run.output_files import open_run, part_folder
+from ivg.run.output_files import Outputs, part_folder
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -84,13 +84,13 @@ def test_kill_and_resume_gives_the_same_bytes(tmp_path: Path) -> None:
 WORKER = """
 import os, sys
 from pathlib import Path
-from ivg import blocks, cli
-real = blocks.BlockDecoder.decode
+from ivg.run import cli, runner
+real = runner.BlockDecoder._decode
 def decode(decoder, block):
     with Path(sys.argv[1], "rank" + os.environ["RANK"]).open("a") as file:
         file.write(f"{os.getpid()} {list(block)}\\n")
     return real(decoder, block)
-blocks.BlockDecoder.decode = decode
+runner.BlockDecoder._decode = decode
 sys.exit(cli.main(sys.argv[2:]))
 """
 
@@ -129,5 +129,5 @@ def test_what_processes_left_of_another_run_is_dropped(tmp_path: Path) -> None:
         for path in (output, trace):
             part_folder(path).mkdir(exist_ok=True)
             (part_folder(path) / "000000.jsonl").write_text("{}\n")
-        open_run(output, {"seed": int(overwrite)}, overwrite=overwrite, beside=[trace])
+        Outputs(output, [trace], {"seed": int(overwrite)}).start({}, overwrite=overwrite)
         assert not [*part_folder(output).iterdir(), *part_folder(trace).iterdir()]

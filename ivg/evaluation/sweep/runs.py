@@ -15,8 +15,8 @@ from ivg.errors import UserError
 from ivg.evaluation.sweep.grid import Cell, GridConfig
 from ivg.models.loading import Models, load_models
 from ivg.models.prompts import Row
-from ivg.run.api import response
-from ivg.run.input_files import read_input, refuse_bad_rows, source_name
+from ivg.run.api import response, result_fields
+from ivg.run.input_files import read_input, refuse_bad_records, source_name
 from ivg.run.requests import make_tasks
 
 
@@ -59,20 +59,9 @@ def run_cell(
     seconds = time.perf_counter() - start
     out = []
     for done in finished:
-        found = response(
-            done, dict(rows[done.task.index // sampling.num_samples]), engine.stop_checker, search
-        )
-        out.append(
-            {
-                **found.prompt,
-                "id": found.id,
-                "response": found.text,
-                "value": found.value,
-                "num_tokens": found.num_tokens,
-                "finish_reason": found.finish_reason,
-                "token_ids": list(found.token_ids),
-            }
-        )
+        fields = dict(rows[done.task.index // sampling.num_samples])
+        found = response(done, fields, engine.stop_checker, search)
+        out.append({**fields, "id": found.id, **result_fields(found), "token_ids": list(found.token_ids)})
     fed = {runner.name: 0 for runner in engine.lockstep.runners}
     flops = 0.0
     for runner in engine.lockstep.runners:
@@ -127,9 +116,9 @@ def grid_prompts(grid: GridConfig, path: str) -> list[Row]:
     """
     if grid.decode.sampling.num_samples != 1:
         raise UserError(f"{path}: a grid takes one response per prompt; remove num_samples")
-    sources = read_input(grid.decode.input, grid.decode.dataset, grid.decode.limit)
-    refuse_bad_rows(sources, source_name(grid.decode.input, grid.decode.dataset))
-    return [source.row for source in sources]
+    records = read_input(grid.decode.input, grid.decode.dataset, grid.decode.limit)
+    refuse_bad_records(records, source_name(grid.decode.input, grid.decode.dataset))
+    return [record.fields for record in records]
 
 
 def with_beta(models: Models, beta: float) -> Models:

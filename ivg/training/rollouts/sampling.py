@@ -1,8 +1,8 @@
 """Sampling from a policy and scoring the samples, block by block, so that a killed job loses one block.
 
-Prompts are cut into fixed blocks. A block is sampled, scored and written whole, as one file, by the process
-whose turn it is; a block whose file exists is done. What a block holds depends on the input and the settings
-alone, not on the number of processes or on interruptions.
+Prompts are cut into fixed blocks. A block is sampled and scored whole, and written as one file, by the
+process whose turn it is; a block whose lines are all there is done. What a block holds depends on the input
+and the settings alone, not on the number of processes or on interruptions.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from ivg import generate
 from ivg.errors import UserError
 from ivg.models.loading import Models
 from ivg.models.plan import ModelInfos, inspect_models, reading_models
 from ivg.models.prompts import check_row, identities, prompt_text
 from ivg.rewards import Reward, score
+from ivg.run.api import generate
+from ivg.run.blocks import Line, LineFile, Lines, fill
+from ivg.run.processes import wait_for_others
 from ivg.run.requests import make_tasks
 from ivg.training.adapters import adapt
 from ivg.training.data import load_rows
@@ -89,17 +90,41 @@ def sample_blocks(
     """
     state = PartialState()
     starts = range(0, len(prompts), arguments.block_size)
-    mine = [b for b in range(len(starts)) if b % state.num_processes == state.process_index]
-    total = sum(len(prompts[starts[b] :][: arguments.block_size]) for b in mine)
+    blocks = [prompts[start : start + arguments.block_size] for start in starts]
+    mine = range(state.process_index, len(blocks), state.num_processes)
     share = f" (process 1 of {state.num_processes})" if state.num_processes > 1 else ""
+    total = sum(len(blocks[block]) for block in mine)
     name = f"sampling{share}"
     with tqdm(total=total, unit="prompt", desc=name, disable=not state.is_main_process) as bar:
+        sampler = _BlockSampler(blocks, models, reward, arguments)
         for block in mine:
-            part = prompts[starts[block] :][: arguments.block_size]
-            if not block_path(folder, block).exists():
-                write_block(folder, block, _samples(part, models, reward, arguments))
-            bar.update(len(part))
-    state.wait_for_everyone()
+            keys = [_key(row["id"], i) for row in blocks[block] for i in range(arguments.num_samples)]
+            expected = Lines(keys, lambda line: _key(line["id"], line["sample"]))
+            with LineFile(block_path(folder, block), expected) as file:
+                fill([file], sampler, block, range(len(keys)))
+            bar.update(len(blocks[block]))
+    wait_for_others()
+
+
+def _key(name: str, sample: int) -> str:
+    return json.dumps([name, sample])
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _BlockSampler:
+    """Samples and scores the prompts of a block."""
+
+    blocks: Sequence[Sequence[dict[str, Any]]]
+    models: Models
+    reward: Reward
+    arguments: RolloutArguments
+
+    def lines(self, block: int) -> Iterator[tuple[Line, ...]]:
+        samples = _samples(self.blocks[block], self.models, self.reward, self.arguments)
+        return ((sample,) for sample in samples)
+
+    def skip(self, block: int) -> None:
+        """Nothing is counted here."""
 
 
 def _samples(
@@ -130,16 +155,3 @@ def _samples(
 def block_path(folder: Path, block: int) -> Path:
     """Return where a finished block lies."""
     return folder / f"block-{block:06d}.jsonl"
-
-
-def write_block(folder: Path, block: int, samples: Sequence[Mapping[str, Any]]) -> None:
-    """Write a block so that it is either whole or not there."""
-    write_rows(block_path(folder, block), samples)
-
-
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a JSONL file so that it is either whole or not there."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    os.replace(partial, path)

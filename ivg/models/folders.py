@@ -1,0 +1,61 @@
+"""What a model's path must be, as far as the file system tells: known without torch or transformers."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from ivg.config import ModelConfig, PairConfig, ValueConfig
+from ivg.errors import UserError
+
+MODEL_FILES = (".json", ".safetensors", ".bin", ".model", ".jinja")
+
+
+def require_folders(base: ModelConfig, pairs: Sequence[PairConfig], values: Sequence[ValueConfig]) -> None:
+    """Check the paths of all models of a run; see `require_folder`."""
+    require_folder(base.path, model_name("base", base))
+    for i, pair in enumerate(pairs, 1):
+        number = i if len(pairs) > 1 else None
+        require_folder(pair.tuned.path, model_name("tuned", pair.tuned, number))
+        require_folder(pair.untuned.path, model_name("untuned", pair.untuned, number))
+    for i, value in enumerate(values, 1):
+        if value.model is not None:
+            require_folder(value.model.path, model_name("value", value.model, i if len(values) > 1 else None))
+
+
+def model_name(role: str, source: ModelConfig, number: int | None = None) -> str:
+    """Say how messages call a model, such as `value 2 (runs/value)`."""
+    return f"{role}{'' if number is None else f' {number}'} ({source.path})"
+
+
+def require_folder(path: str, name: str) -> None:
+    """Refuse a path that exists, or looks like one, and holds no model; anything else may be a Hub name.
+
+    Args:
+        path: folder or Hub name.
+        name: how messages call the model.
+
+    Raises:
+        UserError: no folder, one without a model, or one with a pipe or a device among its files, which
+            would hang whoever reads it.
+    """
+    if "\0" in path:
+        raise UserError(f"{name}: its path holds a null character; give a folder or a Hub name")
+    folder = Path(path)
+    looks_local = folder.is_absolute() or path.startswith(".") or path.count("/") > 1
+    try:
+        if folder.is_dir():
+            files = {file.name for file in folder.iterdir()}
+            if not files & {"config.json", "adapter_config.json"}:
+                raise UserError(
+                    f"{name}: the folder has no config.json; give a folder written by save_pretrained"
+                )
+            for file in sorted(files):
+                if Path(file).suffix in MODEL_FILES and not stat.S_ISREG((folder / file).stat().st_mode):
+                    raise UserError(f"{name}: {file} in its folder is no regular file; save the model again")
+        elif folder.exists() or looks_local:
+            raise UserError(f"{name}: no such folder; give a folder written by save_pretrained or a Hub name")
+    except OSError as error:  # no permission, a name that is too long, a link that leads nowhere
+        file = "" if error.filename == path else f" ({Path(str(error.filename)).name})"
+        raise UserError(f"{name}: cannot be read: {error.strerror}{file}; give a readable folder") from error

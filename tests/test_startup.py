@@ -1,0 +1,159 @@
+"""What needs no model answers within a second, and imports neither torch nor transformers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ivg.__main__ import CHECKOUT, EVALUATIONS, STAGES, VERBS, own_keys
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
+# Runs a command's `main` and tells, on the last line, how it ended, what it imported and how long it took.
+PROBE = """
+import json, os, sys
+sys.argv[0] = "probe"
+from importlib import import_module
+try:
+    code = import_module(sys.argv.pop(1)).main(sys.argv[1:])
+except SystemExit as left:
+    code = left.code
+times = os.times()
+heavy = [name for name in {heavy} if name in sys.modules]
+print(json.dumps([code, heavy, times.user + times.system]))
+"""
+
+
+def probe(module: str, *arguments: str) -> tuple[int, list[str], float, str]:
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE.format(heavy=HEAVY), module, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    code, heavy, seconds = json.loads(done.stdout.splitlines()[-1])
+    return code or 0, heavy, seconds, done.stdout + done.stderr
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "typo.yaml").write_text("base: x\nserach: {}\n")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n')
+    (tmp_path / "empty").mkdir()
+    return {name: str(tmp_path / name) for name in ("typo.yaml", "prompts.jsonl", "empty", "none", "out")}
+
+
+DECODE = [
+    ("--help", 0, "exit codes"),
+    ("--version", 0, "ivg "),
+    ("--num_beam 2", 2, "did you mean '--num_beams'?"),
+    ("--config {typo.yaml}", 2, "did you mean 'search'?"),
+    ("--config {none}", 2, "No such file"),
+    ("--base x --beta -1 --value y", 2, "beta is -1.0"),
+    ("--base x --output {out}", 2, "no input"),
+    ("--base x --output {out} --input {none}", 2, "none: No such file"),
+    ("--base {none} --output {out} --input {prompts.jsonl}", 2, "no such folder"),
+    ("--base {empty} --output {out} --input {prompts.jsonl}", 2, "has no config.json"),
+    ("--base {empty} --output {prompts.jsonl} --input {prompts.jsonl}", 2, "are the same file"),
+]
+
+
+@pytest.mark.parametrize(("line", "code", "expected"), DECODE, ids=[line for line, _, _ in DECODE])
+def test_decode_answers_at_once(files: dict[str, str], line: str, code: int, expected: str) -> None:
+    for name, path in files.items():
+        line = line.replace(f"{{{name}}}", path)
+    found, heavy, seconds, said = probe("ivg.run.cli", *line.split())
+    assert (found, heavy) == (code, [])
+    assert expected in said
+    assert seconds < 1
+
+
+IVG = [
+    ("", 0, "convert-value"),
+    ("--help", 0, "ivg-decode"),
+    ("--version", 0, "ivg "),
+    ("dekode", 2, "'dekode' is no verb; give one of decode, train, eval, convert-value, env"),
+    ("decode --help", 0, "exit codes"),
+    ("train --help", 0, "rollouts"),
+    ("train", 2, "is missing; give one of sft"),
+    ("train dpo --help", 0, "--help_all"),
+    ("eval --help", 0, "gold-reward"),
+    ("eval golden", 2, "'golden' is none; give one of gold-reward"),
+    ("env now", 2, "env takes no arguments"),
+]
+
+
+@pytest.mark.parametrize(("line", "code", "expected"), IVG, ids=[line for line, _, _ in IVG])
+def test_the_one_command_answers_at_once(line: str, code: int, expected: str) -> None:
+    found, heavy, seconds, said = probe("ivg.__main__", *line.split())
+    assert (found, heavy) == (code, [])
+    assert expected in said
+    assert seconds < 1
+
+
+def test_importing_the_package_imports_nothing_heavy_until_it_is_used() -> None:
+    code = f"""
+import sys, ivg
+assert not [name for name in {HEAVY} if name in sys.modules]
+assert ivg.SearchConfig(token_guidance="none").num_beams == 1
+assert not [name for name in {HEAVY} if name in sys.modules]
+assert all(getattr(ivg, name) is not None for name in ivg.__all__)
+assert "torch" in sys.modules and "generate" in dir(ivg)
+try:
+    ivg.absent
+except AttributeError as error:
+    assert str(error) == "module 'ivg' has no attribute 'absent'"
+from ivg import *
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def test_every_verb_that_is_a_script_has_one() -> None:
+    for script in (*STAGES.values(), *EVALUATIONS.values()):
+        assert (CHECKOUT / script.path).is_file()
+    assert list(VERBS) == ["decode", "train", "eval", "convert-value", "env"]
+
+
+def test_own_keys_are_those_of_the_dataclasses() -> None:
+    """They are read from the source, so they are compared with what the classes really have."""
+    import dataclasses
+
+    import trl
+    from transformers import TrainingArguments
+
+    from ivg.training.arguments import DataArguments, ModelArguments
+    from ivg.training.rollouts.arguments import RolloutArguments
+    from ivg.training.value.arguments import ValueTrainingArguments
+
+    def added(cls: type, under: type | None = None) -> dict[str, str]:
+        below = set() if under is None else {field.name for field in dataclasses.fields(under)}
+        names = [field for field in dataclasses.fields(cls) if field.name not in below]
+        return {field.name: field.metadata["help"] for field in names}
+
+    shared = added(DataArguments) | added(ModelArguments, trl.ModelConfig)
+    value = added(ValueTrainingArguments, TrainingArguments)
+    assert dict(own_keys(STAGES["rollouts"])) == added(RolloutArguments)
+    assert shared.items() <= dict(own_keys(STAGES["dpo"])).items()
+    assert (shared | value).items() <= dict(own_keys(STAGES["value"])).items()
+
+
+@pytest.mark.slow
+def test_a_stage_is_handed_to_the_launcher(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("modle_name_or_path: x\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "ivg", "train", "rollouts", "--config", str(config)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert "unknown key 'modle_name_or_path'; did you mean 'model_name_or_path'?" in done.stderr
+    assert done.returncode == 1  # the launcher's
