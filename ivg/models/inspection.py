@@ -89,8 +89,8 @@ class ModelInfo:
                 ids = tuple(found) if isinstance(found, list | tuple) else (found,)
                 if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
                     raise UserError(
-                        f"{self.name}: eos_token_id is {found!r:.60}; give a token id or a list of them in its "
-                        "generation_config.json or config.json"
+                        f"{self.name}: eos_token_id is {found!r:.60}; give a token id or a list of them in "
+                        "its generation_config.json or config.json"
                     )
                 return ids
         return ()
