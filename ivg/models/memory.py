@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from ivg.errors import readable
+from ivg.errors import UserError, readable
 from ivg.models.inspection import Kind, ModelInfo
 from ivg.models.loading import CLASSES, UNQUANTIZED
 
+_MAX_LAYERS = 10_000  # building more takes minutes, whatever their width
 _QUANTIZED_BYTES = {"4bit": 0.5, "8bit": 1.0}
 
 
@@ -44,6 +46,29 @@ def estimate(info: ModelInfo) -> Needs:
     per_quantized = _QUANTIZED_BYTES.get(info.source.quantization or "", 0.0)
     weight_bytes = int((num_parameters - quantized) * dtype.itemsize + quantized * per_quantized)
     return Needs(num_parameters, weight_bytes, _cache_bytes(info.config, info.kind, dtype), dtype)
+
+
+def refuse_absurd_size(config: PretrainedConfig, name: str) -> None:
+    """Refuse a shape that this machine's memory cannot hold, before anything is allocated or even counted.
+
+    Attention and embeddings alone are counted, in four bytes a weight: a model of this size is beyond doubt.
+
+    Raises:
+        UserError: with what it would need.
+    """
+    fields = config.get_text_config()
+    layers, width, vocab = fields.num_hidden_layers, fields.hidden_size, fields.vocab_size
+    positions = config.to_dict().get("n_positions") or 0
+    needed = 4 * width * (vocab + positions + 4 * layers * width)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if layers > _MAX_LAYERS:
+        raise UserError(f"{name}: {layers} layers; give at most {_MAX_LAYERS}")
+    if needed > memory:
+        raise UserError(
+            f"{name}: a model of {layers} layers of width {width}, {vocab} tokens and {positions} learnt "
+            f"positions needs more than {needed / 2**30:.3g} GiB, and this machine has {memory / 2**30:.3g}; "
+            "give a smaller shape"
+        )
 
 
 def adapter_bytes(info: ModelInfo) -> int:

@@ -12,7 +12,7 @@ import datasets
 import trl
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-from ivg.errors import UserError, is_main_process
+from ivg.errors import UserError, is_main_process, readable
 from ivg.training import checks
 from ivg.training.arguments import DataArguments, ModelArguments
 from ivg.training.cards import CardMixin, hub_name, launch_command, model_card
@@ -125,16 +125,21 @@ def build(kind: type[Any], job: Job, training: TrainingArguments, model: ModelAr
         job: from `prepare`.
         training: the TRL config.
         model: which model is trained, and how.
+
+    Raises:
+        UserError: settings that the trainer or PEFT refuse.
     """
-    return kind(
-        model=job.model,
-        args=training,
-        train_dataset=job.train_rows,
-        eval_dataset=job.eval_rows,
-        processing_class=job.tokenizer,
-        quantization_config=trl.get_quantization_config(model),
-        peft_config=trl.get_peft_config(model),
-    )
+    # What TRL and PEFT refuse only now, such as LoRA modules that the model does not have.
+    with readable(f"{kind.__bases__[-1].__name__} refuses its settings"):
+        return kind(
+            model=job.model,
+            args=training,
+            train_dataset=job.train_rows,
+            eval_dataset=job.eval_rows,
+            processing_class=job.tokenizer,
+            quantization_config=trl.get_quantization_config(model),
+            peft_config=trl.get_peft_config(model),
+        )
 
 
 def train(

@@ -27,6 +27,7 @@ from ivg.rewards import Reward, score
 from ivg.run.requests import make_tasks
 from ivg.training.adapters import adapt
 from ivg.training.data import load_rows
+from ivg.training.resume import keep_output
 from ivg.training.rollouts.arguments import RolloutArguments
 
 
@@ -98,6 +99,8 @@ def sample_blocks(
             part = prompts[starts[block] :][: arguments.block_size]
             if not block_path(folder, block).exists():
                 write_block(folder, block, _samples(part, models, reward, arguments))
+            if state.is_main_process:
+                keep_output(arguments.output_dir)
             bar.update(len(part))
     state.wait_for_everyone()
 
