@@ -26,7 +26,8 @@ class UserError(ValueError):
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's message, with its type where the message alone says little."""
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
     if line and not isinstance(
         error, LookupError | ArithmeticError | AssertionError | SystemExit | MemoryError
     ):

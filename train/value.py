@@ -33,18 +33,19 @@ def main() -> None:
     data_args, training, model_args = arguments.parse_training(ValueTrainingArguments, sys.argv[1:])
     with own_output(training.output_dir):
         job = stage.prepare(data_args, training, model_args)
-        model = stage.load_model(
-            job, training, get_quantization_config(model_args), get_peft_config(model_args)
-        )
-        trainer = ValueTrainer(
-            model=model,
-            args=training,
-            tokenizer=job.tokenizer,
-            train_rows=job.train_rows,
-            eval_rows=job.eval_rows,
-            scale=job.scale,
-            policy=load_policy(training),
-        )
+        with arguments.refused_settings("value training", training, model_args):
+            model = stage.load_model(
+                job, training, get_quantization_config(model_args), get_peft_config(model_args)
+            )
+            trainer = ValueTrainer(
+                model=model,
+                args=training,
+                tokenizer=job.tokenizer,
+                train_rows=job.train_rows,
+                eval_rows=job.eval_rows,
+                scale=job.scale,
+                policy=load_policy(training),
+            )
         trl_stage.train(
             trainer,
             "value",

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from safetensors import safe_open
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoTokenizer,
     GenerationConfig,
@@ -173,8 +174,13 @@ def read_config(
     _require_folder(path, name)
     given = {"revision": revision, "trust_remote_code": trust_remote_code}
     with readable(f"{name}: not a model that can be read"):
-        config = AutoConfig.from_pretrained(path, **given)
         said, _ = PretrainedConfig.get_config_dict(path, revision=revision)
+        if "auto_map" in said and said.get("model_type") not in CONFIG_MAPPING and not trust_remote_code:
+            raise UserError(
+                f"{name}: ships code of its own, which is not run; "
+                "set trust_remote_code: true if you trust it"
+            )
+        config = AutoConfig.from_pretrained(path, **given)
         is_headed = any(a.endswith("Classification") for a in config.architectures or ())
         if is_headed and "num_labels" not in said and "id2label" not in said:
             # transformers would assume two.

@@ -56,9 +56,10 @@ def refuse_absurd_size(config: PretrainedConfig, name: str) -> None:
     Raises:
         UserError: with what it would need.
     """
-    fields = config.get_text_config()
-    layers, width, vocab = fields.num_hidden_layers, fields.hidden_size, fields.vocab_size
-    positions = config.to_dict().get("n_positions") or 0
+    with readable(f"{name}: its size cannot be told"):
+        fields = config.get_text_config()
+        layers, width, vocab = map(int, (fields.num_hidden_layers, fields.hidden_size, fields.vocab_size))
+        positions = int(config.to_dict().get("n_positions") or 0)
     needed = 4 * width * (vocab + positions + 4 * layers * width)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if layers > _MAX_LAYERS:

@@ -168,11 +168,17 @@ def check_classifier(
     Raises:
         UserError: not a sequence classifier, or a missing or unknown label.
     """
-    heads = config.architectures or []
-    if adapter is not None and adapter.task is not None:
+    heads = list(config.architectures or [])
+    is_headed = any(head.endswith("ForSequenceClassification") for head in heads)
+    if adapter is not None and adapter.task == "SEQ_CLS":
+        if adapter.num_labels is None and not is_headed:
+            raise UserError(
+                f"{name}: score.weight is missing from its adapter, and the model under it has no head; "
+                "save the adapter with its head"
+            )
+        heads, config.num_labels = ["ForSequenceClassification"], adapter.num_labels or config.num_labels
+    elif adapter is not None and adapter.task is not None:
         heads = [f"{adapter.task} adapter"]
-        if adapter.task == "SEQ_CLS" and adapter.num_labels is not None:
-            heads, config.num_labels = ["ForSequenceClassification"], adapter.num_labels
     if not any(head.endswith("ForSequenceClassification") for head in heads):
         raise UserError(
             f"{name} is a {', '.join(heads) or config.model_type}; "

@@ -6,14 +6,16 @@ override it. Unknown keys and values of the wrong type are fatal.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
+import re
 import types
 import typing
 from argparse import Action
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
@@ -194,6 +196,40 @@ def parse_training(kind: type, argv: Sequence[str]) -> tuple[DataArguments, Any,
         os.environ["HF_TOKEN"] = training.hub_token
         training.hub_token = None
     return data, training, model
+
+
+@contextlib.contextmanager
+def refused_settings(what: str, *settings: Any) -> Iterator[None]:
+    """Turn what transformers, TRL and PEFT raise on settings into one line that names the keys to blame.
+
+    Args:
+        what: opens the message, such as `training`.
+        settings: the dataclasses that hold the keys.
+
+    Raises:
+        UserError: something in the block raised what these libraries raise on settings.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, TypeError, LookupError, ArithmeticError, NotImplementedError, ImportError) as error:
+        message = first_line(error)
+        keys = [key for setting in settings for key in _mentioned(str(error), setting)]
+        raise UserError(f"{what} fails{' on ' if keys else ''}{', '.join(keys)}: {message}") from error
+
+
+def _mentioned(message: str, setting: Any) -> list[str]:
+    """Return the keys with another value than the default that a message names, or whose value it names."""
+    words = set(re.findall(r"\w+", message))
+    found = []
+    for field in dataclasses.fields(setting):
+        value = vars(setting).get(field.name)
+        parts = value if isinstance(value, list) else [value]
+        named = [part for part in parts if isinstance(part, str) and part in words]
+        if value != field.default and (field.name in words or named):
+            found.append(f"{field.name}: {value!r:.60}")
+    return found[:_MAX_BLAMED]
 
 
 def _read_config(path: str) -> dict[str, Any]:

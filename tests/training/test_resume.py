@@ -94,6 +94,7 @@ def test_a_named_checkpoint_must_be_complete(tmp_path: Path, name: str) -> None:
 def test_a_folder_belongs_to_the_settings_that_claimed_it(tmp_path: Path) -> None:
     output = str(tmp_path / "run")
     resume.claim_output(output, {"beta": 0.1, "seed": 0}, overwrite=False)
+    resume.keep_output(output)
     left = _checkpoint(tmp_path / "run", 5)
     resume.claim_output(output, {"beta": 0.1, "seed": 0}, overwrite=False)
     with pytest.raises(UserError, match=r"holds a run with other settings \(beta\)"):
