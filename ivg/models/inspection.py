@@ -184,7 +184,7 @@ def read_config(
         is_headed = any(a.endswith("Classification") for a in config.architectures or ())
         if is_headed and "num_labels" not in said and "id2label" not in said:
             # transformers would assume two.
-            config.num_labels = _head_rows(path, revision) or config.num_labels
+            config.num_labels = _measured_labels(path, revision) or config.num_labels
     return config
 
 
@@ -271,6 +271,14 @@ def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
 
 def _is_head(key: str) -> bool:
     return key in {f"{head}.weight" for head in HEAD_NAMES}
+
+
+def _measured_labels(path: str, revision: str | None) -> int | None:
+    try:
+        with readable(path):
+            return _head_rows(path, revision)
+    except UserError:  # damaged weights are refused where they are loaded
+        return None
 
 
 def _head_rows(path: str, revision: str | None) -> int | None:

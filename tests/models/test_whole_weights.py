@@ -31,6 +31,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:fan_in_fan_out"),
     # PEFT tells of what is untied here before merging.
     pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings"),
+    pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`"),
 ]
 
 
