@@ -30,8 +30,14 @@ class ProcessLostError(RuntimeError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's message, or its type where it says nothing."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
+    """Return the first line of an exception's message, with its type where the message alone says little."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
+    if line and not isinstance(
+        error, LookupError | ArithmeticError | AssertionError | SystemExit | MemoryError
+    ):
+        return line
+    return f"{type(error).__name__}{': ' if line else ''}{line}"
 
 
 @contextlib.contextmanager

@@ -11,14 +11,14 @@ rows in output_dir/_rows: no second copy of the model is held in either case.
 import sys
 
 from ivg.errors import exit_on_user_error, needs
-from ivg.training import trl_stage
 
 with needs("train"):
     from trl import DPOConfig, DPOTrainer
 
     from ivg.run.processes import end_processes
-    from ivg.training import arguments, checks
+    from ivg.training import arguments, checks, trl_stage
     from ivg.training.cards import CardMixin
+    from ivg.training.resume import own_output
 
 
 class Trainer(CardMixin, DPOTrainer):
@@ -37,18 +37,17 @@ def reference(trainer: Trainer) -> str:
 @exit_on_user_error
 def main() -> None:
     """Check, train, save."""
-    data_args, training, model_args = arguments.parse_arguments(
-        (arguments.DataArguments, DPOConfig, arguments.ModelArguments), sys.argv[1:]
-    )
+    data_args, training, model_args = arguments.parse_training(DPOConfig, sys.argv[1:])
     model_args.set_task("CAUSAL_LM")
-    job = trl_stage.prepare(data_args, training, model_args, (checks.PREFERENCE,))
-    trainer = trl_stage.build(Trainer, job, training, model_args)
-    facts = {
-        "objective": f"DPO ({', '.join(training.loss_type)})",
-        "reward unit": "beta (log tuned - log untuned), in nats",
-        "reference": reference(trainer),
-    }
-    trl_stage.train(trainer, "dpo", data_args, model_args, beta=training.beta, **facts)
+    with own_output(training.output_dir):
+        job = trl_stage.prepare(data_args, training, model_args, (checks.PREFERENCE,))
+        trainer = trl_stage.build(Trainer, job, training, model_args)
+        facts = {
+            "objective": f"DPO ({', '.join(training.loss_type)})",
+            "reward unit": "beta (log tuned - log untuned), in nats",
+            "reference": reference(trainer),
+        }
+        trl_stage.train(trainer, "dpo", data_args, model_args, beta=training.beta, **facts)
     end_processes()
 
 

@@ -10,14 +10,14 @@ output: it can be an explicit value model as it is, and a reward for train/rollo
 import sys
 
 from ivg.errors import exit_on_user_error, needs
-from ivg.training import trl_stage
 
 with needs("train"):
     from trl import RewardConfig, RewardTrainer
 
     from ivg.run.processes import end_processes
-    from ivg.training import arguments, checks
+    from ivg.training import arguments, checks, trl_stage
     from ivg.training.cards import CardMixin
+    from ivg.training.resume import own_output
 
 
 class Trainer(CardMixin, RewardTrainer):
@@ -27,14 +27,13 @@ class Trainer(CardMixin, RewardTrainer):
 @exit_on_user_error
 def main() -> None:
     """Check, train, save."""
-    data_args, training, model_args = arguments.parse_arguments(
-        (arguments.DataArguments, RewardConfig, arguments.ModelArguments), sys.argv[1:]
-    )
+    data_args, training, model_args = arguments.parse_training(RewardConfig, sys.argv[1:])
     model_args.set_task("SEQ_CLS")
-    job = trl_stage.prepare(data_args, training, model_args, (checks.PREFERENCE,))
-    trainer = trl_stage.build(Trainer, job, training, model_args)
-    facts = {"objective": "Bradley-Terry", "reward unit": "preference logit"}
-    trl_stage.train(trainer, "reward", data_args, model_args, **facts)
+    with own_output(training.output_dir):
+        job = trl_stage.prepare(data_args, training, model_args, (checks.PREFERENCE,))
+        trainer = trl_stage.build(Trainer, job, training, model_args)
+        facts = {"objective": "Bradley-Terry", "reward unit": "preference logit"}
+        trl_stage.train(trainer, "reward", data_args, model_args, **facts)
     end_processes()
 
 

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 from ivg.errors import exit_on_user_error, needs
-from ivg.training.rollouts import sampling
 
 with needs("train"):
     from rich.console import Console
@@ -23,8 +22,8 @@ with needs("train"):
     from ivg.run.processes import end_processes, join_processes
     from ivg.training import arguments
     from ivg.training.data import read_jsonl
-    from ivg.training.resume import claim_output, settings_of, write_json
-    from ivg.training.rollouts import labelling
+    from ivg.training.resume import claim_output, own_output, settings_of, write_json
+    from ivg.training.rollouts import labelling, sampling
     from ivg.training.rollouts.arguments import RolloutArguments
 
 
@@ -33,16 +32,17 @@ def main() -> None:
     """Check, sample and score, label."""
     state = join_processes()
     (args,) = arguments.parse_arguments((RolloutArguments,), sys.argv[1:])
-    prompts = sampling.load_prompts(args)
-    policy, reward_config = sampling.inspect_policy(prompts, args), args.reward()
-    claim_output(args.output_dir, settings_of(args), overwrite=args.overwrite_output)
-    samples_dir = Path(args.output_dir) / "samples"
-    samples_dir.mkdir(exist_ok=True)
+    with own_output(args.output_dir):
+        prompts = sampling.load_prompts(args)
+        policy, reward_config = sampling.inspect_policy(prompts, args), args.reward()
+        claim_output(args.output_dir, settings_of(args), overwrite=args.overwrite_output)
+        samples_dir = Path(args.output_dir) / "samples"
+        samples_dir.mkdir(exist_ok=True)
 
-    reward = load_reward(reward_config)
-    sampling.sample_blocks(prompts, load_inspected(policy), reward, args, samples_dir)
-    if state.is_main_process:
-        label(args, samples_dir)
+        reward = load_reward(reward_config)
+        sampling.sample_blocks(prompts, load_inspected(policy), reward, args, samples_dir)
+        if state.is_main_process:
+            label(args, samples_dir)
     end_processes()
 
 

@@ -10,14 +10,14 @@ Killed and started again with the same command, it goes on from its last complet
 import sys
 
 from ivg.errors import exit_on_user_error, needs
-from ivg.training import trl_stage
 
 with needs("train"):
     from trl import SFTTrainer
 
     from ivg.run.processes import end_processes
-    from ivg.training import arguments, checks, merging
+    from ivg.training import arguments, checks, merging, trl_stage
     from ivg.training.cards import CardMixin
+    from ivg.training.resume import own_output
 
 
 class Trainer(CardMixin, SFTTrainer):
@@ -27,18 +27,17 @@ class Trainer(CardMixin, SFTTrainer):
 @exit_on_user_error
 def main() -> None:
     """Check, train, save."""
-    data_args, training, model_args = arguments.parse_arguments(
-        (arguments.DataArguments, merging.SFTArguments, arguments.ModelArguments), sys.argv[1:]
-    )
+    data_args, training, model_args = arguments.parse_training(merging.SFTArguments, sys.argv[1:])
     merging.check_merging(training, model_args)
     model_args.set_task("CAUSAL_LM")
-    text_field = training.dataset_text_field
-    columns = (checks.COMPLETION, ("messages",), (text_field,))
-    job = trl_stage.prepare(data_args, training, model_args, columns, text_field)
-    trainer = trl_stage.build(Trainer, job, training, model_args)
-    trl_stage.train(trainer, "sft", data_args, model_args, objective="log-likelihood of the next token")
-    if training.merge_adapter:
-        merging.save_merged(job.model, training, job.tokenizer)
+    with own_output(training.output_dir):
+        text_field = training.dataset_text_field
+        columns = (checks.COMPLETION, ("messages",), (text_field,))
+        job = trl_stage.prepare(data_args, training, model_args, columns, text_field)
+        trainer = trl_stage.build(Trainer, job, training, model_args)
+        trl_stage.train(trainer, "sft", data_args, model_args, objective="log-likelihood of the next token")
+        if training.merge_adapter:
+            merging.save_merged(job.model, training, job.tokenizer)
     end_processes()
 
 

@@ -12,8 +12,6 @@ import sys
 from pathlib import Path
 
 from ivg.errors import exit_on_user_error, needs
-from ivg.training import trl_stage
-from ivg.training.value import stage
 
 with needs("train"):
     import matplotlib  # noqa: F401  what is drawn after training needs it
@@ -21,8 +19,9 @@ with needs("train"):
 
     from ivg.evaluation.report.figures import plot_evaluation
     from ivg.run.processes import end_processes
-    from ivg.training import arguments
-    from ivg.training.resume import write_json
+    from ivg.training import arguments, trl_stage
+    from ivg.training.resume import own_output, write_json
+    from ivg.training.value import stage
     from ivg.training.value.arguments import ValueTrainingArguments
     from ivg.training.value.policy import load_policy
     from ivg.training.value.trainer import ValueTrainer
@@ -31,34 +30,36 @@ with needs("train"):
 @exit_on_user_error
 def main() -> None:
     """Check, train, judge, save."""
-    data_args, training, model_args = arguments.parse_arguments(
-        (arguments.DataArguments, ValueTrainingArguments, arguments.ModelArguments), sys.argv[1:]
-    )
-    job = stage.prepare(data_args, training, model_args)
-    model = stage.load_model(job, training, get_quantization_config(model_args), get_peft_config(model_args))
-    trainer = ValueTrainer(
-        model=model,
-        args=training,
-        tokenizer=job.tokenizer,
-        train_rows=job.train_rows,
-        eval_rows=job.eval_rows,
-        scale=job.scale,
-        policy=load_policy(training),
-    )
-    trl_stage.train(
-        trainer,
-        "value",
-        data_args,
-        model_args,
-        objective=training.objective,
-        head=training.head,
-        policy=training.policy_model or "none: the next token is the one that came",
-        **{"value unit": training.unit, "reward mean": job.scale.mean, "reward std": job.scale.std},
-    )
-    if trainer.table and trainer.is_world_process_zero():
-        output = Path(training.output_dir)
-        write_json(output / "value_evaluation.json", trainer.table)
-        plot_evaluation(trainer.table, output / "value_evaluation.png", training.judged_unit)
+    data_args, training, model_args = arguments.parse_training(ValueTrainingArguments, sys.argv[1:])
+    with own_output(training.output_dir):
+        job = stage.prepare(data_args, training, model_args)
+        with arguments.refused_settings("value training", training, model_args):
+            model = stage.load_model(
+                job, training, get_quantization_config(model_args), get_peft_config(model_args)
+            )
+            trainer = ValueTrainer(
+                model=model,
+                args=training,
+                tokenizer=job.tokenizer,
+                train_rows=job.train_rows,
+                eval_rows=job.eval_rows,
+                scale=job.scale,
+                policy=load_policy(training),
+            )
+        trl_stage.train(
+            trainer,
+            "value",
+            data_args,
+            model_args,
+            objective=training.objective,
+            head=training.head,
+            policy=training.policy_model or "none: the next token is the one that came",
+            **{"value unit": training.unit, "reward mean": job.scale.mean, "reward std": job.scale.std},
+        )
+        if trainer.table and trainer.is_world_process_zero():
+            output = Path(training.output_dir)
+            write_json(output / "value_evaluation.json", trainer.table)
+            plot_evaluation(trainer.table, output / "value_evaluation.png", training.judged_unit)
     end_processes()
 
 

@@ -43,7 +43,6 @@ def require_folder(path: str, name: str) -> None:
     if "\0" in path:
         raise UserError(f"{name}: its path holds a null character; give a folder or a Hub name")
     folder = Path(path)
-    looks_local = folder.is_absolute() or path.startswith(".") or path.count("/") > 1
     try:
         if folder.is_dir():
             files = {file.name for file in folder.iterdir()}
@@ -54,8 +53,13 @@ def require_folder(path: str, name: str) -> None:
             for file in sorted(files):
                 if Path(file).suffix in MODEL_FILES and not stat.S_ISREG((folder / file).stat().st_mode):
                     raise UserError(f"{name}: {file} in its folder is no regular file; save the model again")
-        elif folder.exists() or looks_local:
+        elif folder.exists() or looks_local(path):
             raise UserError(f"{name}: no such folder; give a folder written by save_pretrained or a Hub name")
     except OSError as error:  # no permission, a name that is too long, a link that leads nowhere
         file = "" if error.filename == path else f" ({Path(str(error.filename)).name})"
         raise UserError(f"{name}: cannot be read: {error.strerror}{file}; give a readable folder") from error
+
+
+def looks_local(path: str) -> bool:
+    """Tell what cannot be a Hub name: absolute, with a dot in front, or deeper than owner/name."""
+    return Path(path).is_absolute() or path.startswith(".") or path.count("/") > 1

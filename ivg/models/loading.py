@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,10 +18,11 @@ from transformers import (
     BitsAndBytesConfig,
     PreTrainedModel,
 )
+from transformers.utils import logging as transformers_logging
 
 from ivg.config import ModelConfig, PairConfig, ValueConfig
 from ivg.errors import UserError, readable
-from ivg.models.inspection import HEAD_NAMES, Kind, ModelInfo
+from ivg.models.inspection import HEAD_NAMES, Kind, ModelInfo, adapter_weights
 from ivg.models.plan import ModelInfos, PairInfo, ValueInfo, inspect_models
 
 CLASSES: dict[Kind, Any] = {
@@ -30,6 +33,8 @@ CLASSES: dict[Kind, Any] = {
 }
 # Heads are gathered row by row, so they stay as they are.
 UNQUANTIZED = ("lm_head", *HEAD_NAMES)
+# What PEFT puts before the names of a model's weights.
+PEFT_PREFIX = "base_model.model."
 # What PEFT calls a row with the adapter of a shared pair, and one without any.
 WITH_ADAPTER, WITHOUT_ADAPTER = "tuned", "__base__"
 
@@ -131,11 +136,9 @@ def load_inspected(infos: ModelInfos, base: LoadedModel | None = None) -> Models
 
 
 def _load_shared_pair(pair: PairInfo) -> LoadedPair:
-    from peft import PeftModel  # takes seconds to import, and only adapters need it
-
-    untuned = _load_module(pair.untuned)
-    with readable(f"{pair.tuned.name}: its adapter cannot be loaded"):
-        module = PeftModel.from_pretrained(untuned, pair.tuned.source.path, adapter_name=WITH_ADAPTER).eval()
+    path, name = pair.tuned.source.path, pair.tuned.name
+    brought = adapter_weights(path, name)
+    module = _attach_adapter(_load_module(pair.untuned), path, brought, name, WITH_ADAPTER).eval()
     config = module.peft_config[WITH_ADAPTER]
     if config.modules_to_save or config.peft_type != "LORA" or config.use_dora:
         raise UserError(
@@ -150,31 +153,176 @@ def _load_module(info: ModelInfo) -> PreTrainedModel:
     source = info.source
     kwargs: dict[str, Any] = {
         "dtype": source.dtype if source.dtype == "auto" else getattr(torch, source.dtype),
-        "revision": source.revision,
-        "trust_remote_code": source.trust_remote_code,
+        "revision": source.revision if info.adapter_over is None else None,
         "attn_implementation": source.attn_implementation,
         "device_map": source.device_map,
         "quantization_config": _quantization(source),
+        "num_labels": None if info.kind == "causal" else info.config.num_labels,
     }
-    loader = CLASSES[info.kind]
-    path = info.adapter_over or source.path
-    if info.adapter_over is not None:
-        kwargs.pop("revision")
-    given = {k: v for k, v in kwargs.items() if v is not None}
-    with readable(f"{info.name}: cannot be loaded"):
-        module, report = loader.from_pretrained(path, **given, output_loading_info=True)
-        # transformers would go on with random numbers in their place.
-        if missing := sorted(report["missing_keys"]):
-            raise UserError(
-                f"{info.name}: {len(missing)} weights are missing from its checkpoint, such as {missing[0]}"
-            )
-        if info.adapter_over is not None:
-            from peft import PeftModel  # takes seconds to import, and only adapters need it
-
-            module = PeftModel.from_pretrained(module, source.path).merge_and_unload()
-        if source.device_map is None and source.quantization is None:
+    module = load_weights(
+        info.kind,
+        info.adapter_over or source.path,
+        info.name,
+        adapter=None if info.adapter_over is None else source.path,
+        trust_remote_code=source.trust_remote_code,
+        **{key: value for key, value in kwargs.items() if value is not None},
+    )
+    if source.device_map is None and source.quantization is None:
+        with readable(f"{info.name}: cannot be loaded"):
             module = module.to(source.device or default_device())
     return module.eval().requires_grad_(False)
+
+
+def load_weights(
+    kind: Kind,
+    path: str,
+    name: str,
+    *,
+    adapter: str | None = None,
+    trust_remote_code: bool = False,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """Load a checkpoint whole: the one place where weights are read to be used.
+
+    transformers puts random numbers where a checkpoint lacks weights; here that is refused.
+
+    Args:
+        kind: what it is loaded as.
+        path: folder or Hub name.
+        name: how messages call it.
+        adapter: folder of a PEFT adapter over it, which is merged; it may bring the head.
+        trust_remote_code: run code shipped with the checkpoint; otherwise refuse it, without asking.
+        kwargs: for `from_pretrained`.
+
+    Raises:
+        UserError: damaged, or weights are missing or of another shape than its config says.
+    """
+    brought = {} if adapter is None else adapter_weights(adapter, name)
+    check_weights(kind, path, name, brought=brought, trust_remote_code=trust_remote_code, **kwargs)
+    with readable(f"{name}: cannot be loaded"), _quiet():
+        module: PreTrainedModel = CLASSES[kind].from_pretrained(
+            path, trust_remote_code=trust_remote_code, **kwargs
+        )
+    return module if adapter is None else merge_adapter(module, adapter, brought, name)
+
+
+def check_weights(
+    kind: Kind,
+    path: str,
+    name: str,
+    *,
+    brought: Collection[str] = (),
+    starts_head: bool = False,
+    trust_remote_code: bool = False,
+    **kwargs: Any,
+) -> None:
+    """Compare a checkpoint with what its config says, without reading its weights.
+
+    Args:
+        kind: what it will be loaded as.
+        path: folder or Hub name.
+        name: how messages call it.
+        brought: weights that an adapter over it brings, by name.
+        starts_head: whether training starts its head from random numbers.
+        trust_remote_code: as in `load_weights`.
+        kwargs: for `from_pretrained`; where weights go and how they are quantized does not matter here.
+
+    Raises:
+        UserError: damaged, or weights are missing or of another shape.
+    """
+    of_place = ("device_map", "quantization_config", "max_memory", "offload_folder", "low_cpu_mem_usage")
+    given = {key: value for key, value in kwargs.items() if key not in of_place}
+    with readable(f"{name}: cannot be loaded"), _quiet():
+        _, report = CLASSES[kind].from_pretrained(
+            path,
+            trust_remote_code=trust_remote_code,
+            device_map="meta",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **given,
+        )
+    mismatched = sorted(report["mismatched_keys"])
+    if mismatched:
+        key, found, wanted = mismatched[0]
+        raise UserError(
+            f"{name}: {len(mismatched)} weights have another shape than its config says, such as {key}: "
+            f"{tuple(found)} in the checkpoint, {tuple(wanted)} by config.json; give the config they were "
+            "saved with"
+        )
+    own_start = HEAD_NAMES if starts_head else ()
+    missing = [k for k in report["missing_keys"] if k not in brought and k.split(".")[0] not in own_start]
+    if missing:
+        unused = sorted(key for key in report["unexpected_keys"] if "head" in key or "score" in key)
+        other = f" (it has {unused[0]}, which no stock class reads)" if unused else ""
+        raise UserError(
+            f"{name}: {len(missing)} weights are missing from its checkpoint, such as {min(missing)}{other}; "
+            "give a checkpoint that holds them"
+        )
+
+
+def merge_adapter(
+    module: PreTrainedModel, folder: str, brought: Collection[str], name: str
+) -> PreTrainedModel:
+    """Merge a PEFT adapter into the model it was trained over, so that it computes what PEFT does.
+
+    An embedding that is also the output layer is untied first where the adapter changes one of them: merged
+    into both, it would change what the other computes.
+
+    Args:
+        module: the model under the adapter, changed in place.
+        folder: the adapter.
+        brought: names of the adapter's weights.
+        name: how messages call it.
+
+    Raises:
+        UserError: it cannot be read, does not fit the model, or lacks weights that its config announces.
+    """
+    _untie(module, brought)
+    with readable(f"{name}: its adapter cannot be merged"):
+        merged: PreTrainedModel = _attach_adapter(module, folder, brought, name, "default").merge_and_unload()
+    return merged
+
+
+def _attach_adapter(
+    module: PreTrainedModel, folder: str, brought: Collection[str], name: str, adapter_name: str
+) -> Any:
+    """Put an adapter over a model, as a `PeftModel`, and refuse missing weights, of which PEFT only warns."""
+    from peft import PeftModel, get_peft_model_state_dict  # takes seconds; only adapters need it
+
+    with readable(f"{name}: its adapter cannot be loaded"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")
+        adapted = PeftModel.from_pretrained(module, folder, adapter_name=adapter_name)
+        keys = get_peft_model_state_dict(adapted, adapter_name=adapter_name)
+    wanted = {key.removeprefix(PEFT_PREFIX) for key in keys}
+    if missing := sorted(wanted - set(brought)):
+        raise UserError(
+            f"{name}: {len(missing)} weights are missing from its adapter, such as {missing[0]}; "
+            "save the adapter anew"
+        )
+    return adapted
+
+
+def _untie(module: PreTrainedModel, changed: Collection[str]) -> None:
+    """Give input and output embedding weights of their own if they share one and an adapter changes it."""
+    given, output = module.get_input_embeddings(), module.get_output_embeddings()
+    if output is None or output.weight is not given.weight:
+        return
+    names = [name for name, child in module.named_modules() if child is given or child is output]
+    if any(key.startswith(f"{name}.") for key in changed for name in names):
+        output.weight = nn.Parameter(output.weight.detach().clone(), requires_grad=False)
+        module.config.tie_word_embeddings = False
+        module.config.get_text_config().tie_word_embeddings = False
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' own report of missing weights off the screen: what is wrong is raised in a line."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
 
 
 def default_device() -> str:

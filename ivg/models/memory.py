@@ -16,6 +16,7 @@ from ivg.errors import UserError, readable
 from ivg.models.inspection import Kind, ModelInfo
 from ivg.models.loading import CLASSES, UNQUANTIZED
 
+_MAX_LAYERS = 10_000  # building more takes minutes, whatever their width
 _QUANTIZED_BYTES = {"4bit": 0.5, "8bit": 1.0}
 
 
@@ -64,8 +65,8 @@ def check_it_fits(infos: Sequence[ModelInfo]) -> None:
         size, name = max(sizes)
         raise UserError(
             f"{name}: its configuration asks for at least {size / 2**30:,.0f} GiB of weights, and "
-            f"this machine has {here / 2**30:,.0f} GiB of memory in all; use a smaller dtype, quantization or device_map "
-            "auto, or mend its config.json"
+            f"this machine has {here / 2**30:,.0f} GiB of memory in all; use a smaller dtype, quantization "
+            "or device_map auto, or mend its config.json"
         )
 
 
@@ -92,6 +93,30 @@ def _memory_bytes() -> int:
     """Return the memory of this machine: its own and that of its GPUs."""
     gpus = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") + sum(gpus)
+
+
+def refuse_absurd_size(config: PretrainedConfig, name: str) -> None:
+    """Refuse a shape that this machine's memory cannot hold, before anything is allocated or even counted.
+
+    Attention and embeddings alone are counted, in four bytes a weight: a model of this size is beyond doubt.
+
+    Raises:
+        UserError: with what it would need.
+    """
+    with readable(f"{name}: its size cannot be told"):
+        fields = config.get_text_config()
+        layers, width, vocab = map(int, (fields.num_hidden_layers, fields.hidden_size, fields.vocab_size))
+        positions = int(config.to_dict().get("n_positions") or 0)
+    needed = 4 * width * (vocab + positions + 4 * layers * width)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if layers > _MAX_LAYERS:
+        raise UserError(f"{name}: {layers} layers; give at most {_MAX_LAYERS}")
+    if needed > memory:
+        raise UserError(
+            f"{name}: a model of {layers} layers of width {width}, {vocab} tokens and {positions} learnt "
+            f"positions needs more than {needed / 2**30:.3g} GiB, and this machine has {memory / 2**30:.3g}; "
+            "give a smaller shape"
+        )
 
 
 def adapter_bytes(info: ModelInfo) -> int:

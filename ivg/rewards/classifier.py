@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedTokenizerBase,
-)
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from ivg.errors import UserError, first_line
-from ivg.models.inspection import context_length
+from ivg.errors import UserError
+from ivg.models.inspection import (
+    Adapter,
+    context_length,
+    read_adapter,
+    read_config,
+    read_tokenizer,
+    tokenizer_place,
+)
+from ivg.models.loading import default_device, load_weights
 from ivg.models.prompts import Row, encode_prompt, resolve_template
 from ivg.rewards.config import RewardConfig
 from ivg.rewards.sentiment import plain_prompt
@@ -56,21 +58,30 @@ class ClassifierReward:
         Raises:
             UserError: not a sequence classifier, no tokenizer, or a template that it does not have.
         """
-        path = str(config.model)
-        label_id = check_classifier(path, config.revision, config.label)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(path, revision=config.revision)
-        except (OSError, ValueError, TypeError) as error:
-            reason = first_line(error)
-            raise UserError(f"reward model {path}: its tokenizer cannot be loaded: {reason}") from error
+        path, name = str(config.model), f"reward model {config.model}"
+        adapter = read_adapter(path, name)
+        over = path if adapter is None else adapter.over
+        given: dict[str, Any] = {
+            "revision": config.revision if adapter is None else None,
+            "trust_remote_code": config.trust_remote_code,
+        }
+        head = read_config(over, name, **given)
+        label_id = check_classifier(head, adapter, name, config.label)
+        tokenizer = read_tokenizer(tokenizer_place(path, over), name, **given)
         resolve_template(tokenizer, config.template)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = AutoModelForSequenceClassification.from_pretrained(path, revision=config.revision)
+        model = load_weights(
+            "classifier",
+            over,
+            name,
+            adapter=None if adapter is None else path,
+            num_labels=head.num_labels,
+            **given,
+        )
         if model.config.pad_token_id is None:
             model.config.pad_token_id = tokenizer.pad_token_id
-        return cls(model.to(device).eval(), tokenizer, label_id, config)
+        return cls(model.to(config.device or default_device()).eval(), tokenizer, label_id, config)
 
     def encode(self, row: Row, response: str) -> list[int]:
         """Return the ids that the classifier reads: the prompt in its template, the response, EOS.
@@ -140,23 +151,37 @@ def context_of(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> 
     return int(shortest) if shortest < _NO_LIMIT else None
 
 
-def check_classifier(path: str, revision: str | None, label: str | None) -> int | None:
+def check_classifier(
+    config: PretrainedConfig, adapter: Adapter | None, name: str, label: str | None
+) -> int | None:
     """Check a classifier's head from its configuration.
+
+    Args:
+        config: the model's; gets the number of outputs of an adapter's head.
+        adapter: what lies over it.
+        name: how messages call it.
+        label: which label's log-odds are wanted.
 
     Returns:
         The index of `label`, or None for a head with a single output.
 
     Raises:
-        UserError: not a model, not a sequence classifier, or a missing or unknown label.
+        UserError: not a sequence classifier, or a missing or unknown label.
     """
-    try:
-        config = AutoConfig.from_pretrained(path, revision=revision)
-    except (OSError, ValueError) as error:
-        raise UserError(f"reward model {path}: not a model folder or Hub name ({error})") from error
-    heads = config.architectures or []
-    if not any(name.endswith("ForSequenceClassification") for name in heads):
+    heads = list(config.architectures or [])
+    is_headed = any(head.endswith("ForSequenceClassification") for head in heads)
+    if adapter is not None and adapter.task == "SEQ_CLS":
+        if adapter.num_labels is None and not is_headed:
+            raise UserError(
+                f"{name}: score.weight is missing from its adapter, and the model under it has no head; "
+                "save the adapter with its head"
+            )
+        heads, config.num_labels = ["ForSequenceClassification"], adapter.num_labels or config.num_labels
+    elif adapter is not None and adapter.task is not None:
+        heads = [f"{adapter.task} adapter"]
+    if not any(head.endswith("ForSequenceClassification") for head in heads):
         raise UserError(
-            f"reward model {path} is a {', '.join(heads) or config.model_type}; "
+            f"{name} is a {', '.join(heads) or config.model_type}; "
             "expected a model with a sequence-classification head"
         )
     if config.num_labels == 1:
@@ -164,7 +189,7 @@ def check_classifier(path: str, revision: str | None, label: str | None) -> int 
     if label not in config.label2id:
         given = "no label was given" if label is None else f"it has no label {label!r}"
         raise UserError(
-            f"reward model {path} has {config.num_labels} labels, but {given}; "
+            f"{name} has {config.num_labels} labels, but {given}; "
             f"give one of {', '.join(map(str, config.label2id))}"
         )
     return int(config.label2id[label])

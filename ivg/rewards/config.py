@@ -24,6 +24,7 @@ class RewardConfig:
         label: the label whose log-odds are the reward; needed where the classifier has more than one.
         batch_size: responses per forward pass of the classifier.
         device: where the classifier runs; default: CUDA if there is one, else CPU.
+        trust_remote_code: run code shipped with the classifier; otherwise it is refused.
     """
 
     function: str | None = None
@@ -33,6 +34,7 @@ class RewardConfig:
     label: str | None = None
     batch_size: int = 32
     device: str | None = None
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         if (self.function is None) == (self.model is None):

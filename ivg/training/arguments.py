@@ -6,20 +6,45 @@ override it. Unknown keys and values of the wrong type are fatal.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import math
 import os
+import re
 import types
 import typing
 from argparse import Action
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import Enum
+from pathlib import Path
 from typing import Any, NoReturn
 
 import trl
 
 from ivg.config.yaml_file import nearest, read_yaml
-from ivg.errors import UserError
+from ivg.errors import UserError, first_line, readable
+
+_MAX_BLAMED = 3
+_TINY = 5e-324  # the smallest number above 0
+_COUNT, _POSITIVE = (1, math.inf, "a number >= 1"), (_TINY, math.inf, "a number above 0")
+_NOT_NEGATIVE, _BELOW_ONE = (0, math.inf, "a number >= 0"), (0, 1 - 2**-53, "a number >= 0 and below 1")
+_SEED = (0, 2**32 - 1, "an integer between 0 and 4294967295")
+# Lowest, highest, and how to say it; max_steps may also be -1.
+_RANGES: dict[str, tuple[float, float, str]] = {
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), _COUNT),
+    **dict.fromkeys(("gradient_accumulation_steps", "eval_accumulation_steps", "max_steps"), _COUNT),
+    **dict.fromkeys(("lora_r", "lora_alpha", "save_total_limit", "max_length"), _COUNT),
+    **dict.fromkeys(("torch_empty_cache_steps", "dataset_num_proc", "precompute_ref_batch_size"), _COUNT),
+    **dict.fromkeys(("dataloader_prefetch_factor", "ref_model_sync_steps", "pad_to_multiple_of"), _COUNT),
+    **dict.fromkeys(("num_train_epochs", "logging_steps", "save_steps", "eval_steps"), _POSITIVE),
+    **dict.fromkeys(("adam_epsilon", "ddp_timeout", "ddp_bucket_cap_mb", "discopop_tau"), _POSITIVE),
+    **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps"), _NOT_NEGATIVE),
+    **dict.fromkeys(("eval_delay", "dataloader_num_workers", "beta", "neftune_noise_alpha"), _NOT_NEGATIVE),
+    **dict.fromkeys(("lora_dropout", "adam_beta1", "adam_beta2", "label_smoothing_factor"), _BELOW_ONE),
+    **dict.fromkeys(("seed", "data_seed"), _SEED),
+    "label_smoothing": (0, 0.5 - 2**-54, "a number >= 0 and below 0.5"),
+}
 
 
 @dataclasses.dataclass
@@ -93,11 +118,15 @@ class ModelArguments(trl.ModelConfig):
     lora_task_type: str | None = dataclasses.field(
         default=None, metadata={"help": "PEFT's name for the task; follows from the script."}
     )
+    # One key, which stands beside the training settings.
+    trust_remote_code: bool = dataclasses.field(default=False, init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.model_config, str):
             self.model_config = json.loads(self.model_config)
+        if self.model_config is not None and not isinstance(self.model_config, dict):
+            raise UserError(f"model_config is {self.model_config!r:.60}; give a mapping")
         if (self.model_config is None) == (self.model_name_or_path is None):
             raise UserError("give exactly one of model_name_or_path and model_config")
         if self.model_config is not None and self.tokenizer_path is None:
@@ -136,22 +165,136 @@ def parse_arguments(classes: Sequence[type], argv: Sequence[str]) -> tuple[Any, 
             dataclass's own checks.
     """
     parser = _Parser(list(classes), allow_abbrev=False)
-    arguments, config_path = _split_config(list(argv))
+    words, config_path = _split_config(list(argv))
+    _refuse_unusable(words, "command line")
+    given = {word.lstrip("-").split("=")[0].replace("-", "_") for word in words if word.startswith("--")}
     if config_path is not None:
-        data = read_yaml(config_path)
+        data = _read_config(config_path)
+        _refuse_unusable(data, config_path)
+        given |= set(data)
         _set_environment(data.pop("env", None), config_path)
         parser.set_defaults_with_config(**_checked(data, classes, config_path))
-    try:
-        *outputs, unknown = parser.parse_args_into_dataclasses(
-            arguments, return_remaining_strings=True, look_for_args_file=False
-        )
-    except (ValueError, TypeError, ImportError) as error:
-        # The dataclasses' own checks: transformers and TRL raise these for values they refuse.
-        raise UserError(str(error)) from error
+    values, unknown = parser.parse_known_args(words)
     if unknown:
         name = unknown[0].lstrip("-").split("=")[0].replace("-", "_")
         raise UserError(f"unknown argument {unknown[0]!r}; {nearest(name, parser.actions())}")
-    return tuple(outputs)
+    return tuple(_build(cls, vars(values), given) for cls in classes)
+
+
+def parse_training(kind: type, argv: Sequence[str]) -> tuple[DataArguments, Any, ModelArguments]:
+    """Read the dataclasses of a training stage: data, `kind` (the trainer's settings) and model.
+
+    Raises:
+        UserError: as `parse_arguments`.
+    """
+    data, training, model = parse_arguments((DataArguments, kind, ModelArguments), argv)
+    model.trust_remote_code = training.trust_remote_code
+    if "token" in (training.model_init_kwargs or {}):
+        raise UserError("model_init_kwargs holds a token, which would be saved; set HF_TOKEN instead")
+    if training.hub_token is not None:
+        # Saved with the model otherwise; whoever talks to the Hub looks here too.
+        os.environ["HF_TOKEN"] = training.hub_token
+        training.hub_token = None
+    return data, training, model
+
+
+@contextlib.contextmanager
+def refused_settings(what: str, *settings: Any) -> Iterator[None]:
+    """Turn what transformers, TRL and PEFT raise on settings into one line that names the keys to blame.
+
+    Args:
+        what: opens the message, such as `training`.
+        settings: the dataclasses that hold the keys.
+
+    Raises:
+        UserError: something in the block raised what these libraries raise on settings.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, TypeError, LookupError, ArithmeticError, NotImplementedError, ImportError) as error:
+        message = first_line(error)
+        keys = [key for setting in settings for key in _mentioned(str(error), setting)]
+        raise UserError(f"{what} fails{' on ' if keys else ''}{', '.join(keys)}: {message}") from error
+
+
+def _mentioned(message: str, setting: Any) -> list[str]:
+    """Return the keys with another value than the default that a message names, or whose value it names."""
+    words = set(re.findall(r"\w+", message))
+    found = []
+    for field in dataclasses.fields(setting):
+        value = vars(setting).get(field.name)
+        parts = value if isinstance(value, list) else [value]
+        named = [part for part in parts if isinstance(part, str) and part in words]
+        if value != field.default and (field.name in words or named):
+            found.append(f"{field.name}: {value!r:.60}")
+    return found[:_MAX_BLAMED]
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    with readable(f"config {path}: not valid YAML"):
+        is_endless = Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir()
+        if is_endless and not path.startswith(("/dev/fd/", "/dev/stdin", "/proc/")):
+            raise UserError(f"config {path}: not a regular file; give a YAML file")
+        return read_yaml(path)
+
+
+def _refuse_unusable(value: object, where: str) -> None:
+    """Refuse what no file name, text or number may hold, wherever it stands.
+
+    Raises:
+        UserError: a NUL byte, half a character, NaN, or an integer beyond 64 bits.
+    """
+    if isinstance(value, str):
+        if "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
+            raise UserError(f"{where}: {value!r:.60} holds a NUL byte or half a character; remove it")
+    elif isinstance(value, float) and math.isnan(value):
+        raise UserError(f"{where}: a value is NaN; give a number")
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        digits = value.bit_length() * 0.30103
+        raise UserError(f"{where}: an integer of {digits:.0f} digits; give one of at most 64 bits")
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            _refuse_unusable(key, where)
+            _refuse_unusable(inner, f"{where}: {key}")
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _refuse_unusable(inner, where)
+
+
+def _build(cls: type, values: Mapping[str, Any], given: Collection[str]) -> Any:
+    """Make a dataclass of its values, and say which key is to blame where it refuses them."""
+    inputs = {field.name: values[field.name] for field in dataclasses.fields(cls) if field.init}
+    for name, value in inputs.items():
+        _check_range(name, value)
+    try:
+        return cls(**inputs)
+    except UserError:
+        raise
+    except Exception as error:  # transformers' and TRL's own checks raise what they please
+        own = [key for key in inputs if key in given]
+        blamed = [key for key in own if _is_to_blame(cls, inputs, key)] or own
+        shown = ", ".join(f"{key}: {inputs[key]!r:.60}" for key in blamed[:_MAX_BLAMED])
+        raise UserError(f"{shown or cls.__name__} is refused: {first_line(error)}") from error
+
+
+def _is_to_blame(cls: type, inputs: Mapping[str, Any], key: str) -> bool:
+    """Tell whether a dataclass takes its values once this key has its default."""
+    try:
+        cls(**{name: value for name, value in inputs.items() if name != key})
+    except Exception:  # as above; a required key among them
+        return False
+    return True
+
+
+def _check_range(name: str, value: object) -> None:
+    """Refuse numbers that transformers and TRL take, and fail on later."""
+    if name not in _RANGES or not isinstance(value, int | float) or isinstance(value, bool):
+        return
+    low, high, words = _RANGES[name]
+    if (name, value) != ("max_steps", -1) and not low <= value <= high:
+        raise UserError(f"{name} is {value}; give {words}")
 
 
 def _split_config(argv: list[str]) -> tuple[list[str], str | None]:

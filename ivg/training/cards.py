@@ -6,19 +6,26 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import nn
 from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ivg.errors import readable
+from ivg.training.resume import begin_checkpoint
 
 _PACKAGES = ("trl", "transformers", "peft", "torch", "accelerate")
 
 
 class CardMixin(Trainer):  # type: ignore[misc, unused-ignore]
-    """Makes a trainer write our card where transformers or TRL would write theirs.
+    """What our trainers do otherwise than transformers' and TRL's.
+
+    Checkpoints are marked as ours before they are written, the card is ours, and nobody is told of the run.
 
     Attributes:
         card: the card's text; None writes nothing.
@@ -31,13 +38,45 @@ class CardMixin(Trainer):  # type: ignore[misc, unused-ignore]
         if self.is_world_process_zero() and self.card is not None:
             (Path(self.args.output_dir) / "README.md").write_text(self.card, encoding="utf-8")
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        begin_checkpoint(Path(self._get_output_dir(trial=trial)) / folder)
+        super()._save_checkpoint(model, trial)
+
+    def _send_telemetry(self) -> None:
+        """Tell Hugging Face of TRL's use only where the user has asked for it."""
+        if os.environ.get("HF_HUB_DISABLE_TELEMETRY", "1").lower() in ("0", "false", "no", "off"):
+            super()._send_telemetry()
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Make the optimizer; what the user's options do not allow is one line."""
+        with readable(f"optim {self.args.optim} or its options are refused"):
+            return super().create_optimizer(*args, **kwargs)
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """Make the scheduler; what the user's options do not allow is one line."""
+        with readable(f"lr_scheduler_type {self.args.lr_scheduler_type} or its options are refused"):
+            return super().create_scheduler(*args, **kwargs)
+
 
 def launch_command(num_processes: int) -> str:
-    """Return the command that started this process, as the user would type it."""
+    """Return the command that started this process, as the user would type it, without what is secret."""
     launcher = ["python"]
     if "ACCELERATE_MIXED_PRECISION" in os.environ:  # set by every `accelerate launch`
         launcher = ["accelerate", "launch", "--num_processes", str(num_processes)]
-    return shlex.join([*launcher, *sys.argv])
+    return shlex.join([*launcher, *_without_secrets(sys.argv)])
+
+
+def _without_secrets(argv: Sequence[str]) -> list[str]:
+    """Put dots for the value of every flag that ends in `token`."""
+    shown: list[str] = []
+    for i, word in enumerate(argv):
+        flag, equals, _ = word.partition("=")
+        if i and argv[i - 1].startswith("--") and argv[i - 1].endswith("token"):
+            shown.append("...")
+        else:
+            shown.append(f"{flag}=..." if equals and flag.endswith("token") else word)
+    return shown
 
 
 def model_card(

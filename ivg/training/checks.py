@@ -11,8 +11,8 @@ from jinja2 import TemplateError
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ivg.errors import UserError
+from ivg.models.inspection import context_length
 from ivg.training.data import text_of
-from ivg.training.models import context_length
 
 PREFERENCE = ("prompt", "chosen", "rejected")
 COMPLETION = ("prompt", "completion")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import trl
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, TrainingArguments
-from transformers.integrations import deepspeed
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from ivg.errors import UserError, is_main_process
+from ivg.models.loading import load_weights
 from ivg.training.arguments import ModelArguments
+from ivg.training.models import whole_weights
 
 MERGED = "merged"
 
@@ -37,17 +36,6 @@ def check_merging(training: SFTArguments, model: ModelArguments) -> None:
         raise UserError("merge_adapter is set without use_peft: there is no adapter; drop it")
 
 
-@contextmanager
-def whole_weights(training: TrainingArguments) -> Iterator[None]:
-    """Load whole weights inside, where ZeRO-3 would load shards."""
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        if training.deepspeed_plugin is not None:
-            training.deepspeed_plugin.set_deepspeed_weakref()
-
-
 def save_merged(path: str, training: TrainingArguments, tokenizer: PreTrainedTokenizerBase) -> None:
     """Merge the adapter saved in `output_dir` into the model it was trained over, from the main process.
 
@@ -59,9 +47,6 @@ def save_merged(path: str, training: TrainingArguments, tokenizer: PreTrainedTok
         training: for the output folder and the model's keyword arguments.
         tokenizer: saved beside the merged model.
     """
-    # Optional at import time: only LoRA runs need it.
-    from peft import PeftModel
-
     if not is_main_process():
         return
     assert isinstance(training, trl.SFTConfig)
@@ -69,8 +54,9 @@ def save_merged(path: str, training: TrainingArguments, tokenizer: PreTrainedTok
     partial = output / f"{MERGED}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     with whole_weights(training):
-        model = AutoModelForCausalLM.from_pretrained(path, **(training.model_init_kwargs or {}))
-        PeftModel.from_pretrained(model, output).merge_and_unload().save_pretrained(partial)
+        kwargs = training.model_init_kwargs or {}
+        model = load_weights("causal", path, f"model {path}", adapter=str(output), **kwargs)
+        model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     shutil.rmtree(output / MERGED, ignore_errors=True)
     partial.rename(output / MERGED)

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedTokenizerBase,
     TrainingArguments,
     set_seed,
 )
+from transformers.integrations import deepspeed
 
 from ivg.config.yaml_file import nearest
-from ivg.errors import UserError, first_line, is_main_process
+from ivg.errors import UserError, is_main_process, readable
+from ivg.models.inspection import Kind, read_config, read_tokenizer
+from ivg.models.loading import check_weights
+from ivg.models.memory import refuse_absurd_size
 from ivg.training.arguments import ModelArguments
+
+# What PEFT calls a task, and what is loaded for it; both heads of values are token classifiers.
+_KINDS: dict[str, Kind] = {"CAUSAL_LM": "causal", "SEQ_CLS": "classifier", "TOKEN_CLS": "scalar"}
 
 
 def load_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
@@ -30,47 +38,17 @@ def load_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
         UserError: there is none at that path, or it has no EOS token.
     """
     path = str(arguments.tokenizer_path or arguments.model_name_or_path)
-    tokenizer = read_tokenizer(path, None if arguments.tokenizer_path else arguments.model_revision)
+    tokenizer = read_tokenizer(
+        path,
+        f"tokenizer {path}",
+        revision=None if arguments.tokenizer_path else arguments.model_revision,
+        trust_remote_code=arguments.trust_remote_code,
+    )
     if tokenizer.eos_token is None:
         raise UserError(f"tokenizer {path} has no EOS token; a response could never end")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def read_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """Read a tokenizer.
-
-    Raises:
-        UserError: there is none at that path.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(path, revision=revision)
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"tokenizer {path}: {first_line(error)}; give a folder or a Hub name") from error
-
-
-def read_model_config(path: str, revision: str | None = None) -> PretrainedConfig:
-    """Read a model's config, without its weights.
-
-    Raises:
-        UserError: the path is not a model folder and not a Hub name.
-    """
-    folder = Path(path)
-    if folder.exists() and not (folder / "config.json").is_file():
-        raise UserError(f"model {path} is not a model folder: it has no config.json; give a saved model")
-    try:
-        return AutoConfig.from_pretrained(path, revision=revision)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model {path}: {first_line(error)}; give a model folder or a Hub name") from error
-
-
-def context_length(config: PretrainedConfig) -> int | None:
-    """Return how many tokens the model can see, where its config says so."""
-    length = config.get_text_config().to_dict().get("max_position_embeddings")
-    # GPT-2 and its relatives know this key by another name.
-    length = length or config.to_dict().get("n_positions")
-    return int(length) if length else None
 
 
 def new_config(shape: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
@@ -83,7 +61,7 @@ def new_config(shape: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> 
     model_type = fields.pop("model_type", None)
     try:
         known = AutoConfig.for_model(model_type)
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"model_config: unknown model_type {model_type!r}; give one such as gpt2") from error
     valid = set(known.to_dict()) | set(known.attribute_map)
     for key in fields:
@@ -95,14 +73,31 @@ def new_config(shape: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> 
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    return AutoConfig.for_model(model_type, **{**vocabulary, **fields})
+    with readable(f"model_config: no {model_type} can be made of this shape"):
+        config = AutoConfig.for_model(model_type, **{**vocabulary, **fields})
+        text = config.get_text_config()
+        if text.vocab_size < len(tokenizer):
+            raise UserError(
+                f"model_config: vocab_size is {text.vocab_size}, but the tokenizer has {len(tokenizer)} "
+                "tokens; leave it out"
+            )
+        refuse_absurd_size(config, "model_config")
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    return config
 
 
 def planned_config(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
     """Return the config of the model that will be trained, before any weight is loaded or made."""
     if isinstance(arguments.model_config, dict):
         return new_config(arguments.model_config, tokenizer)
-    return read_model_config(str(arguments.model_name_or_path), arguments.model_revision)
+    path = str(arguments.model_name_or_path)
+    return read_config(
+        path,
+        f"model {path}",
+        revision=arguments.model_revision,
+        trust_remote_code=arguments.trust_remote_code,
+    )
 
 
 def starting_point(
@@ -111,7 +106,7 @@ def starting_point(
     tokenizer: PreTrainedTokenizerBase,
     training: TrainingArguments,
 ) -> str:
-    """Return the path of the weights to start from, making them first where only a shape is given.
+    """Return the path of the weights to start from, checked, or made first where only a shape is given.
 
     Trainers are always handed a path: under ZeRO-3 the weights must be created by the trainer, and DPO
     finds its reference by the path. New weights lie in `output_dir/initial`.
@@ -121,15 +116,28 @@ def starting_point(
         config: from `planned_config`.
         tokenizer: saved beside new weights.
         training: for the output folder and the seed.
+
+    Raises:
+        UserError: the weights are damaged, or some that training does not start itself are missing.
     """
     if arguments.model_name_or_path is not None:
-        return str(arguments.model_name_or_path)
+        path = str(arguments.model_name_or_path)
+        with whole_weights(training):
+            check_weights(
+                _KINDS[str(arguments.lora_task_type)],
+                path,
+                f"model {path}",
+                starts_head=True,
+                revision=arguments.model_revision,
+                trust_remote_code=arguments.trust_remote_code,
+            )
+        return path
     folder = Path(training.output_dir) / "initial"
     if is_main_process() and not folder.exists():
         partial = folder.with_name("initial.partial")
         shutil.rmtree(partial, ignore_errors=True)
         set_seed(training.seed)
-        AutoModelForCausalLM.from_config(config).save_pretrained(partial)
+        AutoModelForCausalLM.from_config(config, trust_remote_code=False).save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         partial.rename(folder)
     PartialState().wait_for_everyone()
@@ -142,5 +150,17 @@ def init_kwargs(arguments: ModelArguments, given: Mapping[str, Any] | None) -> d
         "revision": arguments.model_revision if arguments.model_name_or_path else "main",
         "attn_implementation": arguments.attn_implementation,
         "dtype": arguments.dtype,
+        "trust_remote_code": arguments.trust_remote_code,
     }
     return {**own, **(given or {})}
+
+
+@contextlib.contextmanager
+def whole_weights(training: TrainingArguments) -> Iterator[None]:
+    """Load whole weights inside, where ZeRO-3 would load shards."""
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if training.deepspeed_plugin is not None:
+            training.deepspeed_plugin.set_deepspeed_weakref()

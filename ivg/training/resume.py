@@ -1,29 +1,51 @@
-"""Resuming a killed job from its last complete checkpoint, and refusing to mix two runs in one folder.
+"""Resuming a killed job from its last complete checkpoint, and one run in one output folder.
 
 `Trainer` writes checkpoints in place, so a kill inside a write leaves a folder that resumes wrongly. Here a
 checkpoint counts only once a marker names its files and their sizes; the marker is written last.
+
+Nothing is removed but what a run of ours wrote: checkpoints carry a mark from before their first byte, a
+run's folder its settings. What a run replaces is moved aside, comes back if the new run fails before its
+first step, and is removed after that step.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fnmatch
 import hashlib
 import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ivg.errors import UserError, is_main_process
+from ivg.run.lock import hold_lock, lock_path
 
 MARKER = "complete.json"
+STARTED = "started.json"
 SETTINGS = "run.json"
+# The run that is being replaced: moved here one by one, here as a whole, and given up.
+_MOVING, _REPLACED, _DISCARDED = "_replaced.partial", "_replaced", "_discarded"
+# What training and rollouts write into their folder, beside what users may keep there.
+_WRITTEN = (
+    *(SETTINGS, f"{PREFIX_CHECKPOINT_DIR}-*", "initial", "merged", "_rows", "samples", "*.partial"),
+    *("config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors"),
+    *("model.safetensors.index.json", "adapter_config.json", "adapter_model.safetensors"),
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja"),
+    *("training_args.bin", "trainer_state.json", "README.md", "metrics.json"),
+    *("value_evaluation.json", "value_evaluation.png"),
+    *("completions.jsonl", "preferences.jsonl", "statistics.json"),
+)
 # What may differ between a killed run and its restart: neither changes what is computed.
 _FREE_KEYS = {"overwrite_output", "resume_from_checkpoint", "logging_dir", "disable_tqdm", "hub_token"}
 
@@ -48,12 +70,19 @@ class CompleteCheckpoints(TrainerCallback):  # type: ignore[misc, unused-ignore]
     """Mark each checkpoint once every process has written its part, then delete those beyond the limit.
 
     The rotation is done here and not by `Trainer`, which deletes the old checkpoint before the new one is
-    known to be complete.
+    known to be complete. After the first step a run that is being replaced is given up.
     """
 
     def __init__(self, arguments: TrainingArguments) -> None:
         self.limit = arguments.save_total_limit
         arguments.save_total_limit = None
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Give up what this run replaces: it can be trained."""
+        if state.is_world_process_zero:
+            keep_output(args.output_dir)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -67,6 +96,21 @@ class CompleteCheckpoints(TrainerCallback):  # type: ignore[misc, unused-ignore]
             for folder in _old_checkpoints(output, self.limit, best):
                 shutil.rmtree(folder)
         return control
+
+
+def begin_checkpoint(checkpoint: Path) -> None:
+    """Make a checkpoint's folder, marked as ours before anything is written into it."""
+    if is_main_process() and not _is_ours(checkpoint):
+        partial = checkpoint.with_name(f"{checkpoint.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write_json(partial / STARTED, {"step": checkpoint.name})
+        partial.rename(checkpoint)
+    PartialState().wait_for_everyone()
+
+
+def _is_ours(checkpoint: Path) -> bool:
+    return (checkpoint / STARTED).is_file() or (checkpoint / MARKER).is_file()
 
 
 def mark_complete(checkpoint: Path) -> None:
@@ -87,18 +131,18 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def last_complete_checkpoint(output_dir: str) -> str | None:
-    """Return the newest complete checkpoint, after removing incomplete ones.
+    """Return the newest complete checkpoint, after removing incomplete ones that a run of ours began.
 
     The main process removes and prints a line for each; the others wait for it.
     """
     state = PartialState()
     if is_main_process():
         for folder in _checkpoints(Path(output_dir)):
-            if not is_complete(folder):
+            if _is_ours(folder) and not is_complete(folder):
                 print(f"removing {folder}: the job was killed while writing it")  # noqa: T201
                 shutil.rmtree(folder)
     state.wait_for_everyone()
-    complete = _checkpoints(Path(output_dir))
+    complete = [folder for folder in _checkpoints(Path(output_dir)) if is_complete(folder)]
     return str(complete[-1]) if complete else None
 
 
@@ -142,7 +186,7 @@ def _checkpoints(output: Path) -> list[Path]:
 def _old_checkpoints(output: Path, limit: int | None, best: str | None) -> list[Path]:
     if limit is None:
         return []
-    folders = _checkpoints(output)
+    folders = [folder for folder in _checkpoints(output) if _is_ours(folder)]
     return [folder for folder in folders[:-limit] if folder.name != best]
 
 
@@ -174,38 +218,144 @@ def _processes(arguments: TrainingArguments) -> str:
     return f"{PartialState().num_processes}{how}"
 
 
+def on_main_process(action: Callable[[], object]) -> None:
+    """Let the main process do something, the others wait for it; what it refuses is refused on all.
+
+    Raises:
+        UserError: that of the action.
+    """
+    refusal: list[str | None] = [None]
+    if is_main_process():
+        try:
+            action()
+        except UserError as error:
+            refusal = [str(error)]
+    if PartialState().num_processes > 1:
+        broadcast_object_list(refusal)
+    if refusal[0] is not None:
+        raise UserError(refusal[0])
+
+
+@contextlib.contextmanager
+def own_output(output_dir: str) -> Iterator[None]:
+    """Keep every other job out of an output folder, and undo a claim that fails before its first step.
+
+    Raises:
+        UserError: another job writes there, or it cannot be written.
+    """
+    folder = Path(output_dir)
+    with contextlib.ExitStack() as held:
+
+        def lock() -> None:
+            with _writable(folder):
+                is_new = not folder.exists()
+                folder.mkdir(parents=True, exist_ok=True)
+            if is_new:
+                held.callback(_remove_if_empty, folder)
+            held.enter_context(hold_lock(lock_path(folder), f"output_dir {output_dir}"))
+
+        on_main_process(lock)
+        try:
+            yield
+        except BaseException:
+            if is_main_process():
+                _undo_claim(folder)
+            raise
+
+
 def claim_output(output_dir: str, settings: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Make the output folder this run's own.
+    """Make the output folder this run's own, until `keep_output` only for a try.
 
     Args:
         output_dir: the folder; made where it does not exist.
         settings: what decides the result; saved beside it as `run.json`.
-        overwrite: discard what a run with other settings left there.
+        overwrite: replace what a run with other settings left there.
 
     Raises:
-        UserError: the folder cannot be written, or holds a run with other settings.
+        UserError: the folder cannot be written, or holds a run with other settings or somebody else's files.
     """
     folder = Path(output_dir)
-    state = PartialState()
     ours = _plain(json.loads(json.dumps(settings, sort_keys=True, default=str)))
-    theirs = _read_settings(folder / SETTINGS)
-    if theirs is not None and theirs != ours and not overwrite:
-        changed = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
+    on_main_process(lambda: _claim(folder, ours, overwrite=overwrite))
+
+
+def _claim(folder: Path, ours: dict[str, Any], *, overwrite: bool) -> None:
+    with _writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder / _DISCARDED, ignore_errors=True)
+        if _read_settings(folder / SETTINGS) != ours:
+            _undo_claim(folder)  # of a run that was killed before its first step
+        theirs = _read_settings(folder / SETTINGS)
+        _refuse_foreign_files(folder, is_run=theirs is not None)
+        if theirs == ours:
+            return
+        if theirs is not None and not overwrite:
+            changed = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
+            raise UserError(
+                f"output_dir {folder} holds a run with other settings ({', '.join(changed)}); "
+                "give another folder, or --overwrite_output to replace it"
+            )
+        (folder / _MOVING).mkdir(parents=True)
+        for entry in _written(folder):
+            entry.rename(folder / _MOVING / entry.name)
+        (folder / _MOVING).rename(folder / _REPLACED)
+        write_json(folder / SETTINGS, ours)
+
+
+def keep_output(output_dir: str) -> None:
+    """Give up the run that this one replaces, if there is one: this one has shown that it can write."""
+    folder = Path(output_dir)
+    if (folder / _REPLACED).exists():
+        (folder / _REPLACED).rename(folder / _DISCARDED)
+        shutil.rmtree(folder / _DISCARDED)
+
+
+def _undo_claim(folder: Path) -> None:
+    """Put back what a claim moved aside, in place of what was written since; nothing after `keep_output`.
+
+    A kill at any moment leaves a state from which this goes on.
+    """
+    if (folder / _REPLACED).exists():
+        for entry in _written(folder):
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        (folder / _REPLACED).rename(folder / _MOVING)
+    if (folder / _MOVING).exists():
+        for entry in (folder / _MOVING).iterdir():
+            entry.rename(folder / entry.name)
+        (folder / _MOVING).rmdir()
+
+
+def _written(folder: Path) -> list[Path]:
+    """Return what is there of all that a run writes; what is being replaced is not part of it."""
+    return [
+        entry
+        for entry in folder.iterdir()
+        if entry.name != _MOVING and any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in _WRITTEN)
+    ]
+
+
+def _refuse_foreign_files(folder: Path, *, is_run: bool) -> None:
+    """Refuse files that a run would write over or take for its own, but no run of ours has written."""
+    foreign = [entry for entry in _checkpoints(folder) if not _is_ours(entry)]
+    foreign += [] if is_run else _written(folder)
+    if foreign:
         raise UserError(
-            f"output_dir {output_dir} holds a run with other settings ({', '.join(changed)}); "
-            "give another folder, or --overwrite_output to discard it"
+            f"output_dir {folder} holds {foreign[0].name}, which no run of this product wrote there; "
+            "give another folder, or move it away"
         )
-    # Everyone has compared before anyone writes.
-    state.wait_for_everyone()
-    if is_main_process():
-        try:
-            if overwrite and theirs is not None and theirs != ours:
-                shutil.rmtree(folder)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / SETTINGS, ours)
-        except OSError as error:
-            raise UserError(f"output_dir {output_dir} cannot be written: {error.strerror}") from error
-    state.wait_for_everyone()
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"output_dir {folder} cannot be written: {error.strerror}") from error
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _read_settings(path: Path) -> dict[str, Any] | None:

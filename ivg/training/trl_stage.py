@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from ivg.errors import UserError, is_main_process
 from ivg.training import checks
-from ivg.training.arguments import DataArguments, ModelArguments
+from ivg.training.arguments import DataArguments, ModelArguments, refused_settings
 from ivg.training.cards import CardMixin, hub_name, launch_command, model_card
 from ivg.training.data import apply_template, load_training_data
 from ivg.training.models import init_kwargs, load_tokenizer, planned_config, starting_point
@@ -125,16 +125,21 @@ def build(kind: type[Any], job: Job, training: TrainingArguments, model: ModelAr
         job: from `prepare`.
         training: the TRL config.
         model: which model is trained, and how.
+
+    Raises:
+        UserError: settings that the trainer or PEFT refuse.
     """
-    return kind(
-        model=job.model,
-        args=training,
-        train_dataset=job.train_rows,
-        eval_dataset=job.eval_rows,
-        processing_class=job.tokenizer,
-        quantization_config=trl.get_quantization_config(model),
-        peft_config=trl.get_peft_config(model),
-    )
+    # What TRL and PEFT refuse only now, such as LoRA modules that the model does not have.
+    with refused_settings(kind.__bases__[-1].__name__, training, model):
+        return kind(
+            model=job.model,
+            args=training,
+            train_dataset=job.train_rows,
+            eval_dataset=job.eval_rows,
+            processing_class=job.tokenizer,
+            quantization_config=trl.get_quantization_config(model),
+            peft_config=trl.get_peft_config(model),
+        )
 
 
 def train(
@@ -158,7 +163,8 @@ def train(
     checkpoint = checkpoint_to_resume(arguments)
     if checkpoint is not None:
         trainer.accelerator.print(f"resuming from {checkpoint}")
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    with refused_settings("training", arguments, model):
+        result = trainer.train(resume_from_checkpoint=checkpoint)
     metrics: dict[str, float] = dict(result.metrics)
     if trainer.eval_dataset is not None:
         metrics |= trainer.evaluate()

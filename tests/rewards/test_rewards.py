@@ -162,7 +162,9 @@ def test_wrong_heads_are_found_before_weights_load(tmp_path: Path) -> None:
         UserError, match="is a GPT2LMHeadModel; expected a model with a sequence-classification"
     ):
         rewards.load_reward(rewards.RewardConfig(model=causal))
-    with pytest.raises(UserError, match="not a model folder or Hub name"):
+    with pytest.raises(
+        UserError, match="no such folder; give a folder written by save_pretrained or a Hub name"
+    ):
         rewards.load_reward(rewards.RewardConfig(model=str(tmp_path / "nowhere")))
 
 
@@ -221,5 +223,5 @@ def test_a_classifier_without_tokenizer(tmp_path: Path) -> None:
     path = _classifier(tmp_path / "rm", num_labels=1)
     for file in (tmp_path / "rm").glob("tokenizer*"):
         file.write_text("{")
-    with pytest.raises(UserError, match=r"reward model .*: its tokenizer cannot be loaded"):
+    with pytest.raises(UserError, match=r"reward model .*: its tokenizer cannot be read"):
         rewards.load_reward(rewards.RewardConfig(model=path))

@@ -212,7 +212,7 @@ def test_folders_that_are_no_model(tmp_path: Path) -> None:
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
-    with pytest.raises(UserError, match=r"adapter_config.json is not readable: 'base_model_name_or_path'"):
+    with pytest.raises(UserError, match=r"base_model_name_or_path in its adapter_config.json is null"):
         inspect_model(ModelConfig(path=str(adapter)), "tuned")
 
 

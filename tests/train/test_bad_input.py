@@ -86,7 +86,11 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("value", {"max_length": 0}, "max_length is 0"),
     ("value", {"learning_rat": 1.0}, "unknown key 'learning_rat'; did you mean 'learning_rate'"),
     ("value", {"push_to_hub": True}, "hub_strategy .* pushes checkpoints"),
-    ("value", {"model_name_or_path": "notamodel", "tokenizer_path": "model"}, "not a model folder"),
+    (
+        "value",
+        {"model_name_or_path": "notamodel", "tokenizer_path": "model"},
+        "the folder has no config.json",
+    ),
     ("value", {"tokenizer_path": "nowhere"}, "tokenizer .*nowhere"),
     ("value", {"output_dir": "file/out"}, "cannot be written: Not a directory"),
     ("dpo", {"dataset_name": "same.jsonl"}, r"1 of 2 rows have chosen equal to rejected \(first: row 2\)"),
@@ -150,7 +154,7 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     (
         "value",
         {"objective": "cd-q", "policy_model": "untold"},
-        "tokenizer .*untold: .*; give a folder or a Hub name",
+        "policy_model .*untold: its tokenizer cannot be read",
     ),
 ]
 PATHS = ("dataset_name", "model_name_or_path", "tokenizer_path", "output_dir", "reward_model", "policy_model")

@@ -16,7 +16,7 @@ from ivg.training.rollouts.arguments import RolloutArguments
 
 def _checkpoint(output: Path, step: int, *, complete: bool = True) -> Path:
     folder = output / f"checkpoint-{step}"
-    folder.mkdir(parents=True)
+    resume.begin_checkpoint(folder)
     (folder / "model.safetensors").write_bytes(b"weights")
     (folder / "optimizer.pt").write_bytes(b"moments")
     if complete:
@@ -94,6 +94,7 @@ def test_a_named_checkpoint_must_be_complete(tmp_path: Path, name: str) -> None:
 def test_a_folder_belongs_to_the_settings_that_claimed_it(tmp_path: Path) -> None:
     output = str(tmp_path / "run")
     resume.claim_output(output, {"beta": 0.1, "seed": 0}, overwrite=False)
+    resume.keep_output(output)
     left = _checkpoint(tmp_path / "run", 5)
     resume.claim_output(output, {"beta": 0.1, "seed": 0}, overwrite=False)
     with pytest.raises(UserError, match=r"holds a run with other settings \(beta\)"):
@@ -101,6 +102,8 @@ def test_a_folder_belongs_to_the_settings_that_claimed_it(tmp_path: Path) -> Non
     assert left.exists()
     resume.claim_output(output, {"beta": 0.2, "seed": 0}, overwrite=True)
     assert not left.exists()
+    resume.keep_output(output)
+    assert not list(Path(output).rglob("checkpoint-5"))
 
 
 def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:

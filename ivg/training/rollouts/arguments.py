@@ -31,6 +31,10 @@ class RolloutArguments:
     quantization: Literal["4bit", "8bit"] | None = dataclasses.field(
         default=None, metadata={"help": "Load the policy in 4 or 8 bits through bitsandbytes."}
     )
+    trust_remote_code: bool = dataclasses.field(
+        default=False,
+        metadata={"help": "Run code shipped with the policy or the reward model instead of refusing it."},
+    )
     dataset_config: str | None = dataclasses.field(
         default=None, metadata={"help": "Configuration of a Hub dataset."}
     )
@@ -106,6 +110,7 @@ class RolloutArguments:
             dtype=self.dtype,
             quantization=self.quantization,
             device=str(PartialState().device),
+            trust_remote_code=self.trust_remote_code,
             template=self.prompt_template,
         )
 
@@ -131,4 +136,5 @@ class RolloutArguments:
             label=self.reward_label,
             batch_size=self.reward_batch_size,
             device=str(PartialState().device) if self.reward_model else None,
+            trust_remote_code=self.trust_remote_code,
         )

@@ -28,6 +28,7 @@ from ivg.run.processes import wait_for_others
 from ivg.run.requests import make_tasks
 from ivg.training.adapters import adapt
 from ivg.training.data import load_rows
+from ivg.training.resume import keep_output
 from ivg.training.rollouts.arguments import RolloutArguments
 
 
@@ -102,6 +103,8 @@ def sample_blocks(
             expected = Lines(keys, lambda line: _key(line["id"], line["sample"]))
             with LineFile(block_path(folder, block), expected) as file:
                 fill([file], sampler, block, range(len(keys)))
+            if state.is_main_process:
+                keep_output(arguments.output_dir)
             bar.update(len(blocks[block]))
     wait_for_others()
 

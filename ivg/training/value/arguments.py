@@ -68,6 +68,12 @@ class ValueTrainingArguments(TrainingArguments):
     drop_overlong: bool = dataclasses.field(
         default=False, metadata={"help": "Leave out rows longer than that, instead of refusing them."}
     )
+    trust_remote_code: bool = dataclasses.field(
+        default=False,
+        metadata={
+            "help": "Run code shipped with a checkpoint (model, tokenizer or policy) instead of refusing it."
+        },
+    )
     disable_dropout: bool = dataclasses.field(
         default=True, metadata={"help": "Set every dropout of the model to 0."}
     )

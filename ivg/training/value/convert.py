@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer, PretrainedConfig
+from transformers import AutoModelForTokenClassification, PretrainedConfig, PreTrainedModel
 
-from ivg.errors import UserError, exit_on_user_error
+from ivg.errors import UserError, exit_on_user_error, first_line, readable
+from ivg.models.inspection import read_config, read_tokenizer
+from ivg.models.memory import refuse_absurd_size
 from ivg.training.value.heads import check_architecture, compact_labels, head_name
 
 _HEAD = "score_head.weight"
@@ -45,78 +49,117 @@ def convert_value(source: str, destination: str) -> int:
         UserError: not such a checkpoint, or the destination holds a model already.
     """
     folder, target = Path(source), Path(destination)
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{source}: no config.json there; give the folder of a token-reward checkpoint")
-    if (target / "config.json").exists():
-        raise UserError(f"{destination}: holds a model already; give a new folder")
-    state = read_weights(folder)
-    if _HEAD not in state:
-        raise UserError(
-            f"{source}: has no {_HEAD}; expected a token-reward checkpoint with a vocabulary head"
-        )
-    if bool(state.get("score_head.bias", torch.zeros(1)).count_nonzero()):
-        raise UserError(f"{source}: score_head has a bias; expected the authors' head, which has none")
-    config = AutoConfig.from_pretrained(folder)
+    _check_places(folder, target, source, destination)
+    config = read_config(source, source)
     check_architecture(config)
-    num_outputs = _convert(state, config, target, source)
-    if (folder / "tokenizer_config.json").is_file():
-        AutoTokenizer.from_pretrained(folder).save_pretrained(target)
-    compact_labels(target / "config.json")
-    return num_outputs
+    refuse_absurd_size(config, source)
+    tokenizer = read_tokenizer(source, source) if (folder / "tokenizer_config.json").is_file() else None
+    model = _convert(read_weights(folder), config, source)
+    partial = target.with_name(f"{target.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        model.save_pretrained(partial)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+        compact_labels(partial / "config.json")
+        partial.replace(target)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"{destination}: cannot be written: {first_line(error)}") from error
+    return int(model.config.num_labels)
+
+
+def _check_places(folder: Path, target: Path, source: str, destination: str) -> None:
+    if "\0" in source + destination:
+        raise UserError(f"{source!r}, {destination!r}: a name holds a NUL byte; give names of folders")
+    with readable(f"{source}, {destination}: not names of folders"):
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{source}: no config.json there; give the folder of a token-reward checkpoint")
+        if (target / "config.json").exists():
+            raise UserError(f"{destination}: holds a model already; give a new folder")
+        if target.is_file() or target.is_symlink() or (target.is_dir() and any(target.iterdir())):
+            raise UserError(f"{destination}: is a file or holds files; give a new folder")
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """Read all weight files of a checkpoint.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or they cannot be read.
     """
     state: dict[str, Tensor] = {}
-    for name, read in (("model.safetensors", _read_safetensors), ("pytorch_model.bin", _read_bin)):
-        index = folder / f"{name}.index.json"
-        names = [name] if (folder / name).is_file() else []
-        if index.is_file():
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        for file in names:
-            state.update(read(folder / file))
+    for name, read in (("model.safetensors", load_file), ("pytorch_model.bin", _read_bin)):
+        for file in _weight_files(folder, name):
+            with readable(f"{folder}: {file.name} cannot be read"):
+                state.update(read(file))
         if state:
             return state
     raise UserError(f"{folder}: no model.safetensors or pytorch_model.bin there, nor their index files")
 
 
-def _read_safetensors(file: Path) -> dict[str, Tensor]:
-    return dict(load_file(file))
+def _weight_files(folder: Path, name: str) -> list[Path]:
+    """Return the files that hold a checkpoint's weights: one, or those that its index names."""
+    if (folder / name).is_file():
+        return [folder / name]
+    index = folder / f"{name}.index.json"
+    if not index.is_file():
+        return []
+    with readable(f"{folder}: {index.name} cannot be read"):
+        placed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = [folder / file for file in sorted(set(placed.values()))]
+    for file in files:
+        if file.parent != folder or not file.is_file():
+            raise UserError(f"{folder}: {index.name} names {file.name}, which is no file there")
+    return files
 
 
 def _read_bin(file: Path) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
-    return state
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    is_state = isinstance(state, dict) and all(
+        isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in state.items()
+    )
+    if not is_state:
+        raise UserError(f"{file}: holds no weights by name; give a file saved by save_pretrained")
+    return dict(state)
 
 
-def _convert(state: dict[str, Tensor], config: PretrainedConfig, target: Path, source: str) -> int:
+def _convert(state: dict[str, Tensor], config: PretrainedConfig, source: str) -> PreTrainedModel:
+    """Make the stock model of a checkpoint's weights."""
+    if _HEAD not in state:
+        raise UserError(
+            f"{source}: has no {_HEAD}; expected a token-reward checkpoint with a vocabulary head"
+        )
+    if bool(state.get("score_head.bias", torch.zeros(1)).count_nonzero()):
+        raise UserError(f"{source}: score_head has a bias; expected the authors' head, which has none")
     head = state.pop(_HEAD)
-    num_outputs, width = head.shape
-    if width != config.hidden_size:
+    if (
+        head.dim() != 2
+        or head.shape[1] != config.hidden_size
+        or not len(head)
+        or not head.is_floating_point()
+    ):
         raise UserError(f"{source}: {_HEAD} is {tuple(head.shape)}; expected (V, {config.hidden_size})")
-    config.num_labels = num_outputs
-    with torch.device("meta"):
-        model = AutoModelForTokenClassification.from_config(config, dtype=head.dtype)
+    config.num_labels = len(head)
+    with readable(f"{source}: no {config.model_type} can be made of its config"), torch.device("meta"):
+        model = AutoModelForTokenClassification.from_config(config, dtype=head.dtype, trust_remote_code=False)
     prefix, name = f"{model.base_model_prefix}.", head_name(model)
     renamed = {
         prefix + _bare(key): tensor for key, tensor in state.items() if not key.endswith(_IGNORED_ENDINGS)
     }
-    renamed |= {f"{name}.weight": head, f"{name}.bias": head.new_zeros(num_outputs)}
-    wanted = {key for key, _ in model.named_parameters()}
-    wrong = sorted(wanted.symmetric_difference(renamed))
+    renamed |= {f"{name}.weight": head, f"{name}.bias": head.new_zeros(len(head))}
+    wanted = {key: tuple(parameter.shape) for key, parameter in model.named_parameters()}
+    found = {key: tuple(tensor.shape) for key, tensor in renamed.items()}
+    wrong = sorted(key for key in {*wanted, *found} if wanted.get(key) != found.get(key))
     if wrong:
+        key = wrong[0]
+        shapes = f" ({found.get(key, 'absent')} instead of {wanted.get(key, 'nothing')})"
         raise UserError(
             f"{source}: {len(wrong)} weights do not fit a {config.model_type} token classifier, "
-            f"such as {wrong[0]}; expected a plain GPT-2 or Llama backbone with {_HEAD}"
+            f"such as {key}{shapes}; expected a plain GPT-2 or Llama backbone with {_HEAD}"
         )
-    model = AutoModelForTokenClassification.from_config(config, dtype=head.dtype)
+    model = AutoModelForTokenClassification.from_config(config, dtype=head.dtype, trust_remote_code=False)
     model.load_state_dict(renamed, strict=False)
-    model.save_pretrained(target)
-    return int(num_outputs)
+    return model
 
 
 def _bare(key: str) -> str:

@@ -8,15 +8,16 @@ from typing import Any
 import datasets
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ivg.errors import UserError
+from ivg.models.inspection import context_length, read_config, read_tokenizer
+from ivg.models.loading import load_weights
 from ivg.models.prompts import encode_prompt
 from ivg.models.vocab import compare
 from ivg.training import checks
 from ivg.training.data import as_prompt_row
-from ivg.training.merging import whole_weights
-from ivg.training.models import context_length, read_model_config, read_tokenizer
+from ivg.training.models import whole_weights
 from ivg.training.value.arguments import ValueTrainingArguments
 from ivg.training.value.heads import NextLogits
 
@@ -69,8 +70,13 @@ def load_policy(training: ValueTrainingArguments) -> Policy | None:
     if training.policy_model is None:
         return None
     with whole_weights(training):
-        model = AutoModelForCausalLM.from_pretrained(
-            training.policy_model, revision=training.policy_revision, dtype=training.policy_dtype
+        model = load_weights(
+            "causal",
+            training.policy_model,
+            f"policy_model {training.policy_model}",
+            revision=training.policy_revision,
+            trust_remote_code=training.trust_remote_code,
+            dtype=training.policy_dtype,
         )
     return Policy(model.to(training.device))
 
@@ -96,8 +102,14 @@ def add_policy_prompts(
     """
     if training.policy_model is None:
         return
-    config = read_model_config(training.policy_model, training.policy_revision)
-    policy_tokenizer = read_tokenizer(training.policy_model, training.policy_revision)
+    name_of_policy = f"policy_model {training.policy_model}"
+    trust = training.trust_remote_code
+    config, policy_tokenizer = (
+        read(
+            training.policy_model, name_of_policy, revision=training.policy_revision, trust_remote_code=trust
+        )
+        for read in (read_config, read_tokenizer)
+    )
     check_vocabulary(policy_tokenizer, tokenizer, training.policy_model)
     for new, row in zip(encoded, rows, strict=True):
         prompt = as_prompt_row(row["prompt"])

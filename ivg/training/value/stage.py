@@ -16,11 +16,12 @@ from transformers import (
     set_seed,
 )
 
-from ivg.errors import UserError, is_main_process
+from ivg.errors import UserError, is_main_process, readable
+from ivg.models.inspection import context_length
 from ivg.training import checks
 from ivg.training.arguments import DataArguments, ModelArguments
 from ivg.training.data import load_training_data
-from ivg.training.models import context_length, init_kwargs, load_tokenizer, planned_config, starting_point
+from ivg.training.models import init_kwargs, load_tokenizer, planned_config, starting_point
 from ivg.training.resume import check_resume, claim_output, settings_of
 from ivg.training.value.arguments import RewardScale, ValueTrainingArguments
 from ivg.training.value.data import encode_pairs, encode_rewarded
@@ -144,7 +145,10 @@ def load_model(
     set_seed(training.seed)  # the head starts at random
     if quantization is not None:
         kwargs["quantization_config"] = quantization
-    model = AutoModelForTokenClassification.from_pretrained(job.model, num_labels=job.num_labels, **kwargs)
+    with readable(f"model {job.model}: cannot be loaded"):
+        model = AutoModelForTokenClassification.from_pretrained(
+            job.model, num_labels=job.num_labels, **kwargs
+        )
     model.config.pad_token_id = job.tokenizer.pad_token_id
     model.config.value_objective = training.objective
     model.config.value_unit = training.unit
