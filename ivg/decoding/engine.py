@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from ivg.decoding.sequences import Task
+from ivg.decoding.sequences import Hypothesis, Task
 
 
 class NumericalError(RuntimeError):
@@ -13,8 +13,18 @@ class NumericalError(RuntimeError):
 
 
 class TextScorer(Protocol):
-    """Scores prefixes that a guide must read as text; asked at boundaries only."""
+    """Scores prefixes that guides cannot score while they are sampled; asked at boundaries only."""
 
-    def __call__(self, tasks: Sequence[Task], prefixes: Sequence[Sequence[int]]) -> Sequence[float]:
-        """Return the weighted score of each prefix, given in the base's ids."""
+    def must_read(self, hypothesis: Hypothesis) -> bool:
+        """Tell whether a hypothesis ended otherwise than the guides that score by ids were trained.
+
+        Its value is then what this scorer returns, and nothing of what was scored while it was sampled.
+        """
+        ...
+
+    def __call__(self, tasks: Sequence[Task], hypotheses: Sequence[Hypothesis]) -> Sequence[float]:
+        """Return the weighted score of each hypothesis, given in the base's ids.
+
+        Of those that `must_read` names, all guides' scores; of others, those of the guides that read text.
+        """
         ...

@@ -20,6 +20,7 @@ from ivg.config import ModelConfig
 from ivg.errors import UserError, readable, require_module
 from ivg.models.architectures import check_rows_can_move
 from ivg.models.prompts import resolve_template
+from ivg.models.rendering import check_format
 
 Kind = Literal["causal", "scalar", "vocabulary", "classifier"]
 Role = Literal["base", "tuned", "untuned", "value"]
@@ -117,7 +118,8 @@ def inspect_model(source: ModelConfig, role: Role, *, number: int | None = None)
         number: which of several of its role, for messages.
 
     Raises:
-        UserError: the folder is no model folder, or the model is not of the kind its role needs.
+        UserError: the folder is no model folder, the model is not of the kind its role needs, or it was
+            trained with another template.
     """
     name = f"{role}{'' if number is None else f' {number}'} ({source.path})"
     kwargs = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
@@ -134,11 +136,13 @@ def inspect_model(source: ModelConfig, role: Role, *, number: int | None = None)
     kind = kind_of(config, role, name)
     if kind != "classifier":  # some of those read whole texts, and need no cache
         check_rows_can_move(config, name, is_causal=kind == "causal")
+    tokenizer = _read_tokenizer(source, path, name, kwargs)
+    check_format(source.path, name, tokenizer, source.template)
     return ModelInfo(
         name=name,
         source=source,
         config=config,
-        tokenizer=(tokenizer := _read_tokenizer(source, path, name, kwargs)),
+        tokenizer=tokenizer,
         template=resolve_template(tokenizer, source.template),
         kind=kind,
         generation=_read_generation(path, name, kwargs),

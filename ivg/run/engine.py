@@ -62,7 +62,7 @@ class Engine:
         self.stop_checker = StopChecker(base.eos_ids, sampling.stop, self.decode_text, stop_ids=stop_ids)
         self._rows_per_prompt = search.rows_per_prompt
         self._affordable_rows = sys.maxsize  # until memory has run out
-        self._text_guides = bind_text_guides(models, self.plans)
+        self._text_guides = bind_text_guides(models, self.plans, self.stop_checker)
         self._decoder = Decoder(
             self.lockstep,
             search,

@@ -14,6 +14,8 @@ from typing import Any
 import yaml
 from transformers import Trainer
 
+from ivg.models.rendering import write_format
+
 _PACKAGES = ("trl", "transformers", "peft", "torch", "accelerate")
 
 
@@ -22,9 +24,17 @@ class CardMixin(Trainer):  # type: ignore[misc, unused-ignore]
 
     Attributes:
         card: the card's text; None writes nothing.
+        prompt_format: how prompts were rendered, saved with the weights; None writes nothing.
     """
 
     card: str | None = None
+    prompt_format: dict[str, Any] | None = None
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Save the format of prompts too, so that decoding can compare it."""
+        super()._save(output_dir, state_dict)
+        if self.args.should_save and self.prompt_format is not None:
+            write_format(Path(output_dir or self.args.output_dir), self.prompt_format)
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write the card as README.md into the output folder, from the main process."""

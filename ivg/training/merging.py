@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, Training
 from transformers.integrations import deepspeed
 
 from ivg.errors import UserError, is_main_process
+from ivg.models.rendering import PROMPT_FORMAT
 from ivg.training.arguments import ModelArguments
 
 MERGED = "merged"
@@ -72,5 +73,7 @@ def save_merged(path: str, training: TrainingArguments, tokenizer: PreTrainedTok
         model = AutoModelForCausalLM.from_pretrained(path, **(training.model_init_kwargs or {}))
         PeftModel.from_pretrained(model, output).merge_and_unload().save_pretrained(partial)
     tokenizer.save_pretrained(partial)
+    if (output / PROMPT_FORMAT).is_file():  # whole texts have none
+        shutil.copy(output / PROMPT_FORMAT, partial)
     shutil.rmtree(output / MERGED, ignore_errors=True)
     partial.rename(output / MERGED)

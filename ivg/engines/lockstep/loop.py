@@ -7,6 +7,7 @@ prompts take their place. Per-row host work happens here, once per piece.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -203,18 +204,19 @@ class Decoder:
         """Return a row with its part of the chunk, which is row `i` of the batch."""
         parent, ids = search.parent(row), chunk.ids[i]
         ending = self._stop_checker.find(parent.ids, ids, search.task)
-        return Hypothesis(
+        grown = Hypothesis(
             (*parent.ids, *ids[: ending.num_tokens].tolist()),
             float(chunk.values[i, ending.num_tokens - 1]),
             ending.reason,
             self._log_ratios(parent, chunk.log_ratios[i], ending),
         )
+        if self._text_scorer is not None and self._text_scorer.must_read(grown):
+            return dataclasses.replace(grown, value=0.0)  # valued at the boundary
+        return grown
 
     def _add_text_values(self, ranked: Sequence[BeamSearch]) -> None:
-        """Add the scores of guides that read text, for all prompts at a boundary at once."""
-        candidates = [
-            (search.task, hypothesis.ids) for search in ranked for hypothesis in search.candidates()
-        ]
+        """Add what is scored at boundaries only, for all prompts at one at once."""
+        candidates = [(search.task, hypothesis) for search in ranked for hypothesis in search.candidates()]
         if not candidates:
             return
         assert self._text_scorer is not None
