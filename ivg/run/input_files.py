@@ -16,6 +16,17 @@ from ivg.errors import UserError, readable
 from ivg.models.prompts import check_row
 
 _MAX_REPORTED = 5
+# What a result adds to its record; a field of the same name would be lost.
+OUTPUT_FIELDS = (
+    "response",
+    "value",
+    "num_tokens",
+    "finish_reason",
+    "sample",
+    "token_ids",
+    "beams",
+    "error",
+)
 
 
 class InputRecord(NamedTuple):
@@ -83,7 +94,7 @@ def _checked(where: str, entry: object) -> InputRecord:
         # What cannot be written again would spoil the output even as part of a bad row.
         is_sound = isinstance(entry, dict) and _flaw(entry) is None
         return InputRecord(where, dict(entry) if is_sound and isinstance(entry, dict) else {}, str(error))
-    flaw = _flaw(row)
+    flaw = _flaw(row) or _clash(row)
     return InputRecord(where, row) if flaw is None else InputRecord(where, {}, f"{where}: {flaw}")
 
 
@@ -97,6 +108,14 @@ def _flaw(row: dict[str, Any]) -> str | None:
         except (TypeError, ValueError, RecursionError) as error:
             return f"field {key!r} cannot be written as JSON: {error}"
     return None
+
+
+def _clash(row: dict[str, Any]) -> str | None:
+    """Say which field has the name of one that the result adds, if one has; those of a result give way."""
+    if "response" in row:
+        return None
+    found = next((name for name in OUTPUT_FIELDS if name in row), None)
+    return None if found is None else f"field {found!r} has the name of a result's own field; rename it"
 
 
 def _without_twins(rows: list[InputRecord]) -> list[InputRecord]:
@@ -116,7 +135,7 @@ def _read_file(path: str, name: str) -> Iterator[tuple[str, object]]:
     try:
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
         # Editors on Windows open files with a byte order mark.
-        text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read()
+        text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline="").read()
     except UnicodeDecodeError as error:
         raise UserError(f"{name}: not UTF-8 text (byte {error.start}); give JSONL or .txt") from error
     except OSError as error:
@@ -126,10 +145,19 @@ def _read_file(path: str, name: str) -> Iterator[tuple[str, object]]:
     if path.endswith(".json"):
         yield from _read_list(name, text)
         return
+    parse = _text_line if path.endswith(".txt") else _parsed
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            where = f"line {number}"
-            yield where, {"prompt": line} if path.endswith(".txt") else _parsed(where, line)
+            yield f"line {number}", parse(f"line {number}", line.removesuffix("\r"))
+
+
+def _text_line(where: str, line: str) -> object:
+    if "\r" in line:
+        return UserError(
+            f"{where}: holds a carriage return, which ends a line in some programs and not in others; "
+            "end lines with a newline, or give JSONL"
+        )
+    return {"prompt": line}
 
 
 def _read_list(name: str, text: str) -> Iterator[tuple[str, object]]:

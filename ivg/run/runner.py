@@ -20,6 +20,7 @@ from ivg.errors import UserError, is_main_process
 from ivg.models.loading import load_inspected
 from ivg.run.api import Response, response
 from ivg.run.engine import Engine
+from ivg.run.input_files import OUTPUT_FIELDS
 from ivg.run.job import Job, output_rows, settings, trace_paths
 from ivg.run.output_files import (
     RowFile,
@@ -32,7 +33,6 @@ from ivg.run.output_files import (
 from ivg.run.trace import trace_row
 
 Result = dict[str, Any]
-_OURS = ("response", "value", "num_tokens", "finish_reason", "sample", "token_ids", "beams", "error")
 
 
 def fill(files: Sequence[RowFile], start: int, decoder: BlockDecoder, block: range) -> None:
@@ -139,7 +139,7 @@ class BlockDecoder:
     def _row(self, found: Response, sample: int) -> Result:
         config = self.job.config
         row = {
-            **{name: value for name, value in found.prompt.items() if name not in _OURS},
+            **{name: value for name, value in found.prompt.items() if name not in OUTPUT_FIELDS},
             "response": found.text,
             "value": found.value,
             "num_tokens": found.num_tokens,
