@@ -18,11 +18,12 @@ with needs("train"):
     from ivg.run.processes import end_processes
     from ivg.training import arguments, checks, trl_stage
     from ivg.training.cards import CardMixin
+    from ivg.training.encoding import EncodedPairs
     from ivg.training.resume import own_output
 
 
-class Trainer(CardMixin, DPOTrainer):
-    """TRL's trainer with our model card."""
+class Trainer(EncodedPairs, CardMixin, DPOTrainer):
+    """TRL's trainer with our model card, over rows of ids."""
 
 
 def reference(trainer: Trainer) -> str:

@@ -46,6 +46,7 @@ def main() -> None:
                 scale=job.scale,
                 policy=load_policy(training),
             )
+        trainer.prompt_format = job.prompt_format
         trl_stage.train(
             trainer,
             "value",

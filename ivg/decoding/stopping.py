@@ -69,6 +69,30 @@ class StopChecker:
             return text[: self._first_stop(text)]
         return text
 
+    @property
+    def has_stops(self) -> bool:
+        """Whether anything but an EOS id can end a response before its limit."""
+        return bool(self._stop)
+
+    def content_ids(self, hypothesis: Hypothesis) -> tuple[int, ...] | None:
+        """Return a hypothesis' tokens without what ended it: EOS, stop token, or the tokens of a stop string.
+
+        None where the stop string begins inside a token, so that no tokens of it spell the text before.
+        """
+        ids = hypothesis.ids
+        if hypothesis.finish_reason == "eos":
+            return ids[:-1]
+        if hypothesis.finish_reason != "stop":
+            return ids
+        text = self.text(hypothesis)
+        for num_tokens in range(len(ids) - 1, -1, -1):
+            before = self._decode(ids[:num_tokens])
+            if before == text:
+                return ids[:num_tokens]
+            if len(before) < len(text):
+                break
+        return None
+
     def _find_stop(self, ids: list[int], num_before: int, ending: Ending) -> Ending:
         if self._first_stop(self._decode(ids)) is None:
             return ending

@@ -25,6 +25,7 @@ from ivg.errors import UserError, readable, require_module
 from ivg.models.architectures import check_rows_can_move
 from ivg.models.folders import looks_local, model_name, require_folder
 from ivg.models.prompts import resolve_template
+from ivg.models.rendering import check_format
 
 Kind = Literal["causal", "scalar", "vocabulary", "classifier"]
 Role = Literal["base", "tuned", "untuned", "value"]
@@ -135,7 +136,8 @@ def inspect_model(source: ModelConfig, role: Role, *, number: int | None = None)
         number: which of several of its role, for messages.
 
     Raises:
-        UserError: the folder is no model folder, or the model is not of the kind its role needs.
+        UserError: the folder is no model folder, the model is not of the kind its role needs, or it was
+            trained with another template.
     """
     name = model_name(role, source, number)
     require_folder(source.path, name)
@@ -159,6 +161,7 @@ def inspect_model(source: ModelConfig, role: Role, *, number: int | None = None)
         revision=revision,
         trust_remote_code=source.trust_remote_code,
     )
+    check_format(source.path, name, tokenizer, source.template)
     return ModelInfo(
         name=name,
         source=source,

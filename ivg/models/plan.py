@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 from ivg.config import ModelConfig, PairConfig, SearchConfig, ValueConfig
 from ivg.errors import UserError
 from ivg.models.inspection import ModelInfo, inspect_model
+from ivg.models.rendering import Renderer
 from ivg.models.vocab import VocabMatch, compare
 
 Route = Literal["ids", "text", "strings"]
@@ -241,6 +242,9 @@ def plan_guides(infos: ModelInfos, search: SearchConfig) -> list[GuidePlan]:
         weight = _chunk_weight(value.config.chunk_weight, "explicit", search)
         if guides_tokens or weight:
             check_value(value.model, guides_tokens=guides_tokens)
+            if weight:
+                renderer = Renderer(value.model.tokenizer, value.model.template)
+                renderer.require_end(value.model.name, judges=value.model.kind == "classifier")
             fit = fit_guide(infos.base, value.model, guides_tokens=guides_tokens)
             plans.append(GuidePlan(info=value, fit=fit, guides_tokens=guides_tokens, chunk_weight=weight))
     return plans

@@ -1,7 +1,8 @@
 """Prompts: rows from files and datasets, and the only door from text to token ids.
 
 Every model sees a prompt in its own template. A prompt row is a mapping with one of `prompt` (text),
-`messages` (chat) or `instruction` (AlpacaEval's name), and optionally `id`.
+`messages` (chat) or `instruction` (AlpacaEval's name, with Alpaca's optional `input` behind it), and
+optionally `id`. Fields that would change what a prompt means, but that nothing here reads, are refused.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
-
 from ivg.errors import UserError
+from ivg.models.chat_template import write_conversation
 
 if TYPE_CHECKING:  # reading records must not wait for transformers
     from transformers import PreTrainedTokenizerBase
 
 Row = Mapping[str, Any]
 PROMPT_FIELDS = ("prompt", "messages", "instruction")
+ROLES = ("system", "developer", "user", "assistant", "tool")
+# Part of the prompt in other tools; with `instruction` alone `context` is (Dolly's form of `input`).
+UNREAD_FIELDS = ("system", "system_prompt", "tools", "documents", "images", "chat_template_kwargs")
 
 
 def check_row(row: object, where: str) -> dict[str, Any]:
@@ -39,21 +42,57 @@ def check_row(row: object, where: str) -> dict[str, Any]:
     if len(names) != 1:
         found = " and ".join(names) if names else ", ".join(map(str, row)) or "no fields"
         raise UserError(f"{where}: expected one of {', '.join(PROMPT_FIELDS)}; found {found}")
-    content = row[names[0]]
-    if names[0] == "messages":
-        if not _are_messages(content):
-            raise UserError(f"{where}: messages must be a list of objects with 'role' and 'content' strings")
+    name, content = names[0], row[names[0]]
+    if name == "messages":
+        content = check_messages(content, where)
     elif not isinstance(content, str) or not content.strip():
-        raise UserError(f"{where}: {names[0]} must be a non-empty string, got {content!r:.60}")
+        remedy = "; a list of turns goes into 'messages'" if isinstance(content, list) else ""
+        raise UserError(f"{where}: {name} must be a non-empty string, got {content!r:.60}{remedy}")
+    refuse_unread_fields(row, name, where)
     try:
-        json.dumps(content, ensure_ascii=False).encode()
+        given = row.get("input") if name == "instruction" else None
+        json.dumps([content, given], ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{where}: field {names[0]!r} holds half a surrogate pair, which is no character"
+            f"{where}: field {name!r} holds half a surrogate pair, which is no character"
         ) from error
     if not isinstance(row.get("id"), str | int | None) or isinstance(row.get("id"), bool):
         raise UserError(f"{where}: id must be a string or an integer, got {row['id']!r:.60}")
-    return dict(row)
+    return {**row, name: content}
+
+
+def refuse_unread_fields(row: Row, name: str, where: str) -> None:
+    """Refuse fields that are part of the prompt elsewhere and would be left out here without a word."""
+    unread = [*UNREAD_FIELDS, *(["context"] if name == "instruction" else [])]
+    found = next((field for field in unread if row.get(field)), None)
+    if found is not None:
+        remedy = "put it into the prompt or a system turn of 'messages', or rename it if it is only a note"
+        raise UserError(f"{where}: field {found!r} beside {name!r} would not reach the model; {remedy}")
+    if name == "instruction" and not isinstance(row.get("input") or "", str):
+        raise UserError(f"{where}: input must be a string, got {row['input']!r:.60}")
+
+
+def check_messages(content: object, where: str) -> list[dict[str, Any]]:
+    """Return a conversation that waits for an answer, text parts joined.
+
+    Raises:
+        UserError: not a list of turns, an unknown role, content that is no text, or nobody to answer.
+    """
+    if not _are_messages(content):
+        raise UserError(
+            f"{where}: messages must be a list of objects with 'role' and 'content' strings "
+            "(or content as a list of text parts)"
+        )
+    messages = [{**m, "content": join_text_parts(m["content"])} for m in content]  # type: ignore[attr-defined]
+    unknown = next((m["role"] for m in messages if m["role"] not in ROLES), None)
+    if unknown is not None:
+        raise UserError(f"{where}: role {unknown!r} is none of {', '.join(ROLES)}; rename it")
+    if messages[-1]["role"] == "assistant":
+        raise UserError(
+            f"{where}: messages end with the assistant's turn, so there is nothing to answer; "
+            "remove that turn, or end with the user's"
+        )
+    return messages
 
 
 def _are_messages(content: object) -> bool:
@@ -61,18 +100,47 @@ def _are_messages(content: object) -> bool:
         isinstance(content, Sequence)
         and len(content) > 0
         and all(
-            isinstance(m, Mapping) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+            isinstance(m, Mapping) and isinstance(m.get("role"), str) and is_text(m.get("content"))
             for m in content
         )
     )
+
+
+def is_text(content: object) -> bool:
+    """Tell whether a turn's content is text: a string, or a list of text parts and nothing else."""
+    if isinstance(content, str):
+        return True
+    return (
+        isinstance(content, Sequence)
+        and len(content) > 0
+        and all(
+            isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
+            for part in content
+        )
+    )
+
+
+def join_text_parts(content: str | Sequence[Mapping[str, Any]]) -> str:
+    """Return a turn's content as one string, which every template can write."""
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 def prompt_text(row: Row) -> str | None:
     """Return the row's prompt as one plain text, or None where it is a conversation of several turns."""
     if row.get("messages") is not None:
         messages = row["messages"]
-        return str(messages[0]["content"]) if len(messages) == 1 else None
-    return str(row["prompt"] if row.get("prompt") is not None else row["instruction"])
+        return join_text_parts(messages[0]["content"]) if len(messages) == 1 else None
+    if row.get("prompt") is not None:
+        return str(row["prompt"])
+    given = row.get("input")
+    return f"{row['instruction']}\n\n{given}" if given else str(row["instruction"])
+
+
+def messages_of(row: Row) -> list[dict[str, Any]]:
+    """Return the row's prompt as a conversation."""
+    if row.get("messages") is not None:
+        return [{**m, "content": join_text_parts(m["content"])} for m in row["messages"]]
+    return [{"role": "user", "content": prompt_text(row)}]
 
 
 def identities(rows: Sequence[Row]) -> list[str]:
@@ -92,6 +160,8 @@ def identities(rows: Sequence[Row]) -> list[str]:
             ids.append(name)
             continue
         content = next(row[field] for field in PROMPT_FIELDS if row.get(field) is not None)
+        if row.get("instruction") is not None:
+            content = prompt_text(row)  # Alpaca's input is part of it
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
         ids.append(f"{digest}-{seen[digest]}")
         seen[digest] += 1
@@ -134,14 +204,10 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, row: Row, template: str | 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, row: Row, template: str) -> str:
     """Return the text of a prompt in a resolved template (see `encode_prompt`)."""
     if template == "chat":
-        messages = row.get("messages") or [{"role": "user", "content": prompt_text(row)}]
-        try:
-            text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-        except TemplateError as error:
-            raise UserError(
-                f"the chat template of {tokenizer.name_or_path} refuses the messages: {error}"
-            ) from error
-        return str(text)
+        messages = messages_of(row)
+        text = write_conversation(tokenizer, messages, add_generation_prompt=True)
+        _refuse_left_out(tokenizer, messages, text)
+        return text
     plain = prompt_text(row)
     if plain is None:
         raise UserError(
@@ -150,6 +216,22 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, row: Row, template: str) -
         )
     # Not str.format: prompts and templates may hold other braces.
     return template.replace("{prompt}", plain)
+
+
+def _refuse_left_out(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], text: str
+) -> None:
+    """Refuse a conversation of which the template leaves out a turn of the system or the user.
+
+    Of the assistant's turns, templates leave out thoughts on purpose; what tools say, they may escape.
+    """
+    for number, message in enumerate(messages, start=1):
+        content = str(message["content"] or "").strip()
+        if message["role"] in ("system", "developer", "user") and content not in text:
+            raise UserError(
+                f"the chat template of {tokenizer.name_or_path} leaves out message {number} of "
+                f"{len(messages)} (role {message['role']!r}); put its text into a turn that it writes"
+            )
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

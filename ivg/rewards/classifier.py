@@ -19,9 +19,9 @@ from ivg.models.inspection import (
     tokenizer_place,
 )
 from ivg.models.loading import default_device, load_weights
-from ivg.models.prompts import Row, encode_prompt, resolve_template
+from ivg.models.prompts import Row
+from ivg.models.rendering import Renderer, check_format
 from ivg.rewards.config import RewardConfig
-from ivg.rewards.sentiment import plain_prompt
 
 logger = logging.getLogger(__name__)
 # Tokenizers without a limit of their own say 1e30.
@@ -48,6 +48,7 @@ class ClassifierReward:
         self.tokenizer = tokenizer
         self.label_id = label_id
         self.config = config
+        self._renderer = Renderer(tokenizer, config.template)
         self.limit = context_of(model.config, tokenizer)
         self.num_cut = 0
 
@@ -56,7 +57,8 @@ class ClassifierReward:
         """Load a classifier after checking its head from its configuration alone.
 
         Raises:
-            UserError: not a sequence classifier, no tokenizer, or a template that it does not have.
+            UserError: not a sequence classifier, no tokenizer, a template that it does not have, or
+                another one than it was trained with.
         """
         path, name = str(config.model), f"reward model {config.model}"
         adapter = read_adapter(path, name)
@@ -68,7 +70,8 @@ class ClassifierReward:
         head = read_config(over, name, **given)
         label_id = check_classifier(head, adapter, name, config.label)
         tokenizer = read_tokenizer(tokenizer_place(path, over), name, **given)
-        resolve_template(tokenizer, config.template)
+        Renderer(tokenizer, config.template).require_end(name, judges=True)
+        check_format(path, name, tokenizer, config.template)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         model = load_weights(
@@ -84,21 +87,13 @@ class ClassifierReward:
         return cls(model.to(config.device or default_device()).eval(), tokenizer, label_id, config)
 
     def encode(self, row: Row, response: str) -> list[int]:
-        """Return the ids that the classifier reads: the prompt in its template, the response, EOS.
-
-        An encoder (a tokenizer that closes texts with a separator) gets its own closing token instead.
-        """
-        if self.is_encoder:
-            text = (self.config.template or "{prompt}").replace("{prompt}", plain_prompt(row)) + response
-            return list(self.tokenizer(text)["input_ids"])
-        ids = encode_prompt(self.tokenizer, row, self.config.template)
-        ids = ids + list(self.tokenizer(response, add_special_tokens=False)["input_ids"])
-        return ids if self.tokenizer.eos_token_id is None else [*ids, self.tokenizer.eos_token_id]
+        """Return the ids that the classifier reads: those that its training saw (`ivg.models.rendering`)."""
+        return self._renderer.judged_ids(row, response)
 
     @property
     def is_encoder(self) -> bool:
         """Whether the tokenizer closes texts with a separator."""
-        return self.tokenizer.cls_token_id is not None and not self.tokenizer.chat_template
+        return self._renderer.is_encoder
 
     @torch.inference_mode()
     def __call__(self, rows: Sequence[Row], responses: Sequence[str]) -> list[float]:

@@ -16,6 +16,17 @@ from ivg.errors import UserError, readable
 from ivg.models.prompts import check_row
 
 _MAX_REPORTED = 5
+# What a result adds to its record; a field of the same name would be lost.
+RESULT_FIELDS = (
+    "response",
+    "value",
+    "num_tokens",
+    "finish_reason",
+    "sample",
+    "token_ids",
+    "beams",
+    "error",
+)
 
 
 class InputRecord(NamedTuple):
@@ -83,7 +94,7 @@ def _check(where: str, entry: object) -> InputRecord:
         # What cannot be written again would spoil the output even as part of a bad record.
         is_sound = isinstance(entry, dict) and _find_flaw(entry) is None
         return InputRecord(where, dict(entry) if is_sound and isinstance(entry, dict) else {}, str(error))
-    flaw = _find_flaw(fields)
+    flaw = _find_flaw(fields) or _find_clash(fields)
     return InputRecord(where, fields) if flaw is None else InputRecord(where, {}, f"{where}: {flaw}")
 
 
@@ -97,6 +108,14 @@ def _find_flaw(fields: dict[str, Any]) -> str | None:
         except (TypeError, ValueError, RecursionError) as error:
             return f"field {key!r} cannot be written as JSON: {error}"
     return None
+
+
+def _find_clash(fields: dict[str, Any]) -> str | None:
+    """Say which field has the name of one that the result adds, if one has; those of a result give way."""
+    if "response" in fields:
+        return None
+    found = next((name for name in RESULT_FIELDS if name in fields), None)
+    return None if found is None else f"field {found!r} has the name of a result's own field; rename it"
 
 
 def _mark_repeated_ids(records: list[InputRecord]) -> list[InputRecord]:
@@ -118,7 +137,7 @@ def _read_file(path: str, name: str) -> Iterator[tuple[str, object]]:
             raise UserError(f"{name}: is a pipe or a device; send what it holds to standard input, input '-'")
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
         # Editors on Windows open files with a byte order mark.
-        text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read()
+        text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline="").read()
     except UserError:
         raise
     except UnicodeDecodeError as error:
@@ -130,10 +149,19 @@ def _read_file(path: str, name: str) -> Iterator[tuple[str, object]]:
     if path.endswith(".json"):
         yield from _read_list(name, text)
         return
+    parse = _text_line if path.endswith(".txt") else _parse
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            where = f"line {number}"
-            yield where, {"prompt": line} if path.endswith(".txt") else _parse(where, line)
+            yield f"line {number}", parse(f"line {number}", line.removesuffix("\r"))
+
+
+def _text_line(where: str, line: str) -> object:
+    if "\r" in line:
+        return UserError(
+            f"{where}: holds a carriage return, which ends a line in some programs and not in others; "
+            "end lines with a newline, or give JSONL"
+        )
+    return {"prompt": line}
 
 
 def _read_list(name: str, text: str) -> Iterator[tuple[str, object]]:

@@ -17,6 +17,7 @@ from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ivg.errors import readable
+from ivg.models.rendering import write_format
 from ivg.training.resume import begin_checkpoint
 
 _PACKAGES = ("trl", "transformers", "peft", "torch", "accelerate")
@@ -29,9 +30,17 @@ class CardMixin(Trainer):  # type: ignore[misc, unused-ignore]
 
     Attributes:
         card: the card's text; None writes nothing.
+        prompt_format: how prompts were rendered, saved with the weights; None writes nothing.
     """
 
     card: str | None = None
+    prompt_format: dict[str, Any] | None = None
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Save the format of prompts too, so that decoding can compare it."""
+        super()._save(output_dir, state_dict)
+        if self.args.should_save and self.prompt_format is not None:
+            write_format(Path(output_dir or self.args.output_dir), self.prompt_format)
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write the card as README.md into the output folder, from the main process."""

@@ -7,18 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import datasets
-from jinja2 import TemplateError
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ivg.errors import UserError
+from ivg.models.chat_template import write_conversation
 from ivg.models.inspection import context_length
-from ivg.training.data import text_of
+from ivg.training.encoding import IGNORED
+from ivg.training.rows import RESPONSES, refuse, text_of
 
 PREFERENCE = ("prompt", "chosen", "rejected")
 COMPLETION = ("prompt", "completion")
 REWARDED = ("prompt", "completion", "reward")
-_RESPONSES = ("completion", "chosen", "rejected")
-_MAX_EXAMPLES = 3
 
 
 def check_columns(rows: datasets.Dataset, alternatives: Sequence[Sequence[str]], name: str) -> None:
@@ -56,7 +55,7 @@ def check_rows(rows: datasets.Dataset, name: str, text_field: str = "text") -> N
     """
     columns = rows.column_names
     whole = "messages" if "messages" in columns else text_field
-    for column in ("prompt", *_RESPONSES) if "prompt" in columns else (whole,):
+    for column in ("prompt", *RESPONSES) if "prompt" in columns else (whole,):
         if column in columns:
             _check_content(list(rows[column]), column, name)
     if {"chosen", "rejected"} <= set(columns):
@@ -74,7 +73,7 @@ def _check_content(values: Sequence[Any], column: str, name: str) -> None:
         return
     is_bad = [not isinstance(value, str) and not _are_messages(value) for value in values]
     refuse(name, f"a {column} that is neither text nor messages", is_bad)
-    if column in _RESPONSES:
+    if column in RESPONSES:
         refuse(name, f"an empty {column}", [not text_of(value).strip() for value in values])
 
 
@@ -99,16 +98,6 @@ def check_chat(rows: datasets.Dataset, name: str, tokenizer: PreTrainedTokenizer
         raise UserError(
             f"{name} has messages, but the tokenizer {tokenizer.name_or_path} has no chat template; "
             "give rows of prompt and completion or whole texts, or another tokenizer_path"
-        )
-
-
-def refuse(name: str, what: str, is_bad: Sequence[bool], remedy: str = "remove or mend them") -> None:
-    """Raise if any row is bad, with the count and the first row numbers (counted from 1)."""
-    bad = [number for number, flag in enumerate(is_bad, start=1) if flag]
-    if bad:
-        first = ", ".join(map(str, bad[:_MAX_EXAMPLES]))
-        raise UserError(
-            f"{name}: {len(bad)} of {len(is_bad)} rows have {what} (first: row {first}); {remedy}"
         )
 
 
@@ -137,7 +126,7 @@ def check_lengths(
     reward trainer leaves out every pair with a longer sequence.
 
     Args:
-        rows: training rows, prompts in their template.
+        rows: training rows, from `encoding.encode`.
         name: what to call the rows in an error message.
         tokenizer: the model's.
         config: the model's, for its context length.
@@ -159,27 +148,24 @@ def check_lengths(
     if max_length is None:
         return Overlong(0, 0)
     over = [row for row, length in zip(rows, lengths, strict=True) if length > max_length]
-    prompts = [row["prompt"] for row in over if "prompt" in row]
-    num_filled = sum(_length(prompt, tokenizer, is_prompt=True) >= max_length for prompt in prompts)
-    return Overlong(len(over), num_filled)
+    return Overlong(len(over), sum(_num_prompt_tokens(row) >= max_length for row in over))
 
 
 def _lengths(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, text_field: str) -> list[int]:
     """Return the lengths in tokens of a row's sequences, closing token included."""
-    if "prompt" not in row:
-        return [_length(row["messages"] if "messages" in row else row[text_field], tokenizer)]
-    responses = [row[key] for key in _RESPONSES if key in row]
-    return [_length(row["prompt"] + response, tokenizer) for response in responses]
+    if "prompt_ids" in row:
+        return [len(row["prompt_ids"]) + len(row[key]) for key in ("chosen_ids", "rejected_ids")]
+    encoded = [row[key] for key in ("input_ids", "chosen_ids", "rejected_ids") if key in row]
+    if encoded:
+        return list(map(len, encoded))
+    if "messages" not in row:
+        return [len(tokenizer(row[text_field])["input_ids"]) + 1]  # TRL appends EOS to what is whole
+    text = write_conversation(tokenizer, row["messages"], add_generation_prompt=False)
+    return [len(tokenizer(text, add_special_tokens=False)["input_ids"])]
 
 
-def _length(content: Any, tokenizer: PreTrainedTokenizerBase, *, is_prompt: bool = False) -> int:
-    if isinstance(content, str):
-        # TRL appends EOS to what is whole.
-        return len(tokenizer(content)["input_ids"]) + (not is_prompt)
-    try:
-        text = tokenizer.apply_chat_template(list(content), tokenize=False, add_generation_prompt=is_prompt)
-    except TemplateError as error:
-        raise UserError(
-            f"the chat template of {tokenizer.name_or_path} refuses the messages of a row: {error}"
-        ) from error
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+def _num_prompt_tokens(row: Mapping[str, Any]) -> int:
+    """Return how many tokens come before the first that is learnt; 0 where all are."""
+    if "prompt_ids" in row:
+        return len(row["prompt_ids"])
+    return next((i for i, label in enumerate(row.get("labels", [])) if label != IGNORED), 0)

@@ -1,4 +1,4 @@
-"""Training rows: reading them, and putting prompts into the template that decoding will use.
+"""Training rows: reading them, in TRL's columns, with prompts told apart from responses.
 
 Formats are TRL's: `{"prompt","completion"}`, `{"prompt","chosen","rejected"}`, `{"text"}` or `{"messages"}`,
 and for value training `{"prompt","completion","reward"}`; each plain or conversational.
@@ -7,19 +7,17 @@ and for value training `{"prompt","completion","reward"}`; each plain or convers
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
 from datasets.exceptions import DatasetsError
-from transformers import PreTrainedTokenizerBase
 
 from ivg.errors import UserError
-from ivg.models.prompts import Row, resolve_template
 from ivg.training.adapters import adapt
 from ivg.training.arguments import DataArguments
+from ivg.training.rows import separate_prompts
 from ivg.training.tables import table_of
 
 
@@ -75,62 +73,16 @@ def load_rows(name: str, config: str | None, split: str) -> datasets.Dataset:
 def load_training_data(data: DataArguments) -> tuple[datasets.Dataset, datasets.Dataset | None]:
     """Load the training rows and, where one is named, the evaluation rows, in TRL's columns."""
     train = load_rows(data.dataset_name, data.dataset_config, data.dataset_train_split)
-    train = _first(adapt(train, data.adapter, data.dataset_name), data.max_train_rows)
+    train = _prepared(train, data, data.dataset_name, data.max_train_rows)
     if data.eval_dataset_name is None and data.dataset_test_split is None:
         return train, None
     name = data.eval_dataset_name or data.dataset_name
     evaluation = load_rows(name, data.dataset_config, data.dataset_test_split or "test")
-    return train, _first(adapt(evaluation, data.adapter, name), data.max_eval_rows)
+    return train, _prepared(evaluation, data, name, data.max_eval_rows)
 
 
-def _first(rows: datasets.Dataset, count: int | None) -> datasets.Dataset:
-    return rows if count is None else rows.select(range(min(count, len(rows))))
-
-
-def text_of(content: Any) -> str:
-    """Return a plain or conversational field's text."""
-    if isinstance(content, str):
-        return content
-    return "\n".join(str(message["content"]) for message in content or [])
-
-
-def as_prompt_row(prompt: Any) -> Row:
-    """Turn a training row's prompt (text or messages) into a prompt row of `ivg.models.prompts`."""
-    return {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
-
-
-def apply_template(
-    rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, template: str | None
+def _prepared(
+    rows: datasets.Dataset, data: DataArguments, name: str, max_rows: int | None
 ) -> datasets.Dataset:
-    """Put prompts into the template that decoding will use, in the form that TRL's trainers read.
-
-    With the chat template, plain rows become conversational; with a format string, prompts become text.
-    Rows without a prompt column are left as they are.
-    """
-    if "prompt" not in rows.column_names:
-        return rows
-    resolved = resolve_template(tokenizer, template)
-    transform = _to_chat if resolved == "chat" else _to_text(resolved)
-    return table_of([transform(row) for row in rows], "rows in their template")
-
-
-def _to_chat(row: Mapping[str, Any]) -> dict[str, Any]:
-    roles = {"prompt": "user", "completion": "assistant", "chosen": "assistant", "rejected": "assistant"}
-    return {
-        key: [{"role": roles[key], "content": value}] if key in roles and isinstance(value, str) else value
-        for key, value in row.items()
-    }
-
-
-def _to_text(template: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    def transform(row: Mapping[str, Any]) -> dict[str, Any]:
-        prompt = row["prompt"]
-        if not isinstance(prompt, str) and len(prompt) != 1:
-            raise UserError(
-                f"a prompt of {len(prompt)} messages needs a chat template, "
-                f"but prompt_template is the format string {template!r}"
-            )
-        fields = {key: text_of(row[key]) for key in ("completion", "chosen", "rejected") if key in row}
-        return {**row, **fields, "prompt": template.replace("{prompt}", text_of(prompt))}
-
-    return transform
+    rows = adapt(rows, data.adapter, name)
+    return separate_prompts(rows if max_rows is None else rows.select(range(min(max_rows, len(rows)))), name)

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from ivg.errors import UserError, is_main_process
 from ivg.models.loading import load_weights
+from ivg.models.rendering import PROMPT_FORMAT
 from ivg.training.arguments import ModelArguments
 from ivg.training.models import whole_weights
 
@@ -58,5 +59,7 @@ def save_merged(path: str, training: TrainingArguments, tokenizer: PreTrainedTok
         model = load_weights("causal", path, f"model {path}", adapter=str(output), **kwargs)
         model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
+    if (output / PROMPT_FORMAT).is_file():  # whole texts have none
+        shutil.copy(output / PROMPT_FORMAT, partial)
     shutil.rmtree(output / MERGED, ignore_errors=True)
     partial.rename(output / MERGED)

@@ -13,10 +13,12 @@ import trl
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from ivg.errors import UserError, is_main_process
+from ivg.models.rendering import Renderer
 from ivg.training import checks
 from ivg.training.arguments import DataArguments, ModelArguments, refused_settings
 from ivg.training.cards import CardMixin, hub_name, launch_command, model_card
-from ivg.training.data import apply_template, load_training_data
+from ivg.training.data import load_training_data
+from ivg.training.encoding import encode
 from ivg.training.models import init_kwargs, load_tokenizer, planned_config, starting_point
 from ivg.training.resume import (
     CompleteCheckpoints,
@@ -38,14 +40,16 @@ class Job:
     Attributes:
         model: path of the weights to start from.
         tokenizer: its tokenizer.
-        train_rows: rows in TRL's columns, prompts in their template.
+        train_rows: rows as ids, or whole texts and conversations.
         eval_rows: the same for evaluation.
+        prompt_format: how prompts were rendered (`ivg.models.rendering`); None for whole texts.
     """
 
     model: str
     tokenizer: PreTrainedTokenizerBase
     train_rows: datasets.Dataset
     eval_rows: datasets.Dataset | None
+    prompt_format: dict[str, Any] | None
 
 
 def prepare(
@@ -77,12 +81,15 @@ def prepare(
             checks.check_rows(part, name, text_field)
             checks.check_chat(part, name, tokenizer)
     prepared = [
-        None if part is None else apply_template(part, tokenizer, data.prompt_template) for part in rows
+        None if part is None else encode(part, name, tokenizer, data.prompt_template, training)
+        for name, part in zip(names, rows, strict=True)
     ]
     for name, part in zip(names, prepared, strict=True):
         if part is not None:
             over = checks.check_lengths(part, name, tokenizer, config, training.max_length, text_field)
             _tell_overlong(over, len(part), name, training)
+    assert rows[0] is not None
+    has_prompts = bool({"prompt", "messages"} & set(rows[0].column_names))
     claim_output(training.output_dir, settings_of(data, training, model), overwrite=data.overwrite_output)
     check_resume(training)
     if isinstance(training, trl.DPOConfig) and training.precompute_ref_log_probs:
@@ -94,6 +101,7 @@ def prepare(
         tokenizer=tokenizer,
         train_rows=prepared[0],
         eval_rows=prepared[1],
+        prompt_format=Renderer(tokenizer, data.prompt_template).describe() if has_prompts else None,
     )
 
 
@@ -131,7 +139,7 @@ def build(kind: type[Any], job: Job, training: TrainingArguments, model: ModelAr
     """
     # What TRL and PEFT refuse only now, such as LoRA modules that the model does not have.
     with refused_settings(kind.__bases__[-1].__name__, training, model):
-        return kind(
+        trainer = kind(
             model=job.model,
             args=training,
             train_dataset=job.train_rows,
@@ -140,6 +148,8 @@ def build(kind: type[Any], job: Job, training: TrainingArguments, model: ModelAr
             quantization_config=trl.get_quantization_config(model),
             peft_config=trl.get_peft_config(model),
         )
+    trainer.prompt_format = job.prompt_format
+    return trainer
 
 
 def train(

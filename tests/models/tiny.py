@@ -45,7 +45,8 @@ def pair_tokenizer(*, chat: bool = False) -> PreTrainedTokenizerFast:
     fast = PreTrainedTokenizerFast(tokenizer_object=core, bos_token=bos, eos_token=eos, pad_token=pad)
     if chat:
         fast.chat_template = (
-            "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+            "{{ bos_token }}{% for m in messages %}{{ m['content'] }}"
+            "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
             "{% if add_generation_prompt %}.{% endif %}"
         )
     return fast

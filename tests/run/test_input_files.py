@@ -111,7 +111,8 @@ def test_a_template_that_refuses_a_conversation_is_a_bad_row(folders: Folders, t
         + tok.chat_template
     )
     base = tiny.save(tmp_path / "base", tiny.causal(0), tok)
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    roles = ("user", "assistant", "user")
+    turns = [{"role": role, "content": text} for role, text in zip(roles, "abc", strict=True)]
     rows = [
         {"prompt": "ab"},
         {"messages": [{"role": "system", "content": "a"}, *turns]},
@@ -122,7 +123,7 @@ def test_a_template_that_refuses_a_conversation_is_a_bad_row(folders: Folders, t
     common = ["--max_new_tokens", "3", "--input", str(path), "--output", str(output), "--skip_bad_rows"]
     for model, errors in (
         (base, {1: "refuses the messages: no system role"}),
-        (folders.base, {1: "a conversation of 3 messages needs", 2: "a conversation of 2 messages needs"}),
+        (folders.base, {1: "a conversation of 4 messages needs", 2: "a conversation of 3 messages needs"}),
     ):
         assert cli.main(["--base", model, *common, "--overwrite"]) == 0
         written = [json.loads(line) for line in output.read_text().splitlines()]

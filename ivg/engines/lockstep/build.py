@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ivg.config import SamplingConfig
 from ivg.decoding.shared_ids import SharedIds
+from ivg.decoding.stopping import StopChecker
 from ivg.engines.lockstep.acceleration import accelerate
 from ivg.engines.lockstep.batch import Lockstep
 from ivg.engines.lockstep.cross_vocab_guide import CrossVocabPairGuide, CrossVocabRunner
@@ -33,15 +34,21 @@ def bind_guides(models: Models, plans: Sequence[GuidePlan]) -> list[Guide]:
     return [_bind(_loaded(models, plan), plan, base) for plan in plans if plan.fit.route != "text"]
 
 
-def bind_text_guides(models: Models, plans: Sequence[GuidePlan]) -> TextGuides | None:
-    """Return the guides that read text as one scorer, or None where there are none.
+def bind_text_guides(
+    models: Models, plans: Sequence[GuidePlan], stop_checker: StopChecker
+) -> TextGuides | None:
+    """Return what scores hypotheses at boundaries, or None where all is scored while they are sampled.
 
     Args:
         models: what is loaded.
         plans: all guides of the run.
+        stop_checker: says where responses end.
     """
     readers = [(_loaded(models, plan), plan.chunk_weight) for plan in plans if plan.reads_text]
-    return TextGuides(models.infos.base, readers) if readers else None
+    by_ids = [(_loaded(models, plan), plan.chunk_weight) for plan in plans if not plan.reads_text]
+    by_ids = [(guide, weight) for guide, weight in by_ids if weight]
+    text_guides = TextGuides(models.infos.base, readers, by_ids, stop_checker)
+    return text_guides if text_guides.has_work else None
 
 
 def _loaded(models: Models, plan: GuidePlan) -> LoadedPair | LoadedValue:

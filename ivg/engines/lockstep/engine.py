@@ -58,7 +58,7 @@ class LockstepEngine:
         self.infos = reading_models(models.infos.base, self.plans)
         self.lockstep = build_lockstep(models, self.plans, sampling)
         self.stop_checker = build_stop_checker(models.infos.base, sampling)
-        self._text_guides = bind_text_guides(models, self.plans)
+        self._text_guides = bind_text_guides(models, self.plans, self.stop_checker)
         self._rows_per_prompt = search.rows_per_prompt
         functions = plan_functions(models.infos, search)
         scorers: list[PrefixScorer] = build_function_scorers(functions, self.stop_checker)
@@ -72,6 +72,7 @@ class LockstepEngine:
             max_rows=max_batch_rows,
             max_tokens=max_batch_tokens,
             scorer=add_scorers(scorers),
+            is_valued_outside=None if self._text_guides is None else self._text_guides.must_read,
             keep_trace=keep_trace,
             watcher=None if on_text is None else AgreedText(self.stop_checker, sampling.stop, on_text),
         )

@@ -7,9 +7,10 @@ prompts take their place (continuous batching). Per-row host work happens here, 
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple, Protocol
 
@@ -85,6 +86,7 @@ class Loop:
         max_tokens: rows times columns that they may come to fill, at most; a single prompt may have more.
             None: unbounded.
         scorer: adds to the value at boundaries.
+        is_valued_outside: tells hypotheses that the batch cannot value; theirs is what the scorer says.
         keep_trace: record every boundary.
         watcher: is told at every boundary what is kept.
     """
@@ -99,6 +101,7 @@ class Loop:
         max_rows: int,
         max_tokens: int | None = None,
         scorer: PrefixScorer | None = None,
+        is_valued_outside: Callable[[Hypothesis], bool] | None = None,
         keep_trace: bool = False,
         watcher: Watcher | None = None,
     ) -> None:
@@ -110,6 +113,7 @@ class Loop:
         self._piece = piece_length(search.chunk_length, sampling.max_new_tokens)
         self._stop_checker = stop_checker
         self._scorer = scorer
+        self._is_valued_outside = is_valued_outside
         self._keep_trace = keep_trace
         self.watcher = watcher
         self.clear()
@@ -212,12 +216,15 @@ class Loop:
         prefix, ids = extension.prefix, chunk.ids[row]
         ending = self._stop_checker.find(prefix.ids, ids, task)
         ratios = chunk.log_ratios[row, : ending.num_tokens].tolist() if self._keep_trace else ()
-        return Hypothesis(
+        grown = Hypothesis(
             (*prefix.ids, *ids[: ending.num_tokens].tolist()),
             float(chunk.values[row, ending.num_tokens - 1]),
             ending.reason,
             (*prefix.log_ratios, *ratios),
         )
+        if self._is_valued_outside is not None and self._is_valued_outside(grown):
+            return dataclasses.replace(grown, value=0.0)
+        return grown
 
     def _add_values(self, scorer: PrefixScorer, ranked: Sequence[BeamSearch]) -> None:
         """Add a scorer's values to the candidates of all prompts at a boundary at once."""

@@ -1,7 +1,9 @@
-"""Guides that read responses as text: those with another vocabulary, and sequence classifiers.
+"""What is scored at boundaries: by guides that read text, and endings that no guide has followed by ids.
 
-Each has the prompt in its own template and encodes the response's text itself, so scores may differ at a
-chunk's edge from scores by ids. Caches are kept up to the longest common prefix (`lockstep/reader.py`).
+Guides with another vocabulary, and sequence classifiers, have the prompt in their own template and encode the
+response's text themselves, so scores may differ at a chunk's edge from scores by ids. Caches are kept up to
+the longest common prefix (`lockstep/rescoring.py`). A response that ended by a stop string, or by an EOS that
+is not the guide's own, is read as the guide was trained (`models/rendering.py`), whatever the kind of guide.
 """
 
 from __future__ import annotations
@@ -16,11 +18,12 @@ import torch
 
 from ivg.decoding.engine import NumericalError
 from ivg.decoding.sequences import Hypothesis, Task
+from ivg.decoding.stopping import StopChecker
 from ivg.engines.lockstep.model_runner import runner_of, separate_runners
 from ivg.engines.lockstep.rescoring import LogpRescorer, TokenSequence, ValueRescorer
 from ivg.models.inspection import ModelInfo
 from ivg.models.loading import LoadedModel, LoadedPair, LoadedValue
-from ivg.models.prompts import render_prompt
+from ivg.models.rendering import Renderer
 
 
 class _Scorer(Protocol):
@@ -30,54 +33,115 @@ class _Scorer(Protocol):
 
 
 class TextGuides:
-    """Adds up what the text-reading guides give a prefix (see `ivg.decoding.engine.PrefixScorer`).
+    """Adds up what guides give a hypothesis at a boundary (see `ivg.decoding.engine.PrefixScorer`).
+
+    Guides with another vocabulary, and sequence classifiers, read every hypothesis as text. Guides that score
+    by ids read those alone that ended otherwise than they were trained: by a stop string, or by an EOS id
+    that is not their own. A response is then read without what ended it, closed by the guide's own end.
 
     Args:
-        base: whose ids the prefixes are.
-        guides: those that read text, each with its weight in the chunk score.
+        base: whose ids the hypotheses are.
+        text_guides: those that read text, each with its weight in the chunk score.
+        id_guides: those that score by ids, likewise.
+        stop_checker: says what ended a response.
     """
 
-    def __init__(self, base: ModelInfo, guides: Sequence[tuple[LoadedPair | LoadedValue, float]]) -> None:
+    def __init__(
+        self,
+        base: ModelInfo,
+        text_guides: Sequence[tuple[LoadedPair | LoadedValue, float]],
+        id_guides: Sequence[tuple[LoadedPair | LoadedValue, float]],
+        stop_checker: StopChecker,
+    ) -> None:
         self._base = base
-        self._guides: list[tuple[str, float, _Scorer]] = []
-        for guide, weight in guides:
-            if isinstance(guide, LoadedPair):
-                self._guides.append((guide.tuned.info.name, weight, _PairScorer(guide)))
-            else:
-                self._guides.append((guide.model.info.name, weight, _value_scorer(guide.model)))
+        self._stop_checker = stop_checker
+        self._text_guides = [_bind(guide, weight, shares_ids=False) for guide, weight in text_guides]
+        self._id_guides = [_bind(guide, weight, shares_ids=True) for guide, weight in id_guides]
+        ends = [_renderer(info).end_id for guide, _ in id_guides for info in _infos(guide)]
+        self._foreign_eos = {eos for eos in base.eos_ids if any(eos != end for end in ends)}
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any hypothesis of the run can need a score from here."""
+        may_end_otherwise = bool(self._foreign_eos) or self._stop_checker.has_stops
+        return bool(self._text_guides) or (bool(self._id_guides) and may_end_otherwise)
 
     def clear(self) -> None:
         """Give the memory of all caches back."""
-        for _, _, scorer in self._guides:
+        for _, _, scorer in (*self._text_guides, *self._id_guides):
             scorer.clear()
 
+    def must_read(self, hypothesis: Hypothesis) -> bool:
+        """Tell whether a hypothesis ended otherwise than the guides that score by ids were trained."""
+        if not self._id_guides:
+            return False
+        is_foreign = hypothesis.finish_reason == "eos" and hypothesis.ids[-1] in self._foreign_eos
+        return hypothesis.finish_reason == "stop" or is_foreign
+
     def __call__(self, tasks: Sequence[Task], prefixes: Sequence[Hypothesis]) -> list[float]:
-        """Return the weighted score of each prefix, whose ids are the base's.
+        """Return the weighted score of each hypothesis.
 
         Raises:
             NumericalError: a guide returned NaN or infinity, naming it and the prompt.
         """
-        responses = [response_text(self._base, prefix.ids) for prefix in prefixes]
-        totals = [0.0] * len(prefixes)
-        for name, weight, scorer in self._guides:
-            scores = scorer(tasks, responses)
-            for i, (task, score) in enumerate(zip(tasks, scores, strict=True)):
+        responses = [response_text(self._base, h, self._stop_checker) for h in prefixes]
+        totals = [0.0] * len(responses)
+        self._add(totals, self._text_guides, tasks, responses, range(len(responses)))
+        ended = [i for i, hypothesis in enumerate(prefixes) if self.must_read(hypothesis)]
+        if ended:
+            self._add(totals, self._id_guides, tasks, responses, ended)
+            for _, _, scorer in self._id_guides:
+                scorer.clear()  # an ending is read once
+        return totals
+
+    @staticmethod
+    def _add(
+        totals: list[float],
+        guides: Sequence[tuple[str, float, _Scorer]],
+        tasks: Sequence[Task],
+        responses: Sequence[ResponseText],
+        rows: Sequence[int],
+    ) -> None:
+        """Add the guides' weighted scores of some rows to the totals."""
+        for name, weight, scorer in guides:
+            scores = scorer([tasks[i] for i in rows], [responses[i] for i in rows])
+            for i, score in zip(rows, scores, strict=True):
                 if not math.isfinite(score):
                     raise NumericalError(
-                        f"{name} returned NaN or infinite numbers on prompt {task.prompt_id}"
+                        f"{name} returned NaN or infinite numbers on prompt {tasks[i].prompt_id}"
                     )
                 totals[i] += weight * score
-        return totals
+
+
+def _infos(guide: LoadedPair | LoadedValue) -> list[ModelInfo]:
+    return [guide.tuned.info, guide.untuned.info] if isinstance(guide, LoadedPair) else [guide.model.info]
+
+
+def _renderer(info: ModelInfo) -> Renderer:
+    return Renderer(info.tokenizer, info.template)
+
+
+def _bind(guide: LoadedPair | LoadedValue, weight: float, *, shares_ids: bool) -> tuple[str, float, _Scorer]:
+    if isinstance(guide, LoadedPair):
+        return guide.tuned.info.name, weight, _PairScorer(guide, shares_ids=shares_ids)
+    return guide.model.info.name, weight, _value_scorer(guide.model, shares_ids=shares_ids)
 
 
 class _PairScorer:
     """Log-ratio of the response's text under tuned and untuned, each reading it in its own tokens."""
 
-    def __init__(self, pair: LoadedPair) -> None:
+    def __init__(self, pair: LoadedPair, *, shares_ids: bool) -> None:
         self._average = pair.info.config.average
+        # One set of weights reads one prompt, which is kept under the tuned half's name.
+        names = [(pair.tuned if pair.is_shared else model).info.name for model in (pair.tuned, pair.untuned)]
         self._sides = [
-            (Encoder(model.info), LogpRescorer(runner, _num_ids(model.info)))
-            for model, runner in zip((pair.tuned, pair.untuned), separate_runners(pair), strict=True)
+            (
+                Encoder(model.info, name, shares_ids=shares_ids),
+                LogpRescorer(runner, _num_ids(model.info)),
+            )
+            for model, name, runner in zip(
+                (pair.tuned, pair.untuned), names, separate_runners(pair), strict=True
+            )
         ]
 
     def __call__(self, tasks: Sequence[Task], responses: Sequence[ResponseText]) -> list[float]:
@@ -117,36 +181,32 @@ class _WholeTextScorer:
 
     def __init__(self, model: LoadedModel) -> None:
         self._model = model
+        self._renderer = _renderer(model.info)
 
     def clear(self) -> None:
         """Keep nothing: every text is read anew."""
 
     @torch.inference_mode()
     def __call__(self, tasks: Sequence[Task], responses: Sequence[ResponseText]) -> list[float]:
-        info = self._model.info
-        prompts: dict[int, str] = {}
-        for task in tasks:
-            if task.index not in prompts:
-                prompts[task.index] = render_prompt(info.tokenizer, task.row, info.template)
-        texts = [prompts[t.index] + r.text for t, r in zip(tasks, responses, strict=True)]
-        inputs = info.tokenizer(
-            texts,
-            truncation=context_of(info) is not None,
-            max_length=context_of(info),
-            padding=True,
-            # A chat template writes the special tokens itself.
-            add_special_tokens=info.template != "chat",
-            return_tensors="pt",
-        )
+        ids = [
+            self._cut(self._renderer.judged_ids(task.row, response.text, is_ended=response.is_ended))
+            for task, response in zip(tasks, responses, strict=True)
+        ]
+        inputs = self._model.info.tokenizer.pad({"input_ids": ids}, return_tensors="pt")
         logits = self._model.module(**inputs.to(self._model.module.device)).logits  # (R, 1)
         return [float(score) for score in logits[:, 0].double().tolist()]
 
+    def _cut(self, ids: list[int]) -> list[int]:
+        """Shorten a text to the model's context, before its closing token."""
+        limit = context_of(self._model.info)
+        return ids if limit is None or len(ids) <= limit else [*ids[: limit - 1], ids[-1]]
 
-def _value_scorer(model: LoadedModel) -> _Scorer:
+
+def _value_scorer(model: LoadedModel, *, shares_ids: bool) -> _Scorer:
     if model.info.kind == "classifier" and not _reads_left_to_right(model):
         return _WholeTextScorer(model)
     reader = ValueRescorer(runner_of(model), model.head, is_vocabulary=model.info.kind == "vocabulary")
-    return _ValueScorer(Encoder(model.info), reader)
+    return _ValueScorer(Encoder(model.info, shares_ids=shares_ids), reader)
 
 
 def _reads_left_to_right(model: LoadedModel) -> bool:
@@ -170,37 +230,63 @@ logger = logging.getLogger(__name__)
 
 
 class ResponseText(NamedTuple):
-    """A response's whole characters, and whether it ended with an EOS."""
+    """A response's whole characters, and how it stands.
+
+    Attributes:
+        text: without special tokens and stop string; a character that is not complete yet is left out.
+        ids: the base's ids that spell it; None where a stop string began inside one.
+        is_ended: it came to an end, by EOS or stop string; one that was cut at a length did not.
+    """
 
     text: str
+    ids: tuple[int, ...] | None
     is_ended: bool
 
 
-def response_text(base: ModelInfo, ids: Sequence[int]) -> ResponseText:
-    """Decode a response; bytes of a character that is not complete yet are left out."""
-    is_ended = len(ids) > 0 and ids[-1] in base.eos_ids
-    text = base.tokenizer.decode(list(ids[:-1] if is_ended else ids), skip_special_tokens=True)
-    return ResponseText(str(text).rstrip("\ufffd"), is_ended)
+def response_text(base: ModelInfo, hypothesis: Hypothesis, stop_checker: StopChecker) -> ResponseText:
+    """Read a hypothesis as a response: without what ended it."""
+    ids = stop_checker.content_ids(hypothesis)
+    if ids is None:
+        text = stop_checker.text(hypothesis)
+    else:
+        text = str(base.tokenizer.decode(list(ids), skip_special_tokens=True)).rstrip("\ufffd")
+    return ResponseText(text, ids, hypothesis.finish_reason in ("eos", "stop"))
 
 
 class Encoder:
-    """Turns prompts and responses into one model's own ids."""
+    """Turns prompts and responses into one model's own ids.
 
-    def __init__(self, info: ModelInfo) -> None:
+    Args:
+        info: the model.
+        prompt_name: under which name tasks keep its prompt, where not its own.
+        shares_ids: it has the base's vocabulary, so that responses stand in its ids already.
+    """
+
+    def __init__(self, info: ModelInfo, prompt_name: str | None = None, *, shares_ids: bool = False) -> None:
         self._info = info
-        own = info.tokenizer.eos_token_id
-        self._eos: tuple[int, ...] = (own,) if own is not None else info.eos_ids[:1]
+        self._renderer = _renderer(info)
+        self._prompt_name = prompt_name or info.name
+        self._shares_ids = shares_ids
         self._has_warned = False
 
     def __call__(self, tasks: Sequence[Task], responses: Sequence[ResponseText]) -> list[TokenSequence]:
-        """Return what the model reads for each response: its own EOS stands where the response ended."""
-        encoded = self._info.tokenizer([r.text for r in responses], add_special_tokens=False)["input_ids"]
+        """Return what the model reads for each response, closed by its own end where the response ended."""
         readings = []
-        for task, response, own in zip(tasks, responses, encoded, strict=True):
-            prompt = task.prompt_ids[self._info.name]
-            ids = (*prompt, *own, *(self._eos if response.is_ended else ()))
-            readings.append(TokenSequence(task.index, len(prompt), self._cut(ids)))
+        for task, response in zip(tasks, responses, strict=True):
+            prompt = task.prompt_ids.get(self._prompt_name, ())
+            if self._info.kind == "classifier":
+                ids = self._renderer.judged_ids(task.row, response.text, is_ended=response.is_ended)
+                num_prompt = max(1, _num_common(prompt, ids))
+            else:
+                ids = [*prompt, *self._own_ids(response)]
+                num_prompt = len(prompt)
+            readings.append(TokenSequence(task.index, num_prompt, self._cut(tuple(ids))))
         return readings
+
+    def _own_ids(self, response: ResponseText) -> list[int]:
+        if not self._shares_ids or response.ids is None:
+            return self._renderer.response_ids(response.text, is_ended=response.is_ended)
+        return [*response.ids, *self._renderer.response_ids("", is_ended=response.is_ended)]
 
     def _cut(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         limit = context_of(self._info)
@@ -214,6 +300,12 @@ class Encoder:
                 limit,
             )
         return ids[:limit]
+
+
+def _num_common(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return the length of the common prefix."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def context_of(info: ModelInfo) -> int | None:

@@ -4,7 +4,7 @@ The distance of method m from the base is, in nats per response,
 
     E_{x, y ~ m}[-log p_base(y | x)] - E_{x, y ~ base}[-log p_base(y | x)],
 
-with the prompt in the base's own template, the end-of-sequence token included where it was sampled, and
+with the prompt in the base's own template, the base's own end included where the response came to one, and
 both expectations over the same prompts. Zero for the base by construction; it grows as responses become
 unlikely. Repetition makes text likely, so read it beside distinct-2 and length.
 """
@@ -22,7 +22,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ivg.decoding.log_ratio import log_probs
 from ivg.errors import UserError
-from ivg.models.prompts import Row, encode_prompt
+from ivg.models.prompts import Row
+from ivg.models.rendering import Renderer
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,10 +40,10 @@ class EncodedResponse:
 def encode_response(
     tokenizer: PreTrainedTokenizerBase, row: Row, *, template: str | None = None
 ) -> EncodedResponse:
-    """Encode an output row for the base.
+    """Encode an output row for the base, as `ivg.models.rendering` says: closed by its own end if it ended.
 
-    The sampled ids are used where the row has `token_ids`. Otherwise the text is encoded, and the EOS is
-    put back where the row says that it ended by one.
+    The sampled ids are used where the row has `token_ids`, without what ended the response (an EOS, or a stop
+    string); otherwise the text is encoded.
 
     Args:
         tokenizer: the base's own.
@@ -50,14 +51,14 @@ def encode_response(
         template: how the base sees a prompt; see `ivg.models.prompts.encode_prompt`.
 
     Raises:
-        UserError: the ids do not spell the response in this tokenizer.
+        UserError: the ids do not spell the response in this tokenizer, or no token of the base's ends one.
     """
-    prompt_ids = encode_prompt(tokenizer, row, template)
-    text = str(row["response"])
+    renderer = Renderer(tokenizer, template)
+    prompt_ids = renderer.prompt_ids(row)
+    text, reason = str(row["response"]), row.get("finish_reason")
+    is_ended = reason in ("eos", "stop")
     if row.get("token_ids") is None:
-        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        ended = row.get("finish_reason") == "eos" and tokenizer.eos_token_id is not None
-        return EncodedResponse(prompt_ids, [*ids, tokenizer.eos_token_id] if ended else ids)
+        return EncodedResponse(prompt_ids, renderer.response_ids(text, is_ended=is_ended))
     ids = [int(token) for token in row["token_ids"]]
     spelt = tokenizer.decode(ids, skip_special_tokens=True)
     if not spelt.strip().startswith(text.strip()):
@@ -65,7 +66,23 @@ def encode_response(
             f"token_ids spell {spelt!r:.60} with {tokenizer.name_or_path}, but the response is {text!r:.60}; "
             "give the base that decoded this file"
         )
-    return EncodedResponse(prompt_ids, ids)
+    if not is_ended:
+        return EncodedResponse(prompt_ids, ids)
+    content = ids[:-1] if reason == "eos" else _before_stop(tokenizer, ids, text)
+    if content is None:
+        return EncodedResponse(prompt_ids, renderer.response_ids(text, is_ended=True))
+    return EncodedResponse(prompt_ids, content + renderer.response_ids("", is_ended=True))
+
+
+def _before_stop(tokenizer: PreTrainedTokenizerBase, ids: list[int], text: str) -> list[int] | None:
+    """Return the ids that spell a response up to its stop string; None where that begins inside a token."""
+    for num_tokens in range(len(ids) - 1, -1, -1):
+        spelt = tokenizer.decode(ids[:num_tokens], skip_special_tokens=True)
+        if spelt.strip() == text.strip():
+            return ids[:num_tokens]
+        if len(spelt.strip()) < len(text.strip()):
+            break
+    return None
 
 
 @torch.inference_mode()

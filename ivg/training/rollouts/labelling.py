@@ -19,7 +19,7 @@ class Pairs:
     """Preference pairs, and what became of the candidates.
 
     Attributes:
-        rows: `prompt`, `chosen`, `rejected` and their rewards.
+        rows: `prompt`, `chosen`, `rejected`, their rewards and how they ended.
         num_ties: candidate pairs with equal rewards, dropped.
         num_below_margin: candidate pairs whose rewards differ by no more than the margin, dropped.
         num_single: prompts with fewer than two usable samples.
@@ -44,7 +44,7 @@ def preference_pairs(samples: Sequence[Sample], *, strategy: PairStrategy, margi
     """Pair the samples of each prompt by reward.
 
     Args:
-        samples: usable rows with `id` (of the prompt), `prompt`, `completion` and `reward`.
+        samples: usable rows with `id` (of the prompt), `prompt`, `completion`, `reward` and `finish_reason`.
         strategy: `best-worst` gives at most one pair a prompt; `all` every pair above the margin.
         margin: how far two rewards must differ, >= 0; equal ones never make a pair.
     """
@@ -80,11 +80,14 @@ def _pair(better: Sample, worse: Sample) -> dict[str, Any]:
         "rejected": worse["completion"],
         "chosen_reward": better["reward"],
         "rejected_reward": worse["reward"],
+        # One that was cut at the length limit must not be taught to end there.
+        "chosen_finish_reason": better["finish_reason"],
+        "rejected_finish_reason": worse["finish_reason"],
     }
 
 
 def describe(samples: Sequence[Sample], pairs: Pairs) -> dict[str, Any]:
-    """Say what was made: samples, rewards, lengths, stop_checker, pairs and what was dropped.
+    """Say what was made: samples, rewards, lengths, endings, pairs and what was dropped.
 
     Args:
         samples: all samples, usable or not, with `num_tokens` and `finish_reason` beside the rest.
@@ -98,7 +101,7 @@ def describe(samples: Sequence[Sample], pairs: Pairs) -> dict[str, Any]:
         "num_empty": sum(not sample["completion"].strip() for sample in samples),
         "num_without_reward": sum(not _is_scored(sample) for sample in samples),
         "num_completions": len(rewards),
-        "share_ended": _mean([float(sample["finish_reason"] == "eos") for sample in samples]),
+        "share_ended": _mean([float(sample["finish_reason"] in ("eos", "stop")) for sample in samples]),
         "mean_tokens": _mean([float(sample["num_tokens"]) for sample in samples]),
         "reward_mean": _mean(rewards),
         "reward_std": statistics.stdev(rewards) if len(rewards) > 1 else None,

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from ivg.errors import UserError
 from ivg.models.loading import Models
 from ivg.models.plan import ModelInfos, inspect_models, reading_models
-from ivg.models.prompts import check_row, identities, prompt_text
+from ivg.models.prompts import PROMPT_FIELDS, UNREAD_FIELDS, check_row, identities, prompt_text
 from ivg.rewards import Reward, score
 from ivg.run.api import generate
 from ivg.run.blocks import Line, LineFile, Lines, fill
@@ -49,7 +49,8 @@ def load_prompts(arguments: RolloutArguments) -> list[dict[str, Any]]:
 
 def _prompt_part(row: Mapping[str, Any]) -> dict[str, Any]:
     """Keep what makes a prompt row; TRL's conversational prompts are messages."""
-    part = {key: row[key] for key in ("prompt", "messages", "instruction", "id") if row.get(key) is not None}
+    fields = ("id", *PROMPT_FIELDS, "input", *UNREAD_FIELDS)  # `check_row` refuses the last
+    part = {key: row[key] for key in fields if row.get(key) is not None}
     if isinstance(part.get("prompt"), list):
         part["messages"] = part.pop("prompt")
     return part

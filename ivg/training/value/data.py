@@ -1,7 +1,7 @@
 """Rows for value training as token ids: exactly those that decoding will feed the value model.
 
-The prompt goes through the template by `ivg.models.prompts`; the response follows as it stands, and EOS where
-it ended by itself. Right padding, so that absolute positions are those of decoding.
+`ivg.models.rendering` says which: the prompt in its template, the response as it stands, and the model's own
+end where it came to one. Right padding, so that absolute positions are those of decoding.
 """
 
 from __future__ import annotations
@@ -15,16 +15,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from ivg.models.prompts import encode_prompt
-from ivg.training.data import as_prompt_row, text_of
-
-IGNORED = -100
-
-
-def encode_response(tokenizer: PreTrainedTokenizerBase, response: Any, *, ended: bool) -> list[int]:
-    """Turn a response (text or messages) into ids, closed by EOS if it ended by itself."""
-    ids = list(tokenizer(text_of(response), add_special_tokens=False)["input_ids"])
-    return [*ids, tokenizer.eos_token_id] if ended else ids
+from ivg.models.rendering import Renderer
+from ivg.training.encoding import IGNORED, encode_pair, response_ids
+from ivg.training.rows import as_prompt_row
 
 
 def encode_rewarded(
@@ -32,21 +25,21 @@ def encode_rewarded(
 ) -> list[dict[str, Any]]:
     """Encode rows of prompt, completion and reward.
 
-    A field `finish_reason`, where there is one, tells which responses ended with EOS (`eos`); rows without
-    it did.
+    A field `finish_reason`, where there is one, tells which responses came to their end (`eos` or `stop`) and
+    which were cut; rows without it did.
 
     Returns:
         Per row: `sequences` (one list of ids), `num_prompt_tokens`, `reward`, and `group`, a number that
         rows with the same prompt share.
     """
+    renderer = Renderer(tokenizer, template)
     groups: dict[str, int] = {}
     encoded = []
     for row in rows:
-        prompt = encode_prompt(tokenizer, as_prompt_row(row["prompt"]), template)
-        ended = (row.get("finish_reason") or "eos") == "eos"
+        prompt = renderer.prompt_ids(as_prompt_row(row["prompt"]))
         encoded.append(
             {
-                "sequences": [prompt + encode_response(tokenizer, row["completion"], ended=ended)],
+                "sequences": [prompt + response_ids(row, "completion", renderer)],
                 "num_prompt_tokens": len(prompt),
                 "reward": float(row["reward"]),
                 "group": groups.setdefault(str(row["prompt"]), len(groups)),
@@ -63,11 +56,11 @@ def encode_pairs(
     Returns:
         Per row: `sequences` (chosen, rejected) and `num_prompt_tokens`.
     """
+    renderer = Renderer(tokenizer, template)
     encoded = []
     for row in rows:
-        prompt = encode_prompt(tokenizer, as_prompt_row(row["prompt"]), template)
-        responses = (encode_response(tokenizer, row[key], ended=True) for key in ("chosen", "rejected"))
-        encoded.append({"sequences": [prompt + ids for ids in responses], "num_prompt_tokens": len(prompt)})
+        prompt, chosen, rejected = encode_pair(row, renderer).values()
+        encoded.append({"sequences": [prompt + chosen, prompt + rejected], "num_prompt_tokens": len(prompt)})
     return encoded
 
 

@@ -15,9 +15,8 @@ from ivg.models.inspection import context_length, read_config, read_tokenizer
 from ivg.models.loading import load_weights
 from ivg.models.prompts import encode_prompt
 from ivg.models.vocab import compare
-from ivg.training import checks
-from ivg.training.data import as_prompt_row
 from ivg.training.models import whole_weights
+from ivg.training.rows import as_prompt_row, refuse
 from ivg.training.value.arguments import ValueTrainingArguments
 from ivg.training.value.heads import NextLogits
 
@@ -120,7 +119,7 @@ def add_policy_prompts(
             len(row["policy_prompt"]) + len(row["sequences"][0]) - row["num_prompt_tokens"] for row in encoded
         ]
         what = f"more than the policy model's {context} tokens"
-        checks.refuse(name, what, [length > context for length in lengths], "remove them")
+        refuse(name, what, [length > context for length in lengths], "remove them")
 
 
 def check_vocabulary(policy: PreTrainedTokenizerBase, value: PreTrainedTokenizerBase, name: str) -> None:

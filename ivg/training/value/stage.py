@@ -18,11 +18,13 @@ from transformers import (
 
 from ivg.errors import UserError, is_main_process, readable
 from ivg.models.inspection import context_length
+from ivg.models.rendering import Renderer
 from ivg.training import checks
 from ivg.training.arguments import DataArguments, ModelArguments
 from ivg.training.data import load_training_data
 from ivg.training.models import init_kwargs, load_tokenizer, planned_config, starting_point
 from ivg.training.resume import check_resume, claim_output, settings_of
+from ivg.training.rows import refuse
 from ivg.training.value.arguments import RewardScale, ValueTrainingArguments
 from ivg.training.value.data import encode_pairs, encode_rewarded
 from ivg.training.value.heads import check_architecture, prepare_value_model
@@ -40,6 +42,7 @@ class ValueJob:
         train_rows: encoded rows.
         eval_rows: encoded rows, held out.
         scale: of the training rewards.
+        prompt_format: how prompts were rendered (`ivg.models.rendering`).
     """
 
     model: str
@@ -48,6 +51,7 @@ class ValueJob:
     train_rows: list[dict[str, Any]]
     eval_rows: list[dict[str, Any]] | None
     scale: RewardScale
+    prompt_format: dict[str, Any]
 
 
 def prepare(data: DataArguments, training: ValueTrainingArguments, model: ModelArguments) -> ValueJob:
@@ -79,6 +83,7 @@ def prepare(data: DataArguments, training: ValueTrainingArguments, model: ModelA
         train_rows=train_rows,
         eval_rows=eval_rows,
         scale=scale,
+        prompt_format=Renderer(tokenizer, data.prompt_template).describe(),
     )
 
 
@@ -100,7 +105,8 @@ def encode(
     checks.check_rows(rows, name)
     if training.binary_reward:
         remedy = "set binary_reward: false or make them so"
-        checks.refuse(name, "a reward other than 0 and 1", [r not in (0, 1) for r in rows["reward"]], remedy)
+        refuse(name, "a reward other than 0 and 1", [r not in (0, 1) for r in rows["reward"]], remedy)
+    Renderer(tokenizer, data.prompt_template).require_end(name)
     encoded = (encode_pairs if paired else encode_rewarded)(rows, tokenizer, data.prompt_template)
     add_policy_prompts(encoded, rows, name, training, tokenizer)
     return _within_limit(encoded, name, training, context_length(config))
@@ -116,9 +122,7 @@ def _within_limit(
     limit = min(limits)
     too_long = [max(len(ids) for ids in row["sequences"]) > limit for row in encoded]
     if not training.drop_overlong:
-        checks.refuse(
-            name, f"more than {limit} tokens", too_long, "raise max_length or set drop_overlong: true"
-        )
+        refuse(name, f"more than {limit} tokens", too_long, "raise max_length or set drop_overlong: true")
     kept = [row for row, long in zip(encoded, too_long, strict=True) if not long]
     if not kept:
         raise UserError(f"{name}: all {len(encoded)} rows have more than {limit} tokens; raise max_length")

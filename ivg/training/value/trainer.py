@@ -13,9 +13,10 @@ from torch import Tensor
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
 from ivg.training.cards import CardMixin
+from ivg.training.encoding import IGNORED
 from ivg.training.value import losses
 from ivg.training.value.arguments import RewardScale, ValueTrainingArguments
-from ivg.training.value.data import IGNORED, ValueCollator
+from ivg.training.value.data import ValueCollator
 from ivg.training.value.heads import compact_labels, fold_normalisation, head_name
 from ivg.training.value.metrics import evaluate_values, pair_accuracy_by_position
 from ivg.training.value.policy import Policy

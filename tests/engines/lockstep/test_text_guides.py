@@ -21,7 +21,8 @@ from transformers import (
 import ivg
 from ivg.config import ModelConfig, PairConfig, SamplingConfig, SearchConfig, ValueConfig
 from ivg.decoding.engine import NumericalError, in_order
-from ivg.decoding.sequences import Finished
+from ivg.decoding.sequences import Finished, Hypothesis
+from ivg.decoding.stopping import StopChecker
 from ivg.engines.lockstep.engine import LockstepEngine
 from ivg.engines.lockstep.text_guides import response_text
 from ivg.models.loading import Models, load_models
@@ -58,9 +59,9 @@ def _check_values(finished: Sequence[Finished], score: Score) -> int:
     return num_ended
 
 
-def _ids(folder: str, prompt: str, text: str, is_ended: bool, opening: str = "") -> tuple[list[int], int]:
+def _ids(folder: str, prompt: str, text: str, is_ended: bool) -> tuple[list[int], int]:
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    before = [0, *tokenizer(prompt + opening, add_special_tokens=False)["input_ids"]]  # one BOS
+    before = [0, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]  # one BOS
     after = tokenizer(text, add_special_tokens=False)["input_ids"]
     return [*before, *after, *([tokenizer.eos_token_id] if is_ended else [])], len(before)
 
@@ -123,7 +124,8 @@ def test_left_to_right_values_equal_recomputation(tmp_path: Path, kind: str) -> 
     finished = _run(models, SearchConfig(chunk_guidance="explicit", **SEARCH))
 
     def score(prompt: str, text: str, is_ended: bool) -> float:
-        ids, _ = _ids(folder, prompt, text, is_ended, "." if kind == "classifier" else "")
+        # A classifier reads the conversation as its template writes it, without the generation prompt.
+        ids, _ = _ids(folder, prompt, text, is_ended)
         inputs = torch.tensor([ids])
         if kind == "classifier":
             model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
@@ -187,7 +189,7 @@ def test_several_guides_add_up(tmp_path: Path) -> None:
 
     def score(prompt: str, text: str, is_ended: bool) -> float:
         ratio = _logp(tuned, "b" + prompt, text, is_ended)[0] - _logp(untuned, prompt, text, is_ended)[0]
-        ids, _ = _ids(classifier, prompt, text, is_ended, ".")
+        ids, _ = _ids(classifier, prompt, text, is_ended)
         return 0.3 * ratio - 2.0 * float(model(torch.tensor([ids])).logits[0, 0])
 
     assert _check_values(finished, score) > 3
@@ -229,5 +231,7 @@ def test_half_characters_are_not_read(tmp_path: Path) -> None:
             return "é\ufffd"
 
     half = dataclasses.replace(info, tokenizer=HalfCharacter())
-    assert response_text(half, [1, 2]) == ("é", False)
-    assert response_text(info, [0, 1, tiny.BASE_EOS]) == ("ab", True)
+    stop_checker = StopChecker(info.eos_ids, (), info.tokenizer.decode)
+    assert response_text(half, Hypothesis((1, 2)), stop_checker) == ("é", (1, 2), False)
+    ended = Hypothesis((0, 1, tiny.BASE_EOS), finish_reason="eos")
+    assert response_text(info, ended, stop_checker) == ("ab", (0, 1), True)

@@ -46,7 +46,20 @@ def test_sampled_ids_are_used_as_they_are():
     assert encode_response(tiny.tokenizer(), row) == EncodedResponse([3, 4], [5, 6, 0])
 
 
-@pytest.mark.parametrize(("finish_reason", "ids"), [("eos", [5, 6, 0]), ("length", [5, 6]), ("stop", [5, 6])])
+def test_a_stop_string_is_no_part_of_the_response_and_its_end_is_the_models_own():
+    row = {"prompt": "w1", "response": "w3 w4", "token_ids": [5, 6, 7], "finish_reason": "stop"}
+    assert encode_response(tiny.tokenizer(), row) == EncodedResponse([3], [5, 6, 0])
+    # Without the ids, and where it begins inside a token, the text is encoded anew.
+    assert encode_response(tiny.tokenizer(), {**row, "token_ids": None}) == EncodedResponse([3], [5, 6, 0])
+    inside = {**row, "response": "w3 w", "token_ids": [5, 6]}
+    encoded = encode_response(tiny.tokenizer(), inside)
+    own = tiny.tokenizer()("w3 w", add_special_tokens=False)["input_ids"]
+    assert encoded == EncodedResponse([3], [*own, 0])
+
+
+@pytest.mark.parametrize(
+    ("finish_reason", "ids"), [("eos", [5, 6, 0]), ("length", [5, 6]), ("stop", [5, 6, 0])]
+)
 def test_text_is_encoded_and_its_eos_put_back(finish_reason, ids):
     row = {"prompt": "w1", "response": "w3 w4", "finish_reason": finish_reason}
     assert encode_response(tiny.tokenizer(), row, template="w0 {prompt}") == EncodedResponse([2, 3], ids)
