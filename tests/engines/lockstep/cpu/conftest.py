@@ -1,4 +1,4 @@
-"""The compiled loops must be there wherever they can be built: their tests do not pass by going without."""
+"""The compiled loop must be there wherever it can be built: its tests do not pass by going without."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import shutil
 
 import pytest
 
-from ivg.engines.lockstep.cpu.library import library
+from ivg.engines.lockstep.cpu.attention import library
 
 
 @pytest.fixture(autouse=True)
 def _needs_the_loops() -> None:
     if library() is None:
         if os.environ.get("IVG_REQUIRE_DEEPSPEED") or shutil.which("c++"):
-            pytest.fail("the compiled loops are missing: reinstall ivg and read what its build says")
-        pytest.skip("no C++ compiler built the loops")
+            pytest.fail("the compiled loop is missing: pip install -e . builds it; read what it says")
+        pytest.skip("no C++ compiler built the loop")

@@ -44,11 +44,6 @@ class Case:
             states(len(self.groups), self.key_heads, self.prefix_columns, self.size) for _ in range(2)
         )
         self.own = tuple(states(num_rows, self.key_heads, self.own_columns, self.size) for _ in range(2))
-        # Views into rows of different lengths, as from layers that compute more than keys in one product.
-        self.new = tuple(
-            states(num_rows, 1, self.key_heads, more * self.size)[..., : self.size].transpose(1, 2)
-            for more in (3, 2)
-        )
         for kept in self.prefix:
             for p, group in enumerate(self.groups):
                 kept[p, :, : self.common[p]] = kept[self.groups.index(group), :, : self.common[p]]
@@ -63,14 +58,14 @@ class Case:
         ordered = order(self.parents, groups or self.groups, common)
         mask = self.mask if masked else None
         assert can_attend(self.query, *self.own, mask)
-        return attend(self.query, self.new, self.prefix, self.own, mask, self.scaling, ordered)
+        return attend(self.query, self.prefix, self.own, mask, self.scaling, ordered)
 
     def expected(self, *, masked: bool = True) -> Tensor:
         keys, values = (
-            torch.cat([kept[self.parents], own[:, :, :-1], new], dim=2)
+            torch.cat([kept[self.parents], own], dim=2)
             .repeat_interleave(self.queries_per_head, dim=1)
             .double()
-            for kept, own, new in zip(self.prefix, self.own, self.new, strict=True)
+            for kept, own in zip(self.prefix, self.own, strict=True)
         )
         scores = self.scaling * self.query.double() @ keys.transpose(2, 3)
         scores = scores.masked_fill(~self.mask, -torch.inf) if masked else scores
@@ -106,14 +101,6 @@ def test_equals_the_definition(case: Case, masked: bool) -> None:
 
 
 @pytest.mark.parametrize("case", EVERY, ids=NAMES)
-def test_writes_the_new_column_and_nothing_else(case: Case) -> None:
-    before = [own.clone() for own in case.own]
-    case.attend()
-    for own, kept, new in zip(case.own, before, case.new, strict=True):
-        assert torch.equal(own, torch.cat([kept[:, :, :-1], new], dim=2))
-
-
-@pytest.mark.parametrize("case", EVERY, ids=NAMES)
 def test_sharing_changes_no_bit(case: Case) -> None:
     """Nor does the company: a row alone is as it is among others."""
     together = case.attend()
@@ -121,7 +108,6 @@ def test_sharing_changes_no_bit(case: Case) -> None:
     for row, parent in enumerate(case.parents):
         alone = attend(
             case.query[[row]],
-            tuple(new[[row]] for new in case.new),
             tuple(kept[[parent]] for kept in case.prefix),
             tuple(own[[row]] for own in case.own),
             case.mask[[row]],
@@ -135,7 +121,7 @@ def test_columns_said_to_be_in_common_are_read_from_the_first_prefix() -> None:
     """So a wrong count shows."""
     case = CASES["two beams"]
     wrong = order(case.parents, case.groups, [10, 10])
-    found = attend(case.query, case.new, case.prefix, case.own, case.mask, case.scaling, wrong)
+    found = attend(case.query, case.prefix, case.own, case.mask, case.scaling, wrong)
     assert torch.equal(found[:2], case.attend()[:2])
     assert (found.double() - case.expected())[2:].abs().max() > 1e-2
 
@@ -156,7 +142,7 @@ def test_scores_far_apart() -> None:
     case = Case([0], [0], [0], 1, 1, 8, 4, 1)
     case.query[:] = 1
     case.prefix[0][:] = torch.tensor([-1000.0, 400.0, -3.0, 399.0])[:, None]
-    case.new[0][:] = -1e30
+    case.own[0][:] = -1e30
     case.mask[:] = True
     case.scaling = 0.5
     weight = math.exp(-4)  # eight times half a unit less

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
-from ivg.config import ModelConfig, ValueConfig
-from ivg.engines.lockstep.cpu.packing import PackedLinear, num_matrix_weights, pack
-from ivg.models.loading import load_models
-from tests import tiny
-from tests.engines.lockstep.test_kv_cache import BUILDERS, build
+from ivg.engines.lockstep.cpu.packing import FastGELU, PackedLinear, pack_weights, use_fast_gelu
+from tests.engines.lockstep.test_kv_cache import BUILDERS, build, runner_over
 
-VOCAB = len(tiny.LETTERS) + 2
 IDS = torch.tensor([[1, 2, 3, 9, 8, 7, 3, 2, 4, 11], [5, 30, 17, 21, 0, 4, 4, 9, 1, 2]])
 
 
@@ -49,11 +43,12 @@ def test_a_layer_multiplies_by_its_weights(
 def test_a_packed_model_computes_the_same(name: str) -> None:
     model = build(name)
     expected = model(IDS).logits
-    num_weights = num_matrix_weights(model)
-    pack(model)
+    num_weights = runner_over(model).num_matrix_weights
+    pack_weights(model)
+    use_fast_gelu(model)
     assert PackedLinear in _types(model)
     assert not {nn.Linear, Conv1D, NewGELUActivation} & _types(model)
-    assert num_matrix_weights(model) == num_weights
+    assert runner_over(model).num_matrix_weights == num_weights
     torch.testing.assert_close(model(IDS).logits, expected, atol=1e-4, rtol=1e-4)
     assert expected.std() > 1
 
@@ -61,14 +56,14 @@ def test_a_packed_model_computes_the_same(name: str) -> None:
 def test_float64_has_no_faster_layers() -> None:
     model = build("llama").double()
     before = _types(model)
-    pack(model)
+    pack_weights(model)
     assert _types(model) == before
 
 
-def test_loaded_models_are_packed_and_value_heads_are_not(tmp_path: Path) -> None:
-    base = tiny.save(tmp_path / "base", tiny.causal(1, dtype=torch.float32))
-    value = tiny.save(tmp_path / "value", tiny.value(2, num_labels=VOCAB, dtype=torch.float32))
-    models = load_models(base, values=[ValueConfig(model=ModelConfig(path=value))])
-    assert {nn.Linear, Conv1D} & _types(models.base.module) == set()
-    assert type(models.values[0].model.head) is nn.Linear
-    assert PackedLinear in _types(models.values[0].model.module)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_fast_gelu_equals_its_definition(dtype: torch.dtype) -> None:
+    x = torch.linspace(-14, 14, 10_001).to(dtype)
+    expected = nn.functional.gelu(x.double(), approximate="tanh")
+    rounding = {torch.float64: 1e-12, torch.float32: 4e-7, torch.bfloat16: 2**-8}[dtype]
+    error = (FastGELU()(x).double() - expected).abs()
+    assert (error <= rounding * expected.abs() + rounding).all()
