@@ -89,8 +89,8 @@ class ModelInfo:
                 ids = tuple(found) if isinstance(found, list | tuple) else (found,)
                 if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
                     raise UserError(
-                        f"{self.name}: eos_token_id is {found!r:.60}; give a token id or a list of them in its "
-                        "generation_config.json or config.json"
+                        f"{self.name}: eos_token_id is {found!r:.60}; give a token id or a list of them in "
+                        "its generation_config.json or config.json"
                     )
                 return ids
         return ()
@@ -219,6 +219,9 @@ def _read_tokenizer(
 
 def _read_generation(path: str, name: str, kwargs: dict[str, Any]) -> GenerationConfig | None:
     with readable(f"{name}: its generation_config.json cannot be read"):
+        file = Path(path) / "generation_config.json"
+        if file.is_file():
+            json.loads(file.read_text(encoding="utf-8"))  # transformers takes a broken file for none
         try:
             return GenerationConfig.from_pretrained(path, revision=kwargs.get("revision"))
         except OSError:  # many checkpoints have none
