@@ -52,9 +52,9 @@ def estimate(info: ModelInfo) -> Needs:
 def check_it_fits(infos: Sequence[ModelInfo]) -> None:
     """Refuse models of which this machine could not hold the least that their configurations ask for.
 
-    It counts token embeddings and, in each layer, what reads and writes the hidden state in attention; the
-    rest comes on top, so what is refused could not have been loaded. Models spread over devices may be
-    offloaded to a disk, and are not counted.
+    It counts token embeddings and, in each layer, what reads and writes the hidden state in attention;
+    whatever else there is comes on top, so what is refused could not have been loaded. Models spread over
+    devices may be offloaded to a disk, and are not counted.
 
     Raises:
         UserError: naming the largest model.
@@ -64,9 +64,9 @@ def check_it_fits(infos: Sequence[ModelInfo]) -> None:
     if total > here:
         size, name = max(sizes)
         raise UserError(
-            f"{name}: its configuration asks for at least {size / 2**30:,.0f} GiB of weights, and "
-            f"this machine has {here / 2**30:,.0f} GiB of memory in all; use a smaller dtype, quantization "
-            "or device_map auto, or mend its config.json"
+            f"{name}: its configuration asks for at least {size / 2**30:,.0f} GiB of weights, and this "
+            f"machine has {here / 2**30:,.0f} GiB of memory in all; use a smaller dtype, quantization or "
+            "device_map auto, or mend its config.json"
         )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -186,20 +187,38 @@ class Scan:
 def scan_lines(path: Path, expected: Lines, digest: Digest | None = None) -> Scan:
     """Read a file as far as its lines are whole and answer what they should.
 
-    Where the file is no longer what it was (`digest`), lines that could stand at several places, because
-    their records are equal, are not trusted either.
+    Before a fault, lines of records that occur several times are not trusted either: where a line is missing,
+    those of equal records may have moved up unseen.
 
     Raises:
         UserError: all expected lines are there, and more.
     """
     is_as_it_was = digest is None or _begins_with(path, digest)
-    repeated: set[str] = set()
-    if not is_as_it_was:
-        repeated = {key for key, count in Counter(expected.keys).items() if count > 1}
-    hasher, num_bytes, num_lines, problem = hashlib.sha256(), 0, 0, None
+    num_lines, problem = _count_good_lines(path, expected)
+    if problem is None and not is_as_it_was and digest is not None:
+        if num_lines >= digest.num_lines:  # every line is in its place, but not as it was written
+            num_lines, problem = 0, "its lines are not those that were written"
+        else:
+            problem = f"ends after line {num_lines}, where there were {digest.num_lines}"
+    if problem is not None:
+        num_known = digest.num_lines if digest is not None and is_as_it_was else 0
+        counts = Counter(expected.keys)
+        while num_lines > num_known and counts[expected.keys[num_lines - 1]] > 1:
+            num_lines -= 1
+    hasher, num_bytes = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        for line in itertools.islice(file, num_lines):
+            hasher.update(line)
+            num_bytes += len(line)
+    return Scan(num_lines, num_bytes, hasher, problem)
+
+
+def _count_good_lines(path: Path, expected: Lines) -> tuple[int, str | None]:
+    """Return how many lines from the start are in their place, and what is wrong with the next."""
+    num_lines = 0
     with path.open("rb") as file:
         for line in file:
-            if not line.endswith(b"\n"):
+            if not line.endswith(b"\n"):  # a kill left it unfinished
                 break
             if num_lines == len(expected.keys):
                 count = num_lines + 1 + sum(1 for _ in file)
@@ -207,21 +226,11 @@ def scan_lines(path: Path, expected: Lines, digest: Digest | None = None) -> Sca
                     f"output {path}: holds {count} rows, but this run makes {num_lines}; "
                     "something else wrote there; give another output, or overwrite"
                 )
-            key = expected.keys[num_lines]
-            problem = _fault(line, key, expected.key_of)
-            if problem is None and key in repeated:
-                problem = "is one of several for equal records, in a file that was changed"
-            if problem is not None:
-                problem = f"line {num_lines + 1} {problem}"
-                break
-            hasher.update(line)
-            num_bytes += len(line)
+            fault = _find_fault(line, expected.keys[num_lines], expected.key_of)
+            if fault is not None:
+                return num_lines, f"line {num_lines + 1} {fault}"
             num_lines += 1
-    if problem is None and not is_as_it_was and digest is not None:
-        if num_lines >= digest.num_lines:  # every line is in its place, but not as it was written
-            return Scan(0, 0, hashlib.sha256(), "its lines are not those that were written")
-        problem = f"ends after line {num_lines}, where there were {digest.num_lines}"
-    return Scan(num_lines, num_bytes, hasher, problem)
+    return num_lines, None
 
 
 def _begins_with(path: Path, digest: Digest) -> bool:
@@ -234,7 +243,7 @@ def _begins_with(path: Path, digest: Digest) -> bool:
     return left == 0 and hasher.hexdigest() == digest.sha256
 
 
-def _fault(line: bytes, key: str, key_of: Callable[[Line], str]) -> str | None:
+def _find_fault(line: bytes, key: str, key_of: Callable[[Line], str]) -> str | None:
     """Say what is wrong with a line, if something is."""
     try:
         found = json.loads(line)
