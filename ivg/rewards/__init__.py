@@ -8,9 +8,10 @@ wraps a Hugging Face sequence classifier; `load_reward` finds the one a configur
 from __future__ import annotations
 
 import importlib
+import traceback
 from collections.abc import Sequence
 
-from ivg.errors import UserError, require_module
+from ivg.errors import UserError, first_line, require_module
 from ivg.models.prompts import Row
 from ivg.rewards.classifier import ClassifierReward
 from ivg.rewards.config import Reward, RewardConfig
@@ -50,16 +51,20 @@ def resolve_function(name: str) -> Reward:
     if not module_name:
         raise UserError(f"reward function {name!r} is not a dotted name; give package.module.function")
     try:
-        function = vars(importlib.import_module(module_name))[attribute]
-    except ImportError as error:
+        module = importlib.import_module(module_name)
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # a user's module raises what it pleases, and may end the process
         raise UserError(
-            f"reward function {name}: cannot import {module_name} ({error}); "
+            f"reward function {name}: cannot import {module_name} ({first_line(error)}); "
             "check the name, and that it is on PYTHONPATH"
         ) from error
-    except KeyError as error:
+    if attribute not in vars(module):
         raise UserError(
             f"reward function {name}: module {module_name} defines no {attribute}; check the name"
-        ) from error
+        )
+    function = vars(module)[attribute]
     if not callable(function):
         raise UserError(
             f"reward function {name} is a {type(function).__name__}; give a callable f(rows, responses)"
@@ -80,9 +85,17 @@ def score(reward: Reward, rows: Sequence[Row], responses: Sequence[str], name: s
         name: what to call the reward in an error message.
 
     Raises:
-        UserError: another number of scores than responses, or something that is no number.
+        UserError: it raises, or returns another number of scores than responses or something that is no
+            number.
     """
-    returned = reward(rows, responses)
+    try:
+        returned = reward(rows, responses)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # a user's function raises what it pleases
+        if isinstance(reward, ClassifierReward):
+            raise
+        raise UserError(f"reward {name} failed at {_place(error)}: {first_line(error)}") from error
     try:
         scores = [float("nan") if value is None else float(value) for value in returned]
     except (TypeError, ValueError) as error:
@@ -94,3 +107,9 @@ def score(reward: Reward, rows: Sequence[Row], responses: Sequence[str], name: s
             f"reward {name} returned {len(scores)} scores for {len(responses)} responses; return one for each"
         )
     return scores
+
+
+def _place(error: BaseException) -> str:
+    """Return the file and line that raised."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{last.filename}:{last.lineno}"
