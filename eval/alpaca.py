@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
+import math
 import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from ivg.errors import EXIT_INTERRUPTED, UserError, exit_on_user_error, needs
@@ -37,10 +36,12 @@ with needs("eval"):
     )
     from ivg.evaluation.alpaca.answer_cache import AnswerCache
     from ivg.evaluation.alpaca.files import Output
-    from ivg.evaluation.alpaca.judge import TIMEOUT, Judge, Plan
-    from ivg.evaluation.alpaca.systems import decode_arms, how_decoded
+    from ivg.evaluation.alpaca.judge import TIMEOUT, Judge, Plan, check_endpoint, shown_endpoint
+    from ivg.evaluation.alpaca.systems import decode_systems, default_name, how_decoded
     from ivg.evaluation.alpaca.view import notes, paired_rates_table, rates_table
-    from ivg.evaluation.options import make_output_folder, option, parse_options
+    from ivg.evaluation.options import option, parse_options
+    from ivg.evaluation.output_folder import OutputFolder, check_name, open_output
+    from ivg.evaluation.safe_text import say
 
 CHARACTERS_PER_TOKEN = 5  # of a judge prompt, as counted over the public recordings; for the estimate
 console = Console()
@@ -84,10 +85,21 @@ def check(options: Options) -> None:
         raise UserError("give either --decode (a recipe to run) or --outputs (files to judge)")
     if options.num_workers < 1:
         raise UserError(f"num_workers is {options.num_workers}; give an integer >= 1")
+    for name, number in (("patience", options.patience), ("price", options.price)):
+        if number is not None and not (math.isfinite(number) and number >= 0):
+            raise UserError(f"{name} is {number}; give a finite number >= 0")
+    check_endpoint(options.endpoint)
+    if options.decode:
+        check_name(system_name(options), "--name", reserved=files.OWN_NAMES)
     if options.submission and not (options.decode and options.link and options.pretty_name):
         raise UserError("--submission needs --decode, --pretty_name and --link; it records all of them")
     if options.submission and (options.annotator != OFFICIAL_ANNOTATOR or options.judge_model):
         raise UserError("--submission needs the leaderboard's judge; leave out --annotator and --judge_model")
+
+
+def system_name(options: Options) -> str:
+    """Return the generator name of the guided run."""
+    return options.name if options.name is not None else default_name(str(options.decode))
 
 
 def check_leaderboards(annotator: Annotator, reference: list[Output]) -> None:
@@ -99,10 +111,13 @@ def check_leaderboards(annotator: Annotator, reference: list[Output]) -> None:
 
 def make_client(options: Options, *, needed: bool) -> openai.OpenAI:
     """Build the judge's client; without open requests no key is needed."""
-    key = os.environ.get(options.api_key_env, "")
+    key = os.environ.get(options.api_key_env, "").strip()
     if needed and not key:
         raise UserError(f"no key: the environment variable {options.api_key_env} is not set; set it")
-    return openai.OpenAI(api_key=key or "none", base_url=options.endpoint, max_retries=0, timeout=TIMEOUT)
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(f"the environment variable {options.api_key_env} holds no key; set it again")
+    url = check_endpoint(options.endpoint)
+    return openai.OpenAI(api_key=key or "none", base_url=url, max_retries=0, timeout=TIMEOUT)
 
 
 def confirm_cost(plan: Plan, annotator: Annotator, options: Options) -> None:
@@ -111,7 +126,7 @@ def confirm_cost(plan: Plan, annotator: Annotator, options: Options) -> None:
     tokens = plan.num_characters / CHARACTERS_PER_TOKEN
     dollars = "price unknown: give --price" if price is None else f"about ${tokens * price / 1e6:.2f}"
     calls = f"{len(plan.open_requests)} judge calls to {annotator.model} at {plan.endpoint}"
-    console.print(f"{calls}, about {tokens:,.0f} prompt tokens, {dollars}; {plan.num_kept} answers are kept")
+    say(console, f"{calls}, about {tokens:,.0f} prompt tokens, {dollars}; {plan.num_kept} answers are kept")
     if not plan.open_requests or options.yes:
         return
     if not sys.stdin.isatty():
@@ -135,31 +150,37 @@ def stopped_by_interrupt(judge: Judge) -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
-def judge_arms(
-    arms: dict[str, list[Output]], reference: list[Output], annotator: Annotator, options: Options
+def judge_systems(
+    systems: dict[str, list[Output]],
+    reference: list[Output],
+    annotator: Annotator,
+    options: Options,
+    output: OutputFolder,
 ) -> tuple[dict[str, Annotations], str]:
-    """Have every arm judged, after the cost of what is not answered yet was agreed to.
+    """Have every system judged, after the cost of what is not answered yet was agreed to.
 
     Returns:
-        Annotations by arm, and the URL that was asked.
+        Annotations by system, and the URL that was asked.
     """
-    folder = Path(options.output)
-    work = {"num_workers": options.num_workers, "folder": folder / "annotator"}
-    with AnswerCache(folder / "judge_answers.jsonl") as cache:
+    work = {"num_workers": options.num_workers, "output": output}
+    with AnswerCache(output.path / "judge_answers.jsonl") as cache:
+        if cache.damaged:
+            say(console, f"{cache.path}: {len(cache.damaged)} lines hold no answer, and are asked again")
         with make_client(options, needed=False) as client:
-            plan = Plan(str(client.base_url), cache)
-            endpoint = str(client.base_url.copy_with(username=None, password=None))
-        for outputs in arms.values():
+            endpoint = shown_endpoint(client)
+            plan = Plan(endpoint, cache)
+        for outputs in systems.values():
             annotate(outputs, reference, annotator, plan, **work, show_progress=False)
         confirm_cost(plan, annotator, options)
         with make_client(options, needed=bool(plan.open_requests)) as client:
             judge = Judge(client, cache, patience=options.patience)
             with stopped_by_interrupt(judge):
                 annotations = {
-                    name: annotate(arms[name], reference, annotator, judge, **work) for name in arms
+                    name: annotate(outputs, reference, annotator, judge, **work)
+                    for name, outputs in systems.items()
                 }
     for name, rows in annotations.items():
-        files.write_json(folder / name / "annotations.json", rows)
+        output.write_json(rows, name, "annotations.json")
     return annotations, endpoint
 
 
@@ -169,19 +190,23 @@ def show(report: dict[str, Any]) -> None:
         if table is not None:
             console.print(table.console())
     for note in notes(report):
-        console.print(note)
+        say(console, note)
 
 
 def submit(
-    outputs: list[Output], reference: list[Output], annotations: Annotations, options: Options
+    outputs: list[Output],
+    reference: list[Output],
+    annotations: Annotations,
+    options: Options,
+    output: OutputFolder,
 ) -> None:
     """Write the folder for the leaderboard."""
     folder = files.write_submission(
-        Path(options.output) / "submission", outputs, reference, annotations,
+        output, outputs, reference, annotations,
         annotator=OFFICIAL_ANNOTATOR, pretty_name=str(options.pretty_name), link=str(options.link),
         **how_decoded(str(options.decode)),
     )  # fmt: skip
-    console.print(f"submission: {folder}")
+    say(console, f"submission: {folder}")
 
 
 @exit_on_user_error
@@ -189,30 +214,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Decode, judge, report."""
     options = parse_options(Options, argv, __doc__ or "")
     check(options)
-    output = make_output_folder(options.output)
+    with open_output(options.output, "alpaca.json", "{") as output:
+        evaluate(options, output)
+
+
+def evaluate(options: Options, output: OutputFolder) -> None:
+    """Do all of it in a folder that no other evaluation uses now."""
     reference = files.read_outputs(options.reference) if options.reference else win_rates.hub_reference()
     leaderboard = win_rates.leaderboard(options.leaderboard)
-    annotator = find_annotator(options.annotator, options.judge_model, output / "annotator")
+    annotator = find_annotator(options.annotator, options.judge_model, output)
     if options.submission:
         check_leaderboards(annotator, reference)
     if options.decode:
-        arms = decode_arms(options.decode, options.name, reference, output)
+        systems = decode_systems(options.decode, system_name(options), reference, output)
     else:
-        arms = files.read_arms(options.outputs, reference)
-    name = list(arms)[-1]
+        systems = files.read_systems(options.outputs, reference)
+    name = list(systems)[-1]
     if options.submission:
-        files.check_submission(arms[name], reference)  # before the judge is paid
+        files.check_submission(systems[name], reference)  # before the judge is paid
     try:
-        annotations, endpoint = judge_arms(arms, reference, annotator, options)
+        annotations, endpoint = judge_systems(systems, reference, annotator, options, output)
     except KeyboardInterrupt:
-        console.print("interrupted; every answer so far is kept, run again to go on")
+        say(console, "interrupted; every answer so far is kept, run again to go on")
         sys.exit(EXIT_INTERRUPTED)
-    report = win_rates.sum_up(annotations, annotator, reference, endpoint)
+    report = win_rates.sum_up(
+        annotations, annotator, reference, endpoint, may_download=options.reference is None
+    )
     report["leaderboard"] = leaderboard
-    (output / "alpaca.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    output.write_json(report, "alpaca.json")
     show(report)
     if options.submission:
-        submit(arms[name], reference, annotations[name], options)
+        submit(systems[name], reference, annotations[name], options, output)
 
 
 if __name__ == "__main__":

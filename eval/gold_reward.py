@@ -10,7 +10,6 @@ The first file holds the base's own samples; the last is the one that the others
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,25 +17,30 @@ from typing import Any
 from ivg.errors import UserError, exit_on_user_error, needs
 
 with needs("eval"):
-    import torch
     from rich.console import Console
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    from ivg.config import ModelConfig
     from ivg.evaluation.measures.decoded import Decoded, read_named
-    from ivg.evaluation.measures.distance import EncodedResponse, encode_response, response_nll
-    from ivg.evaluation.measures.divergence import best_of_bounds
-    from ivg.evaluation.measures.kl_of_run import (
-        Given,
+    from ivg.evaluation.measures.distance import encode_response, response_nll
+    from ivg.evaluation.measures.divergence import (
+        Stated,
         TokenGuidance,
+        best_of_bounds,
         inspect_token_guidance,
         token_guidance_kl,
     )
     from ivg.evaluation.measures.measures import compare, measure, missing_reasons
     from ivg.evaluation.measures.statistics import estimate
-    from ivg.evaluation.options import make_output_folder, option, parse_options
+    from ivg.evaluation.options import option, parse_options
+    from ivg.evaluation.output_folder import open_result
     from ivg.evaluation.report.tables import divergence_table, methods_table, paired_table
+    from ivg.evaluation.safe_text import say
+    from ivg.models.loading import load_inspected
+    from ivg.models.plan import ModelInfos, inspect_models
     from ivg.rewards import RewardConfig, load_reward, score
-    from ivg.run.output_files import refuse_other
+
+
+RESULT_KEYS = ("methods", "paired", "reference")  # by which a result of ours is recognised
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +56,7 @@ class Options:
     template: str | None = option(None, "how the classifier sees a prompt: chat, or text with {prompt}")
     batch_size: int = option(32, "responses per pass of the classifier")
     base: str | None = option(None, "folder or Hub name of the base; unset: no distance from it")
+    trust_remote_code: bool = option(False, "run code that the base's or the pair's checkpoint brings")
     base_template: str | None = option(None, "how the base sees a prompt; unset: its default")
     max_tokens: int = option(8192, "padded tokens per pass of the base")
     kl_of: str | None = option(None, "file made by token guidance alone: report its KL to the base")
@@ -80,37 +85,41 @@ def check(options: Options, files: Sequence[Decoded]) -> None:
         raise UserError("kl_of names one of the files and needs base, tuned and untuned")
     if not best_of_bounds(options.best_of).keys() <= set(names):
         raise UserError(f"best_of: {' '.join(options.best_of)} must be among the files {', '.join(names)}")
-    if options.output is not None and not Path(options.output).parent.is_dir():
-        raise UserError(f"output {options.output}: its folder does not exist; create it")
-    if options.output is not None:
-        refuse_other(Path(options.output))
-        make_output_folder(Path(options.output).parent)  # it is there: can it be written?
+    if options.max_tokens < 1:
+        raise UserError(f"max_tokens is {options.max_tokens}; give an integer >= 1")
+    read = [file.path.resolve() for file in files if file.path is not None]
+    if options.output is not None and Path(options.output).resolve() in read:
+        raise UserError(f"output {options.output}: is one of the files to judge; give another")
 
 
-def encode_for_base(options: Options, files: Sequence[Decoded]) -> list[list[EncodedResponse]]:
-    """Turn every file's prompts and responses into the base's ids."""
-    try:
-        AutoConfig.from_pretrained(options.base)
-        tokenizer = AutoTokenizer.from_pretrained(options.base)
-    except (OSError, ValueError) as error:
-        raise UserError(f"base {options.base}: not a model folder or Hub name ({error})") from error
-    return [
-        [encode_response(tokenizer, row, template=options.base_template) for row in f.rows] for f in files
-    ]
+def inspect_base(options: Options) -> ModelInfos | None:
+    """Find out what the base is, before its weights are loaded; None where none is named."""
+    if options.base is None:
+        return None
+    return inspect_models(
+        ModelConfig(
+            path=options.base,
+            template=options.base_template,
+            trust_remote_code=options.trust_remote_code,
+        )
+    )
 
 
-def base_nll(options: Options, encoded: Sequence[list[EncodedResponse]]) -> list[list[float]]:
+def base_nll(infos: ModelInfos, files: Sequence[Decoded], max_tokens: int) -> list[list[float]]:
     """Score every file's responses under the base."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(options.base).to(device).eval()
-    return [response_nll(model, responses, max_tokens=options.max_tokens) for responses in encoded]
+    base = infos.base
+    encoded = [
+        [encode_response(base.tokenizer, row, template=base.template) for row in f.rows] for f in files
+    ]
+    module = load_inspected(infos).base.module
+    return [response_nll(module, responses, max_tokens=max_tokens) for responses in encoded]
 
 
 def inspect_guided(options: Options, files: Sequence[Decoded]) -> list[TokenGuidance]:
     """Find out how the file that kl_of names was made; an empty list where it names none."""
     if options.kl_of is None:
         return []
-    given = Given(
+    stated = Stated(
         base=str(options.base),
         tuned=str(options.tuned),
         untuned=str(options.untuned),
@@ -118,8 +127,9 @@ def inspect_guided(options: Options, files: Sequence[Decoded]) -> list[TokenGuid
         pair_template=options.pair_template,
         beta=options.beta,
         temperature=options.temperature,
+        trust_remote_code=options.trust_remote_code,
     )
-    return [inspect_token_guidance(file, given) for file in files if file.name == options.kl_of]
+    return [inspect_token_guidance(file, stated) for file in files if file.name == options.kl_of]
 
 
 def show(report: dict[str, Any], files: Sequence[Decoded]) -> None:
@@ -135,7 +145,7 @@ def show(report: dict[str, Any], files: Sequence[Decoded]) -> None:
             console.print(table.console())
     for file in files:
         for reason, count in report["methods"][file.name]["missing"].items():
-            console.print(f"{file.name}: {count} of {len(file.rows)} responses without a reward: {reason}")
+            say(console, f"{file.name}: {count} of {len(file.rows)} responses without a reward: {reason}")
 
 
 @exit_on_user_error
@@ -144,7 +154,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse_options(Options, argv, __doc__ or "")
     files = read_named(options.files)
     check(options, files)
-    encoded = None if options.base is None else encode_for_base(options, files)
+    with open_result(options.output, RESULT_KEYS) as write:
+        report = judge(options, files)
+        show(report, files)
+        write(report)
+
+
+def judge(options: Options, files: Sequence[Decoded]) -> dict[str, Any]:
+    """Check everything, then load and score."""
+    base = inspect_base(options)
     guided = inspect_guided(options, files)
     config = RewardConfig(
         function=options.function,
@@ -157,19 +175,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = str(options.function or options.model)
     kl = {guidance.file.name: token_guidance_kl(guidance) for guidance in guided}
     rewards = [score(reward, file.rows, file.responses, name) for file in files]
-    nll = [None] * len(files) if encoded is None else base_nll(options, encoded)
+    nll = [None] * len(files) if base is None else base_nll(base, files, options.max_tokens)
     measured = {f.name: measure(f, r, n) for f, r, n in zip(files, rewards, nll, strict=True)}
-    base = None if options.base is None else files[0].name
-    report: dict[str, Any] = {"reward": name, **compare(measured, base=base, reference=options.reference)}
+    base_name = None if base is None else files[0].name
+    report: dict[str, Any] = {
+        "reward": name,
+        **compare(measured, base=base_name, reference=options.reference),
+    }
     for file, values in zip(files, rewards, strict=True):
         report["methods"][file.name]["missing"] = missing_reasons(file, values)
     for method, bound in best_of_bounds(options.best_of).items():
         report["methods"][method]["kl_bound"] = bound
     for method, by_prompt in kl.items():
         report["methods"][method]["kl_to_base"] = estimate(by_prompt.values()).as_dict()
-    show(report, files)
-    if options.output is not None:
-        Path(options.output).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return report
 
 
 if __name__ == "__main__":

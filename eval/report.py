@@ -15,9 +15,13 @@ from pathlib import Path
 from ivg.errors import UserError, exit_on_user_error, needs
 
 with needs("eval"):
+    from rich.console import Console
+
     from ivg.evaluation.options import option, parse_options
-    from ivg.evaluation.report.page import html, markdown
+    from ivg.evaluation.output_folder import open_output
+    from ivg.evaluation.report.page import PAGE_OPENING, html, markdown
     from ivg.evaluation.report.sections import collect
+    from ivg.evaluation.safe_text import say
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,15 +44,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"num_samples is {options.num_samples}; give an integer >= 0")
     folder = Path(options.folder)
     sections = collect(folder, num_samples=options.num_samples)
-    output = Path(options.output) if options.output else folder
     title = options.title or f"Guided decoding: {folder.resolve().name}"
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "report.md").write_text(markdown(title, sections, output), encoding="utf-8")
-        (output / "report.html").write_text(html(title, sections), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"output {output}: {error.strerror}; give a folder that can be written") from error
-    print(f"{output / 'report.html'} and {output / 'report.md'}: {', '.join(s.title for s in sections)}")
+    with open_output(options.output or folder, "report.html", PAGE_OPENING) as output:
+        for section in sections:
+            for name in section.figures:
+                output.claim("figures", f"{name}.png")
+        output.write_text(markdown(title, sections, output.path), "report.md")
+        output.write_text(html(title, sections), "report.html")
+        written = f"{output.path / 'report.html'} and {output.path / 'report.md'}"
+    say(Console(soft_wrap=True), f"{written}: {', '.join(section.title for section in sections)}")
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ two tokens may land on its other side; from there on the response differs. Rando
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import itertools
-import json
+import math
 import random
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 from rich.console import Console
@@ -23,12 +23,34 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from ivg import ModelConfig, PairConfig, SamplingConfig, SearchConfig, generate
-from ivg.errors import exit_on_user_error
+from ivg.errors import UserError, exit_on_user_error
+from ivg.evaluation.options import option, parse_options
+from ivg.evaluation.output_folder import open_result
 from ivg.models.inspection import ModelInfo
 from ivg.models.loading import LoadedModel, LoadedPair, Models
 from ivg.models.plan import ModelInfos, PairInfo
 
 VOCABULARY = 8192
+NUM_POSITIONS, LONGEST_PROMPT = 512, 32
+DTYPES = ("float64", "float32", "bfloat16")
+MOST = 100_000  # prompts, and rows of a batch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is decoded, how often."""
+
+    dtypes: list[str] = dataclasses.field(
+        default_factory=lambda: list(DTYPES), metadata={"help": "float64, float32, bfloat16 or several"}
+    )
+    rows: list[int] = dataclasses.field(
+        default_factory=lambda: [16, 64, 1000], metadata={"help": "values of max_batch_rows"}
+    )
+    num_prompts: int = option(96, "prompts")
+    max_new_tokens: int = option(50, "tokens of a response")
+    temperature: float = option(0.7, "sampling temperature")
+    logit_std: float = option(3.0, "standard deviation of the base's logits")
+    output: str | None = option(None, "write the numbers there as JSON")
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -41,7 +63,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def model(name: str, seed: int, layers: int, width: int, logit_std: float, dtype: str) -> LoadedModel:
     """Build a GPT-2 with random weights whose logits have the standard deviation asked for."""
     torch.manual_seed(seed)
-    sizes = {"n_embd": width, "n_layer": layers, "n_head": width // 64, "n_positions": 512}
+    sizes = {"n_embd": width, "n_layer": layers, "n_head": width // 64, "n_positions": NUM_POSITIONS}
     module = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, bos_token_id=None, eos_token_id=None, **sizes))
     with torch.no_grad():
         module.transformer.ln_f.weight *= logit_std / module.eval()(torch.arange(64)[None]).logits.std()
@@ -78,11 +100,11 @@ def compare(runs: list[list[tuple[int, ...]]]) -> dict[str, float]:
     }
 
 
-def measure(options: argparse.Namespace, dtype: str) -> dict[str, float]:
+def measure(options: Options, dtype: str) -> dict[str, float]:
     """Decode the same prompts at every batch size."""
     models, words = build(dtype, options.logit_std), random.Random(0)
     prompts = [
-        " ".join(f"w{words.randrange(VOCABULARY)}" for _ in range(words.randint(4, 32)))
+        " ".join(f"w{words.randrange(VOCABULARY)}" for _ in range(words.randint(4, LONGEST_PROMPT)))
         for _ in range(options.num_prompts)
     ]
     search = SearchConfig(token_guidance="implicit", chunk_length=10)
@@ -96,30 +118,34 @@ def measure(options: argparse.Namespace, dtype: str) -> dict[str, float]:
     return compare(runs)
 
 
-@exit_on_user_error
-def main() -> None:
-    """Print a table, and write the numbers where asked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    dtypes = ["float64", "float32", "bfloat16"]
-    parser.add_argument("--dtypes", nargs="+", default=dtypes, choices=dtypes)
-    parser.add_argument(
-        "--rows", nargs="+", type=int, default=[16, 64, 1000], help="values of max_batch_rows"
-    )
-    for name, default in {"num_prompts": 96, "max_new_tokens": 50}.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
-    for name, value in {"temperature": 0.7, "logit_std": 3.0}.items():
-        parser.add_argument(f"--{name}", type=float, default=value)
-    parser.add_argument("--output", type=Path, help="JSON file")
-    options = parser.parse_args()
-    table, results = Table("dtype", "identical responses", "flips per draw", "pairs of responses"), {}
+def check(options: Options) -> None:
+    """Find what cannot be measured before a model is built."""
     for dtype in options.dtypes:
-        found = results[dtype] = measure(options, dtype)
-        table.add_row(dtype, f"{found['identical']:.1%}", f"{found['flips_per_draw']:.1e}", f"{found['n']}")
-    Console().print(table)
-    if options.output is not None:
-        options.output.write_text(json.dumps({**vars(options), "results": results}, indent=2, default=str))
+        if dtype not in DTYPES:
+            raise UserError(f"dtypes holds {dtype!r:.60}; give some of {', '.join(DTYPES)}")
+    counts = {"rows": options.rows, "num_prompts": [options.num_prompts]}
+    limits = {**dict.fromkeys(counts, MOST), "max_new_tokens": NUM_POSITIONS - LONGEST_PROMPT}
+    for name, numbers in {**counts, "max_new_tokens": [options.max_new_tokens]}.items():
+        if not numbers or not all(1 <= number <= limits[name] for number in numbers):
+            raise UserError(f"{name} is {numbers!r:.60}; give integers from 1 to {limits[name]}")
+    for name, number in {"temperature": options.temperature, "logit_std": options.logit_std}.items():
+        if not 0 < number < math.inf:
+            raise UserError(f"{name} is {number}; give a finite number above 0")
+
+
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print a table, and write the numbers where asked."""
+    options = parse_options(Options, argv, __doc__ or "")
+    check(options)
+    table, results = Table("dtype", "identical responses", "flips per draw", "pairs of responses"), {}
+    with open_result(options.output, ("dtypes", "results")) as write:
+        for dtype in options.dtypes:
+            found = results[dtype] = measure(options, dtype)
+            shares = (f"{found['identical']:.1%}", f"{found['flips_per_draw']:.1e}", f"{found['n']}")
+            table.add_row(dtype, *shares)
+        Console().print(table)
+        write({**dataclasses.asdict(options), "results": results})
 
 
 if __name__ == "__main__":

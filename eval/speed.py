@@ -11,7 +11,6 @@ Writes OUTPUT/speed.json and figures.
 from __future__ import annotations
 
 import dataclasses
-import json
 import platform
 import statistics
 from collections.abc import Sequence
@@ -27,51 +26,56 @@ with needs("eval"):
 
     from ivg.evaluation.measures.decoded import row_ids
     from ivg.evaluation.measures.statistics import estimate, mean_by_prompt
-    from ivg.evaluation.options import config_and_overrides, make_output_folder
+    from ivg.evaluation.options import config_and_overrides
+    from ivg.evaluation.output_folder import open_output, writable
     from ivg.evaluation.report.figures import by_length, save_png
     from ivg.evaluation.report.tables import speed_table
-    from ivg.evaluation.sweep.grid import Cell, GridConfig, read_grid
+    from ivg.evaluation.safe_text import say
+    from ivg.evaluation.sweep.grid import GridConfig, Run, read_grid
     from ivg.evaluation.sweep.peak_memory import peak_in_fresh_process, peak_mib, reset_peak
-    from ivg.evaluation.sweep.runs import CellRun, grid_prompts, load_and_run, load_grid, run_at_length
+    from ivg.evaluation.sweep.runs import RunResult, grid_prompts, load_and_run, load_grid, run_at_length
     from ivg.evaluation.sweep.speed import costs_table, findings
     from ivg.models.prompts import Row
-    from ivg.rewards import load_reward, score
+    from ivg.rewards import Reward, load_reward, score
+
+
+FIGURES = {"seconds_per_prompt": "seconds per prompt", "peak_memory_mib": "peak memory (MiB)"}
 
 
 @dataclasses.dataclass(slots=True)
 class Timed:
-    """The runs of a cell at one length, and the most memory that one took, in MiB."""
+    """The runs of a run at one length, and the most memory that one took, in MiB."""
 
-    runs: list[CellRun] = dataclasses.field(default_factory=list)
+    runs: list[RunResult] = dataclasses.field(default_factory=list)
     peak: float | None = None
 
 
-def measure_all(grid: GridConfig, rows: Sequence[Row]) -> dict[tuple[int, Cell], Timed]:
-    """Run every cell at every length, `repeats` times in turn; a run of one prompt each warms up."""
+def measure_all(grid: GridConfig, rows: Sequence[Row]) -> dict[tuple[int, Run], Timed]:
+    """Run every run at every length, `repeats` times in turn; a run of one prompt each warms up."""
     models = load_grid(grid)
-    timed = {(length, cell): Timed() for length in grid.lengths for cell in grid.cells}
-    for cell in grid.cells:
-        run_at_length(grid, models, cell, min(grid.lengths), rows[:1])
+    timed = {(length, run): Timed() for length in grid.lengths for run in grid.runs}
+    for run in grid.runs:
+        run_at_length(grid, models, run, min(grid.lengths), rows[:1])
     for _ in track(range(grid.repeats), "rounds"):
-        for (length, cell), found in timed.items():
+        for (length, run), found in timed.items():
             reset_peak()
-            found.runs.append(run_at_length(grid, models, cell, length, rows))
+            found.runs.append(run_at_length(grid, models, run, length, rows))
             if torch.cuda.is_available():
                 found.peak = max(found.peak or 0, peak_mib() or 0)
     if not torch.cuda.is_available():
-        for (length, cell), found in track(timed.items(), "memory"):
-            found.peak = peak_in_fresh_process(partial(load_and_run, grid, cell, length, rows))
+        for (length, run), found in track(timed.items(), "memory"):
+            found.peak = peak_in_fresh_process(partial(load_and_run, grid, run, length, rows))
     return timed
 
 
-def entry(length: int, cell: Cell, timed: Timed, rewards: Sequence[float]) -> dict[str, Any]:
-    """Sum up the repeats of one cell at one length."""
+def entry(length: int, run: Run, timed: Timed, rewards: Sequence[float]) -> dict[str, Any]:
+    """Sum up the repeats of one run at one length."""
     first = timed.runs[0]  # texts and tokens are the same in each repeat
     base_fed, *guides_fed = first.runner_tokens
     seconds = [run.seconds / len(first.rows) for run in timed.runs]
     return {
-        **dataclasses.asdict(cell),
-        "setting": cell.setting,
+        **dataclasses.asdict(run),
+        "setting": run.setting,
         "max_new_tokens": length,
         "num_prompts": len(first.rows),
         "num_tokens": statistics.mean(row["num_tokens"] for row in first.rows),
@@ -91,15 +95,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     path, overrides = config_and_overrides(argv, __doc__ or "")
     grid = read_grid(path, overrides)
     rows = grid_prompts(grid, path)
-    make_output_folder(grid.output)
-    reward, name = load_reward(grid.reward), str(grid.reward.function or grid.reward.model)
-    runs = []
-    for (length, cell), timed in measure_all(grid, rows).items():
+    with open_output(grid.output, "speed.json", "{") as output:
+        report = measure_and_judge(grid, rows, load_reward(grid.reward))
+        output.write_json(report, "speed.json")
+        for key, label in FIGURES.items():
+            png = output.claim("figures", f"speed_{key}.png")
+            with writable(png):
+                save_png(by_length(report["runs"], key, label), png)
+    console = Console()
+    for table in (speed_table(report), costs_table(report["runs"])):
+        if table is not None:
+            console.print(table.console())
+    for line in report["findings"]:
+        say(console, line)
+
+
+def measure_and_judge(grid: GridConfig, rows: Sequence[Row], reward: Reward) -> dict[str, Any]:
+    """Return what `speed.json` holds."""
+    name, runs = str(grid.reward.function or grid.reward.model), []
+    for (length, run), timed in measure_all(grid, rows).items():
         out = timed.runs[0].rows
         rewards = score(reward, out, [row["response"] for row in out], name)
-        runs.append(entry(length, cell, timed, rewards))
+        runs.append(entry(length, run, timed, rewards))
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
-    report = {
+    return {
         "kind": "speed",
         "reward": name,
         "machine": f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}",
@@ -107,18 +126,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         "runs": runs,
         "findings": findings(runs),
     }
-    (grid.output / "speed.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    for key, label in {
-        "seconds_per_prompt": "seconds per prompt",
-        "peak_memory_mib": "peak memory (MiB)",
-    }.items():
-        save_png(by_length(runs, key, label), grid.output / "figures" / f"speed_{key}.png")
-    console = Console()
-    for table in (speed_table(report), costs_table(runs)):
-        if table is not None:
-            console.print(table.console())
-    for line in report["findings"]:
-        console.print(line)
 
 
 if __name__ == "__main__":

@@ -2,18 +2,18 @@
 
     python eval/sweep.py --config recipes/quickstart/sweep.yaml
 
-A cell that is finished is not run again, unless its settings or the models' files changed. Writes
-OUTPUT/<cell>.jsonl, sweep.json and figures.
+A run that is finished is not run again, unless its settings or the models' files changed. Writes
+OUTPUT/<run>.jsonl, sweep.json and figures.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from ivg.errors import exit_on_user_error, needs
+from ivg.errors import UserError, exit_on_user_error, needs
 
 with needs("eval"):
     from rich.console import Console
@@ -22,24 +22,25 @@ with needs("eval"):
     from ivg.evaluation.measures.decoded import read_decoded
     from ivg.evaluation.measures.distance import encode_response, response_nll
     from ivg.evaluation.measures.measures import compare, measure, missing_reasons
-    from ivg.evaluation.options import config_and_overrides, make_output_folder
+    from ivg.evaluation.options import config_and_overrides
+    from ivg.evaluation.output_folder import OutputFolder, open_output, writable
+    from ivg.evaluation.reading import read_json
     from ivg.evaluation.report.figures import save_png
     from ivg.evaluation.report.frontiers import sweep_frontiers
     from ivg.evaluation.report.tables import sweep_table
-    from ivg.evaluation.sweep.grid import Cell, GridConfig, read_grid
-    from ivg.evaluation.sweep.runs import grid_prompts, load_grid, run_cell, weight_files
+    from ivg.evaluation.sweep.grid import GridConfig, Run, read_grid
+    from ivg.evaluation.sweep.runs import decode_run, grid_prompts, load_grid, weight_files
     from ivg.models.loading import LoadedModel, Models, load_models
     from ivg.models.prompts import Row
     from ivg.rewards import Reward, load_reward, score
-    from ivg.run.json_files import write_json
     from ivg.run.output_files import content_hash
 
 
-class Cells:
-    """Runs cells that are not finished; the guides are loaded only if one is open."""
+class Sweep:
+    """Decodes the runs that are not finished; the guides are loaded only if one is open."""
 
-    def __init__(self, grid: GridConfig, rows: Sequence[Row]) -> None:
-        self.grid, self.rows = grid, rows
+    def __init__(self, grid: GridConfig, rows: Sequence[Row], output: OutputFolder) -> None:
+        self.grid, self.rows, self.output = grid, rows, output
         self._models: Models | None = None
 
     @property
@@ -54,42 +55,70 @@ class Cells:
         """The base, which judges; loaded alone where nothing was decoded."""
         return (self._models or load_models(self.grid.decode.base)).base
 
-    def finish(self, cell: Cell) -> dict[str, Any]:
-        """Return a cell's statistics, after decoding it if need be."""
+    def finish(self, run: Run) -> dict[str, Any]:
+        """Return a run's statistics, after decoding it if need be."""
         decode = self.grid.decode
-        path = self.grid.output / f"{cell.name}.json"
-        settings = [dataclasses.asdict(part) for part in (cell, decode.sampling, decode.base)]
+        settings = [dataclasses.asdict(part) for part in (run, decode.sampling, decode.base)]
         guides = [dataclasses.asdict(part) for part in (*decode.pairs, *decode.values)]
-        fingerprint = content_hash([settings, guides, weight_files(decode), list(self.rows)])
-        if path.exists():
-            known = json.loads(path.read_text(encoding="utf-8"))
-            if known["settings_hash"] == fingerprint:
-                return dict(known)
-        run = run_cell(self.models, cell, decode.sampling, self.rows, max_batch_rows=decode.max_batch_rows)
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in run.rows)
-        path.with_suffix(".jsonl").write_text(lines, encoding="utf-8")
+        settings_hash = content_hash([settings, guides, weight_files(decode), list(self.rows)])
+        known = read_finished(self.output.path, run, num_records=len(self.rows))
+        if known is not None and known["settings_hash"] == settings_hash:
+            return known
+        for suffix in ("jsonl", "json"):
+            self.output.claim(f"{run.name}.{suffix}")
+        found = decode_run(self.models, run, decode.sampling, self.rows, max_batch_rows=decode.max_batch_rows)
+        self.output.write_json_lines(found.rows, f"{run.name}.jsonl")
         stats = {
-            "settings_hash": fingerprint,
-            "seconds_per_prompt": run.seconds / len(self.rows),
-            "tokens_fed": run.tokens_fed,
-            "flops_per_prompt": run.flops / len(self.rows),
+            "settings_hash": settings_hash,
+            "seconds_per_prompt": found.seconds / len(self.rows),
+            "tokens_fed": found.tokens_fed,
+            "flops_per_prompt": found.flops / len(self.rows),
         }
-        write_json(path, stats)  # last: it says that the cell is whole
+        self.output.write_json(stats, f"{run.name}.json")  # last: it says that the run is whole
         return stats
 
 
+def read_finished(folder: Path, run: Run, *, num_records: int) -> dict[str, Any] | None:
+    """Return the statistics of a run that is there and whole; None where it must be decoded (again).
+
+    Raises:
+        UserError: a file that is no run's lies in their place.
+    """
+    stats_path, responses_path = (folder / f"{run.name}.{suffix}" for suffix in ("json", "jsonl"))
+    if not stats_path.exists() or not responses_path.exists():
+        return None
+    try:
+        known = read_json(stats_path, "a run's statistics")
+        is_whole = len(read_decoded(run.name, responses_path).rows) == num_records
+    except UserError:
+        return None
+    return dict(known) if is_whole and is_statistics(known) else None
+
+
+def is_statistics(known: object) -> bool:
+    """Tell whether JSON is what `Sweep.finish` returns."""
+    return (
+        isinstance(known, Mapping)
+        and isinstance(known.get("settings_hash"), str)
+        and isinstance(known.get("flops_per_prompt"), float)
+        and isinstance(known.get("seconds_per_prompt"), float)
+        and isinstance(known.get("tokens_fed"), Mapping)
+        and all(isinstance(count, int) for count in known["tokens_fed"].values())
+    )
+
+
 def judge(grid: GridConfig, base: LoadedModel, reward: Reward) -> dict[str, Any]:
-    """Measure every cell's responses and compare them with the base's."""
+    """Measure every run's responses and compare them with the base's."""
     name = str(grid.reward.function or grid.reward.model)
     measured, missing = {}, {}
-    for cell in track(grid.cells, "judging"):
-        file = read_decoded(cell.name, grid.output / f"{cell.name}.jsonl")
+    for run in track(grid.runs, "judging"):
+        file = read_decoded(run.name, grid.output / f"{run.name}.jsonl")
         rewards = score(reward, file.rows, file.responses, name)
         encoded = [
             encode_response(base.info.tokenizer, row, template=base.info.template) for row in file.rows
         ]
-        measured[cell.name] = measure(file, rewards, response_nll(base.module, encoded))
-        missing[cell.name] = missing_reasons(file, rewards)
+        measured[run.name] = measure(file, rewards, response_nll(base.module, encoded))
+        missing[run.name] = missing_reasons(file, rewards)
     report = compare(measured, base="base", reference="base")
     for cell_name, reasons in missing.items():
         report["methods"][cell_name]["missing"] = reasons
@@ -101,18 +130,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the grid."""
     path, overrides = config_and_overrides(argv, __doc__ or "")
     grid = read_grid(path, overrides)
-    cells = Cells(grid, grid_prompts(grid, path))
-    make_output_folder(grid.output)
-    reward = load_reward(grid.reward)  # before anything is decoded for it
-    cost = {cell.name: cells.finish(cell) for cell in track(grid.cells, "decoding")}
-    report: dict[str, Any] = {"kind": "sweep", "cost": cost, **judge(grid, cells.base, reward)}
-    report["cells"] = [
-        {"name": c.name, "method": c.method, "setting": c.setting, **dataclasses.asdict(c)}
-        for c in grid.cells
-    ]
-    for name, figure in sweep_frontiers(report).items():
-        save_png(figure, grid.output / "figures" / f"{name}.png")
-    (grid.output / "sweep.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    rows = grid_prompts(grid, path)
+    with open_output(grid.output, "sweep.json", "{") as output:
+        reward = load_reward(grid.reward)  # before anything is decoded for it
+        sweep = Sweep(grid, rows, output)
+        cost = {run.name: sweep.finish(run) for run in track(grid.runs, "decoding")}
+        report: dict[str, Any] = {"kind": "sweep", "cost": cost, **judge(grid, sweep.base, reward)}
+        report["cells"] = [
+            {"name": run.name, "method": run.method, "setting": run.setting, **dataclasses.asdict(run)}
+            for run in grid.runs
+        ]
+        for name, figure in sweep_frontiers(report).items():
+            png = output.claim("figures", f"{name}.png")
+            with writable(png):
+                save_png(figure, png)
+        output.write_json(report, "sweep.json")
     Console().print(sweep_table(report).console())
 
 

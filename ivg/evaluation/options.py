@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from transformers import HfArgumentParser
@@ -78,21 +76,3 @@ def config_and_overrides(argv: Sequence[str] | None, description: str) -> tuple[
     if bad:
         raise UserError(f"unexpected argument {bad[0]!r}; overrides are KEY=VALUE")
     return known.config, known.overrides
-
-
-def make_output_folder(path: str | Path) -> Path:
-    """Make a folder for results, and try whether files can be written there before any work starts.
-
-    Raises:
-        UserError: a file of that name, or a place that cannot be written.
-    """
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"output {folder}: {error.strerror}; give a folder that can be written") from error
-    except ValueError as error:  # a path that holds a null character
-        raise UserError(f"output {path!r}: {error}; give a folder that can be written") from error
-    return folder

@@ -5,7 +5,6 @@
 Reads runs/quickstart; writes report.json there and the tables to the console. `eval/report.py` draws it.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,17 @@ from typing import Any
 import corpus
 from rich.console import Console
 from stages import hash_path, read_stamp
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ivg.errors import UserError, exit_on_user_error
 from ivg.evaluation.measures.decoded import Decoded, check_same_prompts, read_decoded
 from ivg.evaluation.measures.distance import encode_response, response_nll
 from ivg.evaluation.measures.measures import compare, measure, missing_reasons
+from ivg.evaluation.reading import read_json
 from ivg.evaluation.report.tables import Table, methods_table, paired_table
+from ivg.models.loading import load_models
 from ivg.models.prompts import Row
 from ivg.rewards import sentiment, vader_completion
+from ivg.run.json_files import write_json
 from ivg.run.output_files import manifest_path
 
 NllScorer = Callable[[Sequence[Row]], list[float]]
@@ -29,14 +30,15 @@ NllScorer = Callable[[Sequence[Row]], list[float]]
 RUNS = Path("runs/quickstart")
 METHODS = ("base", "token_implicit", "best_of_n", "chunk_explicit", "token_implicit_best_of_n", "ivg")
 STAGES = ("prepare", "base", "untuned", "rollouts", "dpo", "value", "decode", "sweep")
+RECORD = "the record of a run; run the decode stage"
 REWARD_UNIT = "mean VADER compound over sentences"
 
 
 def base_scorer(folder: Path) -> NllScorer:
     """Load the base, to score output rows: their negative log-likelihood in nats."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    return lambda rows: response_nll(model, [encode_response(tokenizer, row) for row in rows])
+    base = load_models(str(folder)).base
+    tokenizer, module = base.info.tokenizer, base.module
+    return lambda rows: response_nll(module, [encode_response(tokenizer, row) for row in rows])
 
 
 def compare_methods(files: list[Decoded], score_nll: NllScorer) -> dict[str, Any]:
@@ -71,9 +73,7 @@ def timing() -> dict[str, Any]:
     manifests = {m: manifest_path(RUNS / "decoded" / f"{m}.jsonl") for m in METHODS}
     return {
         "stage_seconds": {name: stamp["seconds"] for name, stamp in stamps.items() if stamp is not None},
-        "decoding": {
-            m: json.loads(path.read_text(encoding="utf-8"))["summary"] for m, path in manifests.items()
-        },
+        "decoding": {m: read_json(path, RECORD)["summary"] for m, path in manifests.items()},
     }
 
 
@@ -83,14 +83,14 @@ def value_table(quality: Sequence[Mapping[str, Any]]) -> Table:
     rows = [
         [
             f"{entry['percent']}%",
-            *(_figure(entry[name]) for name in ("rank_correlation", "pairwise_accuracy")),
+            *(_write_number(entry[name]) for name in ("rank_correlation", "pairwise_accuracy")),
         ]
         for entry in quality
     ]
     return Table("Value model against the final gold reward", header, rows)
 
 
-def _figure(value: float | None) -> str:
+def _write_number(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
@@ -106,7 +106,9 @@ def main() -> None:
     console = Console()
     with console.status("judging the responses"):
         files = [read_decoded(method, RUNS / "decoded" / f"{method}.jsonl") for method in METHODS]
-        quality = json.loads((RUNS / "value" / "value_evaluation.json").read_text(encoding="utf-8"))
+        quality = read_json(
+            RUNS / "value" / "value_evaluation.json", "what train/value.py writes; run the stage"
+        )
         report = {
             "task": task_facts(),
             **compare_methods(files, base_scorer(RUNS / "base")),
@@ -114,7 +116,7 @@ def main() -> None:
             "base_weights": weights_check(RUNS / "base" / "model.safetensors"),
             "timing": timing(),
         }
-    (RUNS / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_json(RUNS / "report.json", report)
     for table in (methods_table(report), paired_table(report), value_table(quality)):
         console.print(table.console())
     same = "the same" if report["base_weights"]["identical"] else "NOT the same"

@@ -1,10 +1,12 @@
 """An OpenAI-compatible judge on loopback that replays recorded completions, and can fail on purpose."""
 
+import contextlib
 import hashlib
 import json
 import random
 import re
 import threading
+import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -31,6 +33,9 @@ class ReplayJudge:
         self.keys_seen = set()
         self.refuse_all = None  # (status, body): answer everything with this
         self.refusals = {}  # instruction -> (status, body)
+        self.bodies = []  # bytes to answer with and status 200, each once, before anything else
+        self.truncate = False  # promise more bytes of those than are sent
+        self.pause = 0.0  # seconds between two bytes of an answer, head included
         self.on_answer = lambda count: None
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
@@ -79,6 +84,8 @@ class ReplayJudge:
                 judge.requests.append(json.loads(body))
                 if judge.refuse_all is not None:
                     return self.send(*judge.refuse_all)
+                if judge.bodies:
+                    return self.send_bytes(200, judge.bodies.pop(0))
                 fate = judge.fate()
                 if fate is None:
                     self.close_connection = True
@@ -95,13 +102,26 @@ class ReplayJudge:
                 return judge.on_answer(count)
 
             def send(self, status, data):
-                content = json.dumps(data).encode()
+                self.send_bytes(status, json.dumps(data).encode())
+
+            def send_bytes(self, status, content):
+                if judge.pause:
+                    return self.drip(content)
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(content)))
+                self.send_header("Content-Length", str(len(content) + 9 * judge.truncate))
                 if status == 429:
                     self.send_header("Retry-After", "0")
                 self.end_headers()
                 self.wfile.write(content)
+                self.close_connection = judge.truncate
+                return None
+
+            def drip(self, content):
+                head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(content)}\r\n\r\n".encode()
+                with contextlib.suppress(OSError):  # nobody waits for it any more
+                    for byte in head + content:
+                        self.wfile.write(bytes([byte]))
+                        time.sleep(judge.pause)
 
         return Handler

@@ -256,7 +256,7 @@ def test_a_recipe_is_decoded_and_judged_beside_its_base(recipe, small):
 
 def test_a_submission_that_the_leaderboard_would_refuse_is_not_begun(recipe, small, monkeypatch, capsys):
     """Neither with three instructions, nor with a judge that took the leaderboard's name in this folder."""
-    monkeypatch.setattr(alpaca, "decode_arms", lambda *_: pytest.fail("something was decoded"))
+    monkeypatch.setattr(alpaca, "decode_systems", lambda *_: pytest.fail("something was decoded"))
     argv = [*recipe, "--submission", "--pretty_name", "Mine", "--link", "https://example.org"]
     error = scripts.refused(capsys, alpaca.main, argv)
     assert "but the reference is not the leaderboard's 805 answers" in error

@@ -81,8 +81,8 @@ def test_the_frontier_stays_within_its_bounds():
     grid = read_grid(str(RECIPE / "sweep.yaml"))
     assert grid.decode.limit == 64
     assert "validation" in str(grid.decode.input)
-    assert max(cell.num_beams * cell.num_successors for cell in grid.cells) == 16
-    assert {cell.method for cell in grid.cells} == set(METHODS)
+    assert max(run.num_beams * run.num_successors for run in grid.runs) == 16
+    assert {run.method for run in grid.runs} == set(METHODS)
     assert grid.decode.sampling == decode_config("ivg").sampling
     assert grid.reward.function == read_yaml(str(RECIPE / "rollouts.yaml"))["reward_function"]
 

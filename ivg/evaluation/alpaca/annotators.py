@@ -15,6 +15,7 @@ from ivg.errors import UserError
 from ivg.evaluation.alpaca.files import Output
 from ivg.evaluation.alpaca.judge import Answers
 from ivg.evaluation.alpaca.package import PairwiseAnnotator, constants, quiet
+from ivg.evaluation.output_folder import OutputFolder, check_name
 
 OFFICIAL_ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
 OFFICIAL_PRICE = 10.0  # dollars per million prompt tokens of gpt-4-1106-preview
@@ -48,13 +49,13 @@ class Annotator:
         return self.name == OFFICIAL_ANNOTATOR and self.path.resolve() == own
 
 
-def find_annotator(name: str, judge_model: str | None, folder: Path) -> Annotator:
+def find_annotator(name: str, judge_model: str | None, output: OutputFolder) -> Annotator:
     """Find an annotator configuration of `alpaca_eval`, or one's own.
 
     Args:
         name: name of one of the package's configurations, or path of a `configs.yaml`.
         judge_model: asked instead of the configuration's own model; writes a configuration of its own.
-        folder: where that is written.
+        output: where that is written.
 
     Raises:
         UserError: no such annotator, a file of another shape, several annotators in it, or one that no
@@ -67,10 +68,8 @@ def find_annotator(name: str, judge_model: str | None, folder: Path) -> Annotato
         return Annotator(own_name, path, model)
     config["prompt_template"] = str(template.resolve())
     config["completions_kwargs"] |= {"model_name": judge_model, "requires_chatml": True}
-    derived = f"{own_name}-{judge_model.replace('/', '_')}"
-    own_path = folder / derived / "configs.yaml"
-    own_path.parent.mkdir(parents=True, exist_ok=True)
-    own_path.write_text(yaml.safe_dump({derived: config}), encoding="utf-8")
+    derived = check_name(f"{own_name}-{judge_model.replace('/', '_')}", "annotator and judge_model")
+    own_path = output.write_text(yaml.safe_dump({derived: config}), "annotator", derived, "configs.yaml")
     return Annotator(derived, own_path.resolve(), judge_model)
 
 
@@ -81,6 +80,7 @@ def _read_config(path: Path) -> tuple[str, dict[str, Any], Path]:
         names = ", ".join(configs) or "none"
         raise UserError(f"{path}: {len(configs)} annotators ({names}); give a file with one")
     ((name, config),) = configs.items()
+    check_name(name, f"{path}: annotator")
     if not isinstance(config, dict):
         raise UserError(f"{path}: annotator {name} is {config!r:.60}; give its keys, such as prompt_template")
     if config.get("fn_completions") != "openai_completions":
@@ -111,7 +111,7 @@ def _config_path(name: str) -> Path:
     if own.suffix == ".yaml" and own.is_file():
         return own.resolve()
     path = _package_path(name)
-    if not path.is_file():
+    if name in ("", ".", "..") or "/" in name or not path.is_file():
         known = [
             config.parent.name for config in Path(constants.EVALUATORS_CONFIG_DIR).glob("*/configs.yaml")
         ]
@@ -126,7 +126,7 @@ def annotate(
     answers: Answers,
     *,
     num_workers: int,
-    folder: Path,
+    output: OutputFolder,
     show_progress: bool = True,
 ) -> Annotations:
     """Have a judge compare outputs with the reference's, through `alpaca_eval`.
@@ -137,16 +137,14 @@ def annotate(
         annotator: which question is asked.
         answers: who answers.
         num_workers: calls side by side.
-        folder: for the client configuration that names our client.
+        output: for the client configuration that names our client.
         show_progress: draw the package's progress bars.
 
     Returns:
         One annotation per instruction, in order; `preference` is None where there is none.
     """
-    client_config = folder / "client_configs.yaml"
-    client_config.parent.mkdir(parents=True, exist_ok=True)
-    client = {"client_class": "ivg.evaluation.alpaca.judge.JudgeClient"}
-    client_config.write_text(yaml.safe_dump({"default": [client]}), encoding="utf-8")
+    client = {"default": [{"client_class": "ivg.evaluation.alpaca.judge.JudgeClient"}]}
+    client_config = output.write_text(yaml.safe_dump(client), "annotator", "client_configs.yaml")
     with quiet(show_progress=show_progress):
         return list(
             PairwiseAnnotator(annotators_config=annotator.path, caching_path=None).annotate_head2head(

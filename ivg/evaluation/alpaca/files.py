@@ -12,6 +12,8 @@ from typing import Any
 import yaml
 
 from ivg.errors import UserError
+from ivg.evaluation.output_folder import OutputFolder, check_name
+from ivg.evaluation.reading import read_json
 
 Output = dict[str, Any]
 
@@ -20,6 +22,8 @@ OFFICIAL_REFERENCE = "gpt4_1106_preview"
 # SHA-256 of the leaderboard's instructions as a JSON array: length control knows them by their places alone.
 OFFICIAL_INSTRUCTIONS = "191661c5d4e0fa6350b3eec588862a9c9256d2c15fed13e2411f770cbedf47c4"
 FIELDS = ("instruction", "output", "generator")
+# What an evaluation writes beside its systems' folders.
+OWN_NAMES = ("alpaca.json", "annotator", "instructions.jsonl", "judge_answers.jsonl", "submission")
 
 
 def read_outputs(path: str | Path) -> list[Output]:
@@ -28,12 +32,7 @@ def read_outputs(path: str | Path) -> list[Output]:
     Raises:
         UserError: not such a file, an instruction that occurs twice, or several generators.
     """
-    try:
-        rows = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; give AlpacaEval's model_outputs.json") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); give AlpacaEval's model_outputs.json") from error
+    rows = read_json(Path(path), "AlpacaEval's model_outputs.json")
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{path}: expected a non-empty JSON array of outputs, got a {type(rows).__name__}")
     for number, row in enumerate(rows, start=1):
@@ -45,7 +44,7 @@ def read_outputs(path: str | Path) -> list[Output]:
     twice, count = Counter(row["instruction"] for row in rows).most_common(1)[0]
     if count > 1:
         raise UserError(f"{path}: instruction {twice!r:.60} occurs {count} times; give each once")
-    generator_name(rows, str(path))
+    check_name(generator_name(rows, str(path)), f"{path}: generator", reserved=OWN_NAMES)
     return rows
 
 
@@ -81,17 +80,17 @@ def align(outputs: Sequence[Output], reference: Sequence[Output], where: str) ->
     return [by_instruction[row["instruction"]] for row in reference]
 
 
-def read_arms(paths: Sequence[str], reference: Sequence[Output]) -> dict[str, list[Output]]:
+def read_systems(paths: Sequence[str], reference: Sequence[Output]) -> dict[str, list[Output]]:
     """Read files of outputs, in the reference's order, by their generators.
 
     Raises:
         UserError: a bad file, two of one generator, or other instructions than the reference's.
     """
     files = [read_outputs(path) for path in paths]
-    arms = {str(f[0]["generator"]): align(f, reference, f[0]["generator"]) for f in files}
-    if len(arms) < len(files):
+    systems = {str(f[0]["generator"]): align(f, reference, f[0]["generator"]) for f in files}
+    if len(systems) < len(files):
         raise UserError(f"two of {', '.join(paths)} name the same generator; rename one")
-    return arms
+    return systems
 
 
 def to_outputs(rows: Sequence[Mapping[str, Any]], generator: str) -> list[Output]:
@@ -101,12 +100,6 @@ def to_outputs(rows: Sequence[Mapping[str, Any]], generator: str) -> list[Output
         {**{k: row[k] for k in kept if k in row}, "output": row["response"].strip(), "generator": generator}
         for row in rows
     ]
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON as AlpacaEval's repository formats it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def are_official(rows: Sequence[Mapping[str, Any]]) -> bool:
@@ -141,7 +134,7 @@ def check_submission(outputs: Sequence[Output], reference: Sequence[Output]) -> 
 
 
 def write_submission(
-    folder: Path,
+    output: OutputFolder,
     outputs: Sequence[Output],
     reference: Sequence[Output],
     annotations: Sequence[Mapping[str, Any]],
@@ -155,7 +148,7 @@ def write_submission(
     """Write the files of a leaderboard pull request.
 
     Args:
-        folder: gets `results/<generator>/` and `models_configs/<generator>/`.
+        output: gets `submission/results/<generator>/` and `submission/models_configs/<generator>/`.
         outputs: the model's outputs.
         reference: the reference's outputs, whose order is followed.
         annotations: the judge's, in the same order.
@@ -184,10 +177,10 @@ def write_submission(
         "pretty_name": pretty_name,
         "link": link,
     }
-    write_json(folder / "results" / name / "model_outputs.json", ordered)
-    write_json(folder / "results" / name / annotator / "annotations.json", list(annotations))
-    models = folder / "models_configs" / name
-    models.mkdir(parents=True, exist_ok=True)
-    (models / "configs.yaml").write_text(yaml.safe_dump({name: config}, sort_keys=False), encoding="utf-8")
-    (models / "prompt.txt").write_text(prompt_template, encoding="utf-8")
-    return folder
+    folder = ("submission", "results", name)
+    output.write_json(ordered, *folder, "model_outputs.json")
+    output.write_json(list(annotations), *folder, annotator, "annotations.json")
+    folder = ("submission", "models_configs", name)
+    output.write_text(yaml.safe_dump({name: config}, sort_keys=False), *folder, "configs.yaml")
+    output.write_text(prompt_template, *folder, "prompt.txt")
+    return output.path / "submission"

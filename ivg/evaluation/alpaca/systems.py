@@ -1,4 +1,4 @@
-"""The two arms of an AlpacaEval run: a recipe's guided decoding, and its base alone, sampled the same."""
+"""The two systems of an AlpacaEval run: a recipe's guided decoding, and its base alone, sampled the same."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 from ivg.config import DecodeConfig, SearchConfig
 from ivg.config.yaml_file import config_from_dict, read_yaml
 from ivg.errors import UserError
-from ivg.evaluation.alpaca.files import Output, to_outputs, write_json
+from ivg.evaluation.alpaca.files import Output, to_outputs
 from ivg.evaluation.measures.decoded import read_decoded
+from ivg.evaluation.output_folder import OutputFolder
 from ivg.run import runner
 from ivg.run.job import prepare
 
@@ -22,16 +23,16 @@ def unguided(config: DecodeConfig) -> DecodeConfig:
     return dataclasses.replace(config, pairs=(), values=(), search=SearchConfig(), trace=None)
 
 
-def decode_arms(
-    recipe: str, name: str | None, reference: Sequence[Output], folder: Path
+def decode_systems(
+    recipe: str, name: str, reference: Sequence[Output], output: OutputFolder
 ) -> dict[str, list[Output]]:
     """Decode the reference's instructions, unguided and guided; either resumes where it was.
 
     Args:
         recipe: YAML of `ivg-decode`; its input (or dataset) and output are replaced.
-        name: generator name of the guided arm; default: the recipe's folder. The base's is `<name>-base`.
+        name: generator name of the guided system; the base's is `<name>-base`.
         reference: AlpacaEval's instructions.
-        folder: gets `<generator>/decoded.jsonl` and `<generator>/model_outputs.json`.
+        output: gets `<generator>/decoded.jsonl` and `<generator>/model_outputs.json`.
 
     Returns:
         Outputs by generator, the base's first, in the reference's order.
@@ -39,25 +40,27 @@ def decode_arms(
     Raises:
         UserError: whatever is wrong with the recipe, before any weights are loaded.
     """
-    name = name or Path(recipe).resolve().parent.name
-    instructions = folder / "instructions.jsonl"
-    instructions.parent.mkdir(parents=True, exist_ok=True)
-    rows = [{k: row[k] for k in ("instruction", "dataset") if k in row} for row in reference]
-    instructions.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    records = [{k: row[k] for k in ("instruction", "dataset") if k in row} for row in reference]
+    instructions = output.write_json_lines(records, "instructions.jsonl")
     keys = {key: value for key, value in read_yaml(recipe).items() if key != "dataset"}
     guided = config_from_dict({**keys, "input": str(instructions)})
     if guided.sampling.num_samples != 1:
         raise UserError(f"{recipe}: AlpacaEval takes one response per instruction; remove num_samples")
     jobs = {}
-    for arm, config in ((f"{name}-base", unguided(guided)), (name, guided)):
-        output = str(folder / arm / "decoded.jsonl")
-        jobs[arm] = prepare(dataclasses.replace(config, output=output))
-    arms = {}
-    for arm, job in jobs.items():
+    for system, config in ((f"{name}-base", unguided(guided)), (name, guided)):
+        decoded = output.path / system / "decoded.jsonl"
+        jobs[system] = prepare(dataclasses.replace(config, output=str(decoded)))
+    systems = {}
+    for system, job in jobs.items():
         runner.run(job, overwrite=False)
-        arms[arm] = to_outputs(read_decoded(arm, str(job.config.output)).rows, arm)
-        write_json(folder / arm / "model_outputs.json", arms[arm])
-    return arms
+        systems[system] = to_outputs(read_decoded(system, str(job.config.output)).rows, system)
+        output.write_json(systems[system], system, "model_outputs.json")
+    return systems
+
+
+def default_name(recipe: str) -> str:
+    """Return what a recipe's guided system is called where nobody says: the recipe's folder."""
+    return Path(recipe).resolve().parent.name
 
 
 def how_decoded(recipe: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ OPENAI_ENDPOINT = "https://api.openai.com/v1/"
 
 
 def rates_table(report: Report) -> Table:
-    """Tabulate AlpacaEval's arms (`alpaca.sum_up`) above rows of the public leaderboard."""
+    """Tabulate AlpacaEval's systems (`win_rates.sum_up`) above rows of the public leaderboard."""
     header = [
         "generator",
         "win rate ± stderr (%)",
@@ -22,7 +22,7 @@ def rates_table(report: Report) -> Table:
         "length (characters)",
         "n",
     ]
-    rows = [_row(name, arm) for name, arm in report["arms"].items()]
+    rows = [_row(name, system) for name, system in report["arms"].items()]
     rows += [_row(f"{name} (leaderboard)", row) for name, row in report.get("leaderboard", {}).items()]
     return Table(f"Judged by {report['judge']['model']}, against the reference answers", header, rows)
 
@@ -39,7 +39,7 @@ def _row(name: str, row: Mapping[str, Any]) -> list[str]:
 
 
 def paired_rates_table(report: Report) -> Table | None:
-    """Tabulate the last arm's win rate minus the first's on the same instructions; None for one arm."""
+    """Tabulate the last system's win rate minus the first's on the same instructions; None for one system."""
     if "paired" not in report:
         return None
     first, *_, last = report["arms"]
@@ -67,15 +67,17 @@ def notes(report: Report) -> list[str]:
             "Only one generator was judged: judge its unguided base the same way too, since published "
             "baselines differ from one's own by about 2 points."
         )
-    for name, arm in report["arms"].items():
-        if arm["num_null"]:
-            share = f"{arm['num_null']} of {arm['num_instructions']}"
+    for name, system in report["arms"].items():
+        if system["num_null"]:
+            share = f"{system['num_null']} of {system['num_instructions']}"
             lines.append(
                 f"{name}: {share} without a preference (no answer, or none in it), left out of the rate."
             )
     reasons: defaultdict[str, list[str]] = defaultdict(list)
-    for name, arm in report["arms"].items():
-        if arm["length_controlled_winrate"] is None:
-            reasons[arm["lc_missing"]].append(name)
-    lines += [f"{', '.join(arms)}: no length-controlled win rate: {why}." for why, arms in reasons.items()]
+    for name, system in report["arms"].items():
+        if system["length_controlled_winrate"] is None:
+            reasons[system["lc_missing"]].append(name)
+    lines += [
+        f"{', '.join(systems)}: no length-controlled win rate: {why}." for why, systems in reasons.items()
+    ]
     return lines

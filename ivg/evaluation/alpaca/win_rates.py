@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,15 +14,26 @@ import pandas as pd
 from ivg.config.yaml_file import nearest
 from ivg.errors import UserError
 from ivg.evaluation.alpaca.annotators import OFFICIAL_ANNOTATOR, Annotations, Annotator
-from ivg.evaluation.alpaca.files import NUM_INSTRUCTIONS, Output, are_official, why_not_the_reference
+from ivg.evaluation.alpaca.files import (
+    NUM_INSTRUCTIONS,
+    Output,
+    are_official,
+    read_outputs,
+    why_not_the_reference,
+)
 from ivg.evaluation.alpaca.package import constants, metrics, quiet
 from ivg.evaluation.measures.statistics import paired_difference
 
 HUB_DATASET = "the Hub dataset tatsu-lab/alpaca_eval"
+DOWNLOAD = "hf download tatsu-lab/alpaca_eval df_gamed.csv --repo-type dataset"
 
 
-def results(annotations: Annotations) -> dict[str, Any]:
+def results(annotations: Annotations, *, may_download: bool = True) -> dict[str, Any]:
     """Sum up annotations.
+
+    Args:
+        annotations: a judge's.
+        may_download: see `length_controlled`.
 
     Returns:
         JSON data: `win_rate` and `standard_error` in percent over `n_total` preferences, `num_instructions`,
@@ -47,29 +57,35 @@ def results(annotations: Annotations) -> dict[str, Any]:
         "num_instructions": len(annotations),
         "num_null": len(nulls),
         "avg_length": int(sum(lengths) / len(lengths)),
-        **length_controlled(annotations),
+        **length_controlled(annotations, may_download=may_download),
     }
 
 
 def sum_up(
-    annotations: Mapping[str, Annotations], annotator: Annotator, reference: Sequence[Output], endpoint: str
+    annotations: Mapping[str, Annotations],
+    annotator: Annotator,
+    reference: Sequence[Output],
+    endpoint: str,
+    *,
+    may_download: bool = True,
 ) -> dict[str, Any]:
-    """Sum up every arm, and compare the last with the first on the same instructions.
+    """Sum up every system, and compare the last with the first on the same instructions.
 
     Args:
-        annotations: the judge's, by arm.
+        annotations: the judge's, by system.
         annotator: which question was asked.
-        reference: the answers that the arms were compared with.
+        reference: the answers that the systems were compared with.
         endpoint: URL of the judge.
+        may_download: see `length_controlled`.
 
     Returns:
         JSON data: `judge`, `not_comparable` (why not with the leaderboard, or null), `arms` (see `results`)
-        and, for several arms, `paired`: the last's win rate minus the first's, in percent.
+        and, for several systems, `paired`: the last's win rate minus the first's, in percent.
     """
     report: dict[str, Any] = {
         "judge": {"annotator": annotator.name, "model": annotator.model, "endpoint": endpoint},
         "not_comparable": why_not_comparable(annotator, reference),
-        "arms": {name: results(rows) for name, rows in annotations.items()},
+        "arms": {name: results(rows, may_download=may_download) for name, rows in annotations.items()},
     }
     if len(annotations) > 1:
         scores = [
@@ -84,14 +100,21 @@ def _is_null(preference: object) -> bool:
     return preference is None or (isinstance(preference, float) and math.isnan(preference))
 
 
-def length_controlled(annotations: Annotations) -> dict[str, Any]:
-    """Return the length-controlled win rate, or null and the reason why there is none."""
+def length_controlled(annotations: Annotations, *, may_download: bool = True) -> dict[str, Any]:
+    """Return the length-controlled win rate, or null and the reason why there is none.
+
+    Args:
+        annotations: a judge's.
+        may_download: fetch a file that it needs from the Hub, where the cache lacks it; not for local data.
+    """
     missing = {"length_controlled_winrate": None, "lc_standard_error": None}
     if not are_official(annotations):
         reason = f"needs AlpacaEval's {NUM_INSTRUCTIONS} instructions in their own order"
         return {**missing, "lc_missing": reason}
-    if hub_file("df_gamed.csv") is None:
-        return {**missing, "lc_missing": f"needs df_gamed.csv of {HUB_DATASET}, which cannot be had here"}
+    if hub_file("df_gamed.csv", may_download=may_download) is None:
+        remedy = "" if may_download else f"; fetch it once: {DOWNLOAD}"
+        reason = f"needs df_gamed.csv of {HUB_DATASET}, which cannot be had here{remedy}"
+        return {**missing, "lc_missing": reason}
     with quiet(), warnings.catch_warnings():
         # It calls scikit-learn in a way that ends with 1.10; the `eval` extra stays below.
         warnings.simplefilter("ignore", FutureWarning)
@@ -130,13 +153,17 @@ def hub_reference() -> list[Output]:
     path = hub_file("alpaca_eval_gpt4_baseline.json")
     if path is None:
         raise UserError(f"the reference answers cannot be had from {HUB_DATASET}; give them by --reference")
-    return list(json.loads(path.read_text(encoding="utf-8")))
+    return read_outputs(path)
 
 
-def hub_file(name: str) -> Path | None:
+def hub_file(name: str, *, may_download: bool = True) -> Path | None:
     """Return a file of AlpacaEval's dataset, downloaded if need be, or None where it cannot be had."""
     with quiet():
         try:
-            return Path(huggingface_hub.hf_hub_download("tatsu-lab/alpaca_eval", name, repo_type="dataset"))
+            return Path(
+                huggingface_hub.hf_hub_download(
+                    "tatsu-lab/alpaca_eval", name, repo_type="dataset", local_files_only=not may_download
+                )
+            )
         except OSError:  # every failure of the Hub's client is one
             return None

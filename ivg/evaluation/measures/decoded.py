@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ivg.errors import UserError
+from ivg.evaluation.reading import read_json_lines
 from ivg.models.prompts import Row, check_row, identities
+
+LARGEST_COUNT = 2**31  # far beyond any response, and what every tensor of ids can hold
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -41,7 +43,9 @@ def read_decoded(name: str, path: str | Path) -> Decoded:
     Raises:
         UserError: missing, unreadable or empty file, a line that is not JSON or not an output row.
     """
-    rows = [_output_row(row, where) for where, row in _json_lines(Path(path))]
+    rows = [
+        _check_output_row(row, where) for where, row in read_json_lines(Path(path), "a readable JSONL file")
+    ]
     if not rows:
         raise UserError(f"{path}: no rows; expected the output of ivg-decode")
     return Decoded(name, rows, row_ids(rows), Path(path))
@@ -67,30 +71,16 @@ def read_named(arguments: Sequence[str]) -> list[Decoded]:
     return files
 
 
-def _json_lines(path: Path) -> list[tuple[str, Any]]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            lines = list(file)  # str.splitlines would part rows at a U+2028 in a response
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UserError(f"{path}: {reason}; give a readable JSONL file") from error
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        where = f"{path}, line {number}"
-        try:
-            rows.append((where, json.loads(line)))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: not JSON ({error}); give one object per line") from error
-    return rows
-
-
-def _output_row(row: object, where: str) -> dict[str, Any]:
+def _check_output_row(row: object, where: str) -> dict[str, Any]:
     checked = check_row(row, where)
     if not isinstance(checked.get("response"), str):
         raise UserError(f"{where}: expected a string 'response', found {', '.join(checked)}; decode it first")
     for name in ("sample", "num_tokens"):
         if name in checked and not _is_count(checked[name]):
             raise UserError(f"{where}: {name} is {checked[name]!r:.60}; expected an integer >= 0")
+    value = checked.get("value")
+    if not (value is None or (isinstance(value, int | float) and not isinstance(value, bool))):
+        raise UserError(f"{where}: value is {value!r:.60}; expected a number or null")
     ids = checked.get("token_ids")
     if ids is not None and not (isinstance(ids, list) and all(map(_is_count, ids))):
         raise UserError(f"{where}: token_ids is {ids!r:.60}; expected a list of integers >= 0")
@@ -98,7 +88,7 @@ def _output_row(row: object, where: str) -> dict[str, Any]:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LARGEST_COUNT
 
 
 def row_ids(rows: Sequence[Row]) -> list[str]:

@@ -106,6 +106,9 @@ def compare(
 
 def _gold_rewards(name: str, measures: Measures) -> Scores:
     rewards = measures["gold_reward"]
+    odd = next((prompt for prompt, reward in rewards.items() if math.isinf(reward)), None)
+    if odd is not None:
+        raise UserError(f"{name}: the gold reward of prompt {odd!r:.60} is infinite; check the reward model")
     if all(math.isnan(reward) for reward in rewards.values()):
         raise UserError(
             f"{name}: none of its {len(rewards)} prompts has a gold reward; check the reward model"

@@ -1,6 +1,7 @@
-"""Figures for reports: labelled axes with units, intervals where there are any, n in the caption.
+"""Figures: labelled axes with units, intervals where there are any, n in the caption.
 
-Each function returns a matplotlib `Figure` and touches no global state.
+Each function returns a matplotlib `Figure` and touches no global state. Texts from files pass `plain`, since
+matplotlib would read what stands between two dollar signs as a formula.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from ivg.evaluation.safe_text import visible
 
 DPI = 200
 MINUS = "\N{MINUS SIGN}"
@@ -67,32 +70,14 @@ def label(method: str) -> str:
     return LABELS.get(method, method.replace("_", " "))
 
 
-def reward_by_method(methods: Mapping[str, Mapping[str, Any]], *, unit: str) -> Figure:
-    """Draw the mean gold reward of each method with its 95% interval.
+def plain(text: str) -> str:
+    """Return a text that matplotlib draws as it is."""
+    return visible(text).replace("$", r"\$")
 
-    Args:
-        methods: gold reward by method, as `Estimate.as_dict` writes it; drawn from top to bottom.
-        unit: what the reward is measured in, for the axis.
-    """
-    figure, axes = new_figure(1.2 + 0.42 * len(methods))
-    drawn = styles(methods)
-    for row, (name, reward) in enumerate(methods.items()):
-        color, marker = drawn[name]
-        axes.errorbar(reward["mean"], row, xerr=error_bars(reward), fmt=marker, color=color, capsize=4)
-        axes.annotate(
-            f"{reward['mean']:.3f}".replace("-", MINUS),
-            (reward["mean"], row),
-            (0, 7),
-            textcoords="offset points",
-            ha="center",
-        )
-    axes.set_yticks(range(len(methods)), [label(name) for name in methods])
-    axes.set_ylim(len(methods) - 0.4, -0.6)
-    axes.set_xlabel(wrapped(f"mean gold reward ({unit})", LINE + 12), loc="right")
-    axes.margins(x=0.12)  # room for the numbers
-    axes.grid(axis="x", alpha=0.3)
-    add_caption(figure, f"{counted(methods.values())}; bars are 95% intervals of the mean.")
-    return figure
+
+def read_plain(drawn: str) -> str:
+    """Return the text that `plain` was given."""
+    return drawn.replace(r"\$", "$")
 
 
 def save_png(figure: Figure, path: str | Path) -> None:
@@ -110,16 +95,24 @@ def data_uri(figure: Figure) -> str:
 
 
 def wrapped(text: str, line: int = LINE) -> str:
-    """Break an axis label where it would be longer than the axis."""
-    return textwrap.fill(text, line)
+    """Make an axis label plain, and break it where it would be longer than the axis."""
+    return textwrap.fill(plain(text), line)
 
 
 def new_figure(height: float) -> tuple[Figure, Axes]:
     """Return an empty figure of the common width, height in inches."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
+    figure, (axes,) = new_panels(height, 1)
     return figure, axes
+
+
+def new_panels(height: float, number: int) -> tuple[Figure, list[Axes]]:
+    """Return a figure with empty panels of the common width side by side."""
+    figure = Figure(figsize=(WIDTH * number, height), layout="constrained")
+    panels = [figure.add_subplot(1, number, place) for place in range(1, number + 1)]
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3)
+    return figure, panels
 
 
 def error_bars(estimate: Mapping[str, Any]) -> list[list[float]]:
@@ -139,7 +132,35 @@ def counted(estimates: Iterable[Mapping[str, Any]]) -> str:
 
 def add_caption(figure: Figure, text: str) -> None:
     """Write a figure's caption, n included, below it."""
-    figure.supxlabel(text, fontsize=9, color=GREY, x=0.01, ha="left")
+    figure.supxlabel(plain(text), fontsize=9, color=GREY, x=0.01, ha="left")
+
+
+def reward_by_method(methods: Mapping[str, Mapping[str, Any]], *, unit: str) -> Figure:
+    """Draw the mean gold reward of each method with its 95% interval.
+
+    Args:
+        methods: gold reward by method, as `Estimate.as_dict` writes it; drawn from top to bottom.
+        unit: what the reward is measured in, for the axis.
+    """
+    figure, axes = new_figure(1.2 + 0.42 * len(methods))
+    drawn = styles(methods)
+    for row, (name, reward) in enumerate(methods.items()):
+        color, marker = drawn[name]
+        axes.errorbar(reward["mean"], row, xerr=error_bars(reward), fmt=marker, color=color, capsize=4)
+        axes.annotate(
+            f"{reward['mean']:.3f}".replace("-", MINUS),
+            (reward["mean"], row),
+            (0, 7),
+            textcoords="offset points",
+            ha="center",
+        )
+    axes.set_yticks(range(len(methods)), [plain(label(name)) for name in methods])
+    axes.set_ylim(len(methods) - 0.4, -0.6)
+    axes.set_xlabel(wrapped(f"mean gold reward ({unit})", LINE + 12), loc="right")
+    axes.margins(x=0.12)  # room for the numbers
+    axes.grid(visible=False, axis="y")
+    add_caption(figure, f"{counted(methods.values())}; bars are 95% intervals of the mean.")
+    return figure
 
 
 def by_length(runs: Sequence[Mapping[str, Any]], key: str, ylabel: str) -> Figure:
@@ -158,38 +179,33 @@ def by_length(runs: Sequence[Mapping[str, Any]], key: str, ylabel: str) -> Figur
             [run[key] for run in own],
             f"{marker}-",
             color=color,
-            label=label(method),
+            label=plain(label(method)),
         )
     axes.set_xlabel("mean response length (tokens)")
     axes.set_ylabel(ylabel)
     axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
     figure.legend(loc="outside upper left", ncols=2, frameon=False)
     add_caption(figure, f"n = {runs[0]['num_prompts']} prompts at each length.")
     return figure
 
 
-def value_quality(table: Sequence[Mapping[str, Any]]) -> Figure:
+ValueTable = Sequence[Mapping[str, Any]]
+_AGREEMENTS = ("rank_correlation", "pairwise_accuracy")
+
+
+def value_quality(table: ValueTable) -> Figure:
     """Draw how well a value model ranks responses from their prefixes.
 
     Args:
-        table: per prefix share its `rank_correlation` and `pairwise_accuracy`.
+        table: per prefix share its `rank_correlation` and `pairwise_accuracy`, or the latter alone.
     """
     figure, axes = new_figure(3.8)
-    percents = [row["percent"] for row in table]
-    for key, (color, marker) in styles(("rank_correlation", "pairwise_accuracy")).items():
-        drawn = [row[key] for row in table]
-        axes.plot(percents, drawn, f"{marker}-", color=color, label=key.replace("_", " "))
-    axes.set_xlabel("share of the response read (%)")
-    axes.set_ylabel("agreement with the final reward (1: perfect)")
-    axes.set_ylim(top=1.05)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="lower right")
-    add_caption(figure, f"n = {table[0]['num_responses']} held-out responses.")
+    _draw_agreement(axes, table)
+    add_caption(figure, _held_out(table))
     return figure
 
 
-def value_calibration(table: Sequence[Mapping[str, Any]], *, unit: str) -> Figure:
+def value_calibration(table: ValueTable, *, unit: str) -> Figure:
     """Draw final reward against predicted value, one line per prefix share.
 
     Args:
@@ -197,6 +213,53 @@ def value_calibration(table: Sequence[Mapping[str, Any]], *, unit: str) -> Figur
         unit: what the reward is measured in.
     """
     figure, axes = new_figure(4.2)
+    _draw_calibration(axes, table, unit)
+    add_caption(figure, f"{_held_out(table).rstrip('.')}, in bins of equal size.")
+    return figure
+
+
+def plot_evaluation(table: ValueTable, path: Path, unit: str) -> None:
+    """Draw what there is of agreement by prefix position, and of calibration, into one PNG.
+
+    Args:
+        table: from `evaluate_values` or `pair_accuracy_by_position`, which has no calibration.
+        path: the PNG file.
+        unit: what is predicted, for the axes of the calibration.
+    """
+    has_calibration = "calibration" in table[0]
+    figure, panels = new_panels(4.2, 2 if has_calibration else 1)
+    _draw_agreement(panels[0], table)
+    if has_calibration:
+        _draw_calibration(panels[1], table, unit)
+    add_caption(figure, _held_out(table))
+    save_png(figure, path)
+
+
+def _held_out(table: ValueTable) -> str:
+    what = "responses" if "num_responses" in table[0] else "pairs"
+    return f"n = {table[0][f'num_{what}']} held-out {what}."
+
+
+def _draw_agreement(axes: Axes, table: ValueTable) -> None:
+    curves = {key: [row[key] for row in table] for key in _AGREEMENTS if key in table[0]}
+    for key, (color, marker) in styles(_AGREEMENTS).items():
+        if key in curves:
+            percents = [row["percent"] for row in table]
+            axes.plot(percents, curves[key], f"{marker}-", color=color, label=key.replace("_", " "))
+    what = "the final reward" if "rank_correlation" in curves else "the preference"
+    axes.set_xlabel("share of the response read (%)")
+    axes.set_ylabel(f"agreement with {what} (1: perfect)")
+    axes.set_ylim(lowest_shown([value for values in curves.values() for value in values]), 1.05)
+    axes.legend(frameon=False, loc="lower right")
+
+
+def lowest_shown(values: Sequence[float | None]) -> float:
+    """Return where an axis of shares and correlations begins: below 0 only as far as there are values."""
+    known = [value for value in values if value is not None and np.isfinite(value)]
+    return min([0.0, *known]) - 0.05
+
+
+def _draw_calibration(axes: Axes, table: ValueTable, unit: str) -> None:
     for row, (color, marker) in zip(table, itertools.cycle(STYLES)):
         bins = row["calibration"]
         axes.plot(
@@ -210,70 +273,4 @@ def value_calibration(table: Sequence[Mapping[str, Any]], *, unit: str) -> Figur
     axes.plot([min(span), max(span)], [min(span), max(span)], ":", color=GREY, label="calibrated")
     axes.set_xlabel(wrapped(f"predicted value ({unit})"))
     axes.set_ylabel(wrapped(f"mean final reward ({unit})"))
-    axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=9)
-    add_caption(figure, f"n = {table[0]['num_responses']} held-out responses, in bins of equal size.")
-    return figure
-
-
-Table = Sequence[Mapping[str, Any]]
-# What the left panel shows, and its markers.
-_CURVES = {"rank_correlation": "o", "pairwise_accuracy": "s"}
-
-
-def plot_evaluation(table: Table, path: Path, unit: str) -> None:
-    """Draw what there is of agreement by prefix position, and of calibration, into a PNG.
-
-    Args:
-        table: from `evaluate_values` or `pair_accuracy_by_position`, which has no calibration.
-        path: the PNG file.
-        unit: what is predicted, for the axes of the calibration.
-    """
-    # Optional dependency: only an evaluation that draws needs it.
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    has_calibration = "calibration" in table[0]
-    num_panels = 2 if has_calibration else 1
-    figure, axes = plt.subplots(
-        1, num_panels, figsize=(5 * num_panels, 4), layout="constrained", squeeze=False
-    )
-    what = "the final reward" if has_calibration else "the preference"
-    _draw_agreement(axes[0, 0], table, what)
-    if has_calibration:
-        _draw_calibration(axes[0, 1], table, unit)
-        figure.suptitle(f"Value model on {table[0]['num_responses']} held-out responses")
-    else:
-        figure.suptitle(f"Value model on {table[0]['num_pairs']} held-out pairs")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def lowest_shown(values: Sequence[float]) -> float:
-    """Return where an axis of shares and correlations begins: below 0 only as far as there are values."""
-    finite = [value for value in values if np.isfinite(value)]
-    return min([0.0, *finite]) - 0.05
-
-
-def _draw_agreement(axes: Any, table: Table, what: str) -> None:
-    percents = [row["percent"] for row in table]
-    curves = {name: [row[name] for row in table] for name in _CURVES if name in table[0]}
-    for name, values in curves.items():
-        axes.plot(percents, values, marker=_CURVES[name], label=name.replace("_", " "))
-    axes.set(xlabel="share of the response seen (%)", ylabel=f"agreement with {what}")
-    axes.set_ylim(lowest_shown([value for values in curves.values() for value in values]), 1.05)
-    axes.legend()
-
-
-def _draw_calibration(axes: Any, table: Table, unit: str) -> None:
-    for row in table:
-        bins = row["calibration"]
-        label = f"{row['percent']} %"
-        axes.plot([b["value"] for b in bins], [b["reward"] for b in bins], marker=".", label=label)
-    span = [b[key] for row in table for b in row["calibration"] for key in ("value", "reward")]
-    diagonal = [min(span), max(span)]
-    axes.plot(diagonal, diagonal, color="grey", linestyle=":", label="calibrated")
-    axes.set(xlabel=f"predicted value ({unit})", ylabel=f"mean final reward ({unit})")
-    axes.legend(title="response seen")

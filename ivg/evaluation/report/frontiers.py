@@ -15,7 +15,16 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from ivg.evaluation.report.figures import add_caption, counted, error_bars, label, new_figure, styles, wrapped
+from ivg.evaluation.report.figures import (
+    add_caption,
+    counted,
+    error_bars,
+    label,
+    new_figure,
+    plain,
+    styles,
+    wrapped,
+)
 
 DISTANCE = "distance from the base (nats per response)"
 
@@ -23,7 +32,7 @@ Report = Mapping[str, Any]
 
 
 def sweep_frontiers(report: Report) -> dict[str, Figure]:
-    """Draw a sweep's cells by distance, by arithmetic and by tokens fed to its models.
+    """Draw a sweep's runs by distance, by arithmetic and by tokens fed to its models.
 
     Args:
         report: what `eval/sweep.py` writes to `sweep.json`.
@@ -31,26 +40,26 @@ def sweep_frontiers(report: Report) -> dict[str, Figure]:
     Returns:
         Figures by file name without suffix.
     """
-    methods, cost, cells = report["methods"], report["cost"], report["cells"]
+    methods, cost, runs = report["methods"], report["cost"], report["cells"]
 
-    def tokens(cell: str) -> float:
-        reward = methods[cell]["gold_reward"]
-        return float(sum(cost[cell]["tokens_fed"].values()) / (reward["n"] + reward["missing"]))
+    def tokens(run: str) -> float:
+        reward = methods[run]["gold_reward"]
+        return float(sum(cost[run]["tokens_fed"].values()) / (reward["n"] + reward["missing"]))
 
     places: dict[str, tuple[str, Callable[[str], float]]] = {
-        "frontier_distance": (DISTANCE, lambda cell: methods[cell]["distance_from_base"]["mean"]),
+        "frontier_distance": (DISTANCE, lambda run: methods[run]["distance_from_base"]["mean"]),
         "frontier_flops": (
             "arithmetic of all models (GFLOP a prompt)",
-            lambda cell: cost[cell]["flops_per_prompt"] / 1e9,
+            lambda run: cost[run]["flops_per_prompt"] / 1e9,
         ),
         "frontier_tokens": ("tokens fed to all models (tokens a prompt)", tokens),
     }
-    settings, note = short_settings([cell["setting"] for cell in cells])
+    settings, note = short_settings([run["setting"] for run in runs])
     drawn = {}
     for figure, (xlabel, x) in places.items():
         points = [
-            FrontierPoint(cell["method"], setting, x(cell["name"]), methods[cell["name"]]["gold_reward"])
-            for cell, setting in zip(cells, settings, strict=True)
+            FrontierPoint(run["method"], setting, x(run["name"]), methods[run["name"]]["gold_reward"])
+            for run, setting in zip(runs, settings, strict=True)
         ]
         log_x = figure != "frontier_distance"
         drawn[figure] = frontier(points, unit=report["reward"], xlabel=xlabel, log_x=log_x, note=note)
@@ -142,15 +151,14 @@ def frontier(
             yerr=[[error_bars(p.reward)[side][0] for p in own] for side in (0, 1)],
             fmt=f"{marker}-",
             color=color,
-            label=label(method),
+            label=plain(label(method)),
             capsize=3,
             alpha=0.9,
         )
     if log_x:
         axes.set_xscale("log")
-    axes.set_xlabel(xlabel)
+    axes.set_xlabel(plain(xlabel))
     axes.set_ylabel(wrapped(f"mean gold reward ({unit})"))
-    axes.grid(alpha=0.3)
     axes.margins(x=0.2)  # room for the labels
     figure.legend(loc="outside upper left", ncols=2, frameon=False)  # never over the intervals
     counts = counted([point.reward for point in points])
@@ -162,13 +170,13 @@ def frontier(
 def _label_points(figure: Figure, axes: Axes, points: Sequence[FrontierPoint]) -> None:
     """Write each point's setting where it hides the least of points, intervals, lines and earlier labels."""
     figure.draw_without_rendering()  # the layout decides where things are
-    taken = _taken(axes, points)
+    occupied = _find_occupied(axes, points)
     drawn = styles(point.method for point in points)
     for point in points:
         placed = []
         for offset, alignment in _LABEL_PLACES:
             text = axes.annotate(
-                point.setting,
+                plain(point.setting),
                 (point.x, point.reward["mean"]),
                 offset,
                 textcoords="offset points",
@@ -178,19 +186,19 @@ def _label_points(figure: Figure, axes: Axes, points: Sequence[FrontierPoint]) -
                 va="center",
             )
             box = text.get_window_extent()
-            hidden = sum(box.overlaps(other) for other in taken)
+            hidden = sum(box.overlaps(other) for other in occupied)
             is_inside = all(axes.bbox.contains(x, y) for x, y in box.get_points())
-            placed.append((hidden if is_inside else len(taken), text, box))
+            placed.append((hidden if is_inside else len(occupied), text, box))
             text.set_visible(False)
         _, text, box = min(placed, key=lambda place: place[0])
         for _, other, _ in placed:
             if other is not text:
                 other.remove()
         text.set_visible(True)
-        taken.append(box)
+        occupied.append(box)
 
 
-def _taken(axes: Axes, points: Sequence[FrontierPoint]) -> list[Bbox]:
+def _find_occupied(axes: Axes, points: Sequence[FrontierPoint]) -> list[Bbox]:
     """Return boxes around the intervals, and along the lines that join a method's points."""
     boxes = []
     for point in points:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ivg.errors import UserError
 from ivg.evaluation.measures.decoded import Decoded, read_decoded
+from ivg.evaluation.reading import read_json_lines
 from ivg.evaluation.report.figures import LABELS
 from ivg.models.prompts import prompt_text
 
@@ -39,9 +39,9 @@ class Answer:
     @property
     def tokens(self) -> list[dict[str, Any]]:
         """Tokens with their log-ratio and a strength in [-1, 1] for colouring; empty without a pair."""
-        if self.trace is None or not any(self.trace["token_logratios"]):
+        ratios = [] if self.trace is None else self.trace.get("token_logratios", [])
+        if self.trace is None or not any(ratios):
             return []
-        ratios = self.trace["token_logratios"]
         scale = max(abs(ratio) for ratio in ratios)
         names = self.trace.get("tokens") or [""] * len(ratios)
         return [
@@ -60,7 +60,7 @@ class Answer:
         if self.trace is None:
             return []
         chunks = [chunk["candidates"] for chunk in self.trace["chunks"]]
-        return [_choice(candidates) for candidates in chunks if len(candidates) > 1]
+        return [_sort_candidates(candidates) for candidates in chunks if len(candidates) > 1]
 
 
 class Choice(NamedTuple):
@@ -70,7 +70,7 @@ class Choice(NamedTuple):
     dropped: list[dict[str, Any]]
 
 
-def _choice(candidates: Sequence[dict[str, Any]]) -> Choice:
+def _sort_candidates(candidates: Sequence[dict[str, Any]]) -> Choice:
     kept = [candidate for candidate in candidates if candidate["kept"] is not None]
     dropped = [candidate for candidate in candidates if candidate["kept"] is None]
     return Choice(
@@ -110,10 +110,10 @@ def read_samples(folder: Path, num_samples: int) -> list[Sample]:
         return []
     traces = {file.name: read_trace(folder / f"{file.name}{TRACE_SUFFIX}") for file in files}
     shared = [name for name in dict.fromkeys(files[0].ids) if all(name in file.ids for file in files)]
-    return [_sample(files, traces, name) for name in shared[:num_samples]]
+    return [_gather(files, traces, name) for name in shared[:num_samples]]
 
 
-def _sample(files: Sequence[Decoded], traces: dict[str, dict[str, Trace]], name: str) -> Sample:
+def _gather(files: Sequence[Decoded], traces: dict[str, dict[str, Trace]], name: str) -> Sample:
     answers = []
     for file in files:
         row = file.rows[file.ids.index(name)]
@@ -136,16 +136,46 @@ def read_trace(path: Path) -> dict[str, Trace]:
     Raises:
         UserError: a line that is not a trace row.
     """
-    if not path.is_file():
+    if not path.exists():
         return {}
     traces: dict[str, Trace] = {}
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-                traces.setdefault(str(row["id"]), {**row, "chunks": list(row["chunks"])})
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(
-                    f"{path}, line {number}: not a row of ivg-decode --trace; trace again"
-                ) from error
+    for where, row in read_json_lines(path, "a trace of ivg-decode"):
+        if not _is_trace(row):
+            raise UserError(f"{where}: not a row of ivg-decode --trace; trace again")
+        traces.setdefault(str(row["id"]), row)
     return traces
+
+
+def _is_trace(row: object) -> bool:
+    """Tell whether a row has all that is shown of it."""
+    if not isinstance(row, Mapping) or not isinstance(row.get("id"), str | int):
+        return False
+    ratios, chunks = row.get("token_logratios", []), row.get("chunks")
+    tokens = row.get("tokens") or [""] * len(ratios if isinstance(ratios, list) else [])
+    return (
+        isinstance(ratios, list)
+        and all(map(_is_number, ratios))
+        and isinstance(tokens, list)
+        and all(isinstance(token, str) for token in tokens)
+        and (len(tokens) == len(ratios) or not any(ratios))
+        and isinstance(chunks, list)
+        and all(isinstance(chunk, Mapping) and isinstance(chunk.get("candidates"), list) for chunk in chunks)
+        and all(_is_candidate(candidate) for chunk in chunks for candidate in chunk["candidates"])
+    )
+
+
+def _is_candidate(candidate: object) -> bool:
+    return (
+        isinstance(candidate, Mapping)
+        and isinstance(candidate.get("text"), str)
+        and _is_number(candidate.get("value"))
+        and {"kept", "finished"} <= set(candidate)
+        and all(
+            place is None or (isinstance(place, int) and not isinstance(place, bool))
+            for place in (candidate["kept"], candidate.get("parent"))
+        )
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

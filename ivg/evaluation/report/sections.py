@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from ivg.errors import UserError
+from ivg.errors import UserError, first_line
 from ivg.evaluation.alpaca.view import notes, paired_rates_table, rates_table
+from ivg.evaluation.reading import read_json
 from ivg.evaluation.report import figures, tables
 from ivg.evaluation.report.frontiers import speed_frontier, sweep_frontiers
 from ivg.evaluation.report.samples import Sample, read_samples
@@ -80,13 +80,13 @@ def collect(folder: Path, *, num_samples: int) -> list[Section]:
         (path, make)
         for name, make in makers.items()
         for path in [folder / name, *sorted(folder.glob(f"*/{name}"))]
-        if path.is_file()
+        if path.exists()
     ]
     sections = []
     for path, make in found:
         is_alone = [other for _, other in found].count(make) == 1
-        made = _made(path, make)
-        sections += made if is_alone else [_named(section, path.relative_to(folder)) for section in made]
+        made = _make(path, make)
+        sections += made if is_alone else [_tell_apart(section, path.relative_to(folder)) for section in made]
     decoded = folder / "decoded"
     samples = read_samples(decoded if decoded.is_dir() else folder, num_samples)
     if samples:
@@ -96,15 +96,29 @@ def collect(folder: Path, *, num_samples: int) -> list[Section]:
     return sections
 
 
-def _made(path: Path, make: Callable[[Data], list[Section]]) -> list[Section]:
+def _make(path: Path, make: Callable[[Data], list[Section]]) -> list[Section]:
+    """Make the sections of a result, and lay out their figures: what is in it cannot fail later."""
+    data = read_json(path, "a result that an evaluation wrote")
     try:
-        return make(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:  # wrong shape, whichever way
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{path}: not what an evaluation writes ({reason}); make it again") from error
+        sections = make(data)
+        for section in sections:
+            _check_texts(section)
+            for figure in section.figures.values():
+                figure.draw_without_rendering()
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"  # a wrong shape, whichever way
+        raise UserError(f"{path}: not what an evaluation writes ({reason:.200}); make it again") from error
+    return sections
 
 
-def _named(section: Section, path: Path) -> Section:
+def _check_texts(section: Section) -> None:
+    cells = [cell for table in section.tables for line in (table.header, *table.rows) for cell in line]
+    odd = next((text for text in (*section.text, *section.notes, *cells) if not isinstance(text, str)), None)
+    if odd is not None:
+        raise TypeError(f"{odd!r:.60} where text belongs")
+
+
+def _tell_apart(section: Section, path: Path) -> Section:
     """Tell a section from others of its kind by the file that it shows."""
     place = str(path.with_suffix(""))
     drawn = {f"{place.replace('/', '-')}_{name}": figure for name, figure in section.figures.items()}
@@ -120,9 +134,9 @@ def rewards(data: Data) -> list[Section]:
         Section(
             "Gold reward",
             [verdict(data)],
-            _there(tables.methods_table(data), paired, tables.divergence_table(data)),
+            _keep_tables(tables.methods_table(data), paired, tables.divergence_table(data)),
             {"reward_by_method": figures.reward_by_method(by_method, unit=unit)},
-            notes=[*_missing(data), DISTANCE_NOTE, *_task_facts(data)],
+            notes=[*_count_missing(data), DISTANCE_NOTE, *_state_task(data)],
         )
     ]
     if data.get("value_model"):
@@ -149,7 +163,7 @@ def verdict(data: Data) -> str:
     return f"{text}: {'; '.join(places)} (paired differences, 95% intervals)." if places else f"{text}."
 
 
-def _task_facts(data: Data) -> list[str]:
+def _state_task(data: Data) -> list[str]:
     """Say what the quickstart knows of its task and of its base."""
     facts = []
     if "task" in data:
@@ -162,11 +176,11 @@ def _task_facts(data: Data) -> list[str]:
     return facts
 
 
-def _there(*found: tables.Table | None) -> list[tables.Table]:
+def _keep_tables(*found: tables.Table | None) -> list[tables.Table]:
     return [table for table in found if table is not None]
 
 
-def _missing(data: Data) -> list[str]:
+def _count_missing(data: Data) -> list[str]:
     return [
         f"{figures.label(name)}: {count} responses have no gold reward ({reason})."
         for name, measures in data["methods"].items()
@@ -191,10 +205,10 @@ def speed(data: Data) -> list[Section]:
         "speed_reward": speed_frontier(data),
     }
     measured = f"Measured on {data['machine']}; medians of {data['repeats']} interleaved runs."
-    shown = _there(costs_table(data["runs"]), tables.speed_table(data))
+    shown = _keep_tables(costs_table(data["runs"]), tables.speed_table(data))
     return [Section("Speed", data["findings"], shown, drawn, notes=[measured])]
 
 
 def alpaca(data: Data) -> list[Section]:
     """AlpacaEval's win rates, with what a reader must know."""
-    return [Section("AlpacaEval 2", notes(data), _there(rates_table(data), paired_rates_table(data)))]
+    return [Section("AlpacaEval 2", notes(data), _keep_tables(rates_table(data), paired_rates_table(data)))]

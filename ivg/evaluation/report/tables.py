@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from ivg.evaluation.report.figures import label
+from ivg.evaluation.safe_text import plain_markdown, visible
 
 NOTHING = "–"
 
@@ -33,23 +35,24 @@ class Table:
 
     def markdown(self) -> str:
         """Return the table in GitHub's Markdown."""
-        lines = [self.header, ["---", *["---:"] * (len(self.header) - 1)], *self.rows]
-        return "\n".join("| " + " | ".join(_escape(cell) for cell in line) + " |" for line in lines)
+        lines = [self.header, *self.rows]
+        written = ["| " + " | ".join(map(_markdown_cell, line)) + " |" for line in lines]
+        return "\n".join([written[0], "| --- |" + " ---: |" * (len(self.header) - 1), *written[1:]])
 
     def console(self) -> RichTable:
-        """Return the table for `rich`."""
-        table = RichTable(title=self.title, title_justify="left")
+        """Return the table for `rich`, whose markup is read in plain strings alone."""
+        table = RichTable(title=Text(visible(self.title)), title_justify="left")
         for i, name in enumerate(self.header):
-            table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+            table.add_column(Text(visible(name)), justify="left" if i == 0 else "right", overflow="fold")
         for i, row in enumerate(self.rows):
             if self.starts_group(i):
                 table.add_section()
-            table.add_row(*row)
+            table.add_row(*(Text(visible(cell)) for cell in row))
         return table
 
 
-def _escape(cell: str) -> str:
-    return cell.replace("|", "\\|").replace("\n", " ")
+def _markdown_cell(cell: str) -> str:
+    return plain_markdown(cell).replace("|", "\\|")
 
 
 def number(estimate: Mapping[str, Any] | None, digits: int = 3, *, signed: bool = False) -> str:
@@ -129,17 +132,17 @@ def _win_rate(estimate: Mapping[str, Any]) -> str:
 
 
 def sweep_table(report: Mapping[str, Any]) -> Table:
-    """Tabulate a sweep: one row per cell, with what it buys and what it costs."""
+    """Tabulate a sweep: one row per run, with what it buys and what it costs."""
     header = ["method", "setting", "gold reward [95%]", "distance from base (nats)", "distinct-2", "tokens"]
     header += ["tokens fed", "GFLOP a prompt", "n"]
     rows = []
-    for cell in report["cells"]:
-        measures, cost = report["methods"][cell["name"]], report["cost"][cell["name"]]
+    for run in report["cells"]:
+        measures, cost = report["methods"][run["name"]], report["cost"][run["name"]]
         reward = measures["gold_reward"]
         rows.append(
             [
-                label(cell["method"]),
-                cell["setting"] or NOTHING,
+                label(run["method"]),
+                run["setting"] or NOTHING,
                 interval(reward),
                 interval(measures["distance_from_base"], 1, signed=True),
                 number(measures["distinct_2"]),

@@ -1,4 +1,4 @@
-"""Grids of guidance settings: what a cell is, and the YAML that lists them."""
+"""Grids of guidance settings: the runs of a sweep or a speed comparison, and the YAML that lists them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from ivg.config import DecodeConfig, Guidance, SearchConfig, check_guidance
 from ivg.config.yaml_file import build, config_from_dict, read_yaml
 from ivg.errors import UserError
+from ivg.evaluation.output_folder import check_name
 from ivg.rewards import RewardConfig
 
 _OWN_KEYS = ("grid", "reward", "output", "lengths", "repeats")
@@ -18,12 +19,12 @@ _NEEDED = {
     "reward": (dict, "keys, such as function"),
     "output": (str, "a folder"),
 }
-# Beside these results lie the files of the cells.
+# Beside these results lie the files of the runs.
 _RESULTS = ("alpaca", "gold_reward", "report", "speed", "sweep")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
+class Run:
     """One setting.
 
     Attributes:
@@ -68,7 +69,7 @@ class Cell:
         )
 
 
-BASE = Cell(method="base")
+BASE = Run(method="base")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +78,7 @@ class GridConfig:
 
     Attributes:
         decode: models, sampling and input, as for `ivg-decode`.
-        cells: the plain base first.
+        runs: the plain base first.
         reward: the gold reward.
         output: folder for responses and results.
         lengths: response lengths (max_new_tokens) that a speed comparison runs through.
@@ -85,7 +86,7 @@ class GridConfig:
     """
 
     decode: DecodeConfig
-    cells: tuple[Cell, ...]
+    runs: tuple[Run, ...]
     reward: RewardConfig
     output: Path
     lengths: tuple[int, ...]
@@ -109,53 +110,52 @@ def read_grid(path: str, overrides: Sequence[str] = ()) -> GridConfig:
     if "search" in data:
         raise UserError(f"{path}: search belongs to the grid's entries; move its keys there")
     decode = config_from_dict(data)
-    cells = (BASE, *expand(own["grid"], path))
-    _check_names([cell.name for cell in cells], path)
-    for cell in cells:
-        search = cell.search(decode.sampling.max_new_tokens)
+    runs = (BASE, *expand(own["grid"], path))
+    _check_names([run.name for run in runs], path)
+    for run in runs:
+        search = run.search(decode.sampling.max_new_tokens)
         check_guidance(search, decode.sampling, decode.pairs, decode.values)
     return GridConfig(
         decode=decode,
-        cells=cells,
+        runs=runs,
         reward=build(RewardConfig, own["reward"], f"{path}: reward"),
         output=Path(own["output"]),
-        lengths=_lengths(own.get("lengths", [decode.sampling.max_new_tokens]), path),
-        repeats=_count(own.get("repeats", 3), f"{path}: repeats"),
+        lengths=_check_lengths(own.get("lengths", [decode.sampling.max_new_tokens]), path),
+        repeats=_check_count(own.get("repeats", 3), f"{path}: repeats"),
     )
 
 
 def _check_names(names: Sequence[str], path: str) -> None:
-    """Refuse cells whose files would be elsewhere, another cell's, or a report's."""
+    """Refuse runs whose files would be elsewhere, another run's, or a report's."""
     for name in names:
-        if Path(name).name != name or "\0" in name or name in _RESULTS:
-            raise UserError(f"{path}: method {name!r} cannot name a file of its own; give another name")
+        check_name(name, f"{path}: method", reserved=_RESULTS)
         if names.count(name) > 1:
             raise UserError(f"{path}: the grid holds {name} twice; the plain base is always included")
 
 
-def _lengths(given: object, path: str) -> tuple[int, ...]:
+def _check_lengths(given: object, path: str) -> tuple[int, ...]:
     if not isinstance(given, list) or not given:
         raise UserError(f"{path}: lengths is {given!r:.60}; give a list of integers >= 1, such as [18, 36]")
-    return tuple(_count(length, f"{path}: one of lengths") for length in given)
+    return tuple(_check_count(length, f"{path}: one of lengths") for length in given)
 
 
-def _count(given: object, where: str) -> int:
+def _check_count(given: object, where: str) -> int:
     if not isinstance(given, int) or isinstance(given, bool) or given < 1:
         raise UserError(f"{where} is {given!r:.60}; give an integer >= 1")
     return given
 
 
-def expand(entries: Sequence[object], where: str) -> list[Cell]:
-    """Turn a grid's entries into cells: every combination of the values that an entry lists.
+def expand(entries: Sequence[object], where: str) -> list[Run]:
+    """Turn a grid's entries into runs: every combination of the values that an entry lists.
 
     Raises:
         UserError: an entry that is no mapping, or one of its values is out of range.
     """
-    cells = []
+    runs = []
     for entry in entries:
         if not isinstance(entry, Mapping):
             raise UserError(f"{where}: grid holds {entry!r:.60}; give each entry keys, such as method: base")
         lists = [value if isinstance(value, list) else [value] for value in entry.values()]
         for values in itertools.product(*lists):
-            cells.append(build(Cell, dict(zip(entry, values, strict=True)), f"{where}: grid"))
-    return cells
+            runs.append(build(Run, dict(zip(entry, values, strict=True)), f"{where}: grid"))
+    return runs

@@ -1,4 +1,4 @@
-"""Running one cell of a grid on models that are loaded already, and what it cost."""
+"""One run of a grid on models that are loaded already, and what it cost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ivg.config import DecodeConfig, ModelConfig, SamplingConfig
 from ivg.decoding.engine import in_order
 from ivg.engines.lockstep.engine import LockstepEngine
 from ivg.errors import UserError
-from ivg.evaluation.sweep.grid import Cell, GridConfig
+from ivg.evaluation.sweep.grid import GridConfig, Run
 from ivg.models.loading import Models, load_models
 from ivg.models.prompts import Row
 from ivg.run.api import response, result_fields
@@ -21,8 +21,8 @@ from ivg.run.requests import make_tasks
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class CellRun:
-    """What running a cell gave.
+class RunResult:
+    """What a run gave.
 
     Attributes:
         rows: output rows with `token_ids`.
@@ -40,13 +40,13 @@ class CellRun:
     flops: float
 
 
-def run_cell(
-    models: Models, cell: Cell, sampling: SamplingConfig, rows: Sequence[Row], *, max_batch_rows: int
-) -> CellRun:
-    """Decode prompts with a cell's settings on models that are loaded already."""
-    search = cell.search(sampling.max_new_tokens)
+def decode_run(
+    models: Models, run: Run, sampling: SamplingConfig, rows: Sequence[Row], *, max_batch_rows: int
+) -> RunResult:
+    """Decode prompts with a run's settings on models that are loaded already."""
+    search = run.search(sampling.max_new_tokens)
     engine = LockstepEngine(
-        models if cell.beta is None else with_beta(models, cell.beta),
+        models if run.beta is None else with_beta(models, run.beta),
         search,
         sampling,
         max_batch_rows=max(max_batch_rows, search.rows_per_prompt),
@@ -67,7 +67,7 @@ def run_cell(
     for runner in engine.lockstep.runners:
         fed[runner.name] += runner.tokens_fed
         flops += 2.0 * runner.num_matrix_weights * runner.tokens_fed
-    return CellRun(out, seconds, fed, [runner.tokens_fed for runner in engine.lockstep.runners], flops)
+    return RunResult(out, seconds, fed, [runner.tokens_fed for runner in engine.lockstep.runners], flops)
 
 
 def load_grid(grid: GridConfig) -> Models:
@@ -92,16 +92,16 @@ def _weight_files(model: ModelConfig) -> list[tuple[str, int, int]]:
 
 
 def run_at_length(
-    grid: GridConfig, models: Models, cell: Cell, max_new_tokens: int, rows: Sequence[Row]
-) -> CellRun:
-    """Run a cell with responses of another length than the grid's."""
+    grid: GridConfig, models: Models, run: Run, max_new_tokens: int, rows: Sequence[Row]
+) -> RunResult:
+    """Decode a run with responses of another length than the grid's."""
     sampling = dataclasses.replace(grid.decode.sampling, max_new_tokens=max_new_tokens)
-    return run_cell(models, cell, sampling, rows, max_batch_rows=grid.decode.max_batch_rows)
+    return decode_run(models, run, sampling, rows, max_batch_rows=grid.decode.max_batch_rows)
 
 
-def load_and_run(grid: GridConfig, cell: Cell, max_new_tokens: int, rows: Sequence[Row]) -> None:
-    """Do all that running a cell needs memory for, in a process that has done nothing else."""
-    run_at_length(grid, load_grid(grid), cell, max_new_tokens, rows)
+def load_and_run(grid: GridConfig, run: Run, max_new_tokens: int, rows: Sequence[Row]) -> None:
+    """Do all that a run needs memory for, in a process that has done nothing else."""
+    run_at_length(grid, load_grid(grid), run, max_new_tokens, rows)
 
 
 def grid_prompts(grid: GridConfig, path: str) -> list[Row]:

@@ -10,7 +10,7 @@ from typing import Any
 from ivg.evaluation.report.figures import label
 from ivg.evaluation.report.tables import Table
 
-Run = Mapping[str, Any]
+Entry = Mapping[str, Any]  # of speed.json
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -22,8 +22,8 @@ class Comparison:
         token: the run with token guidance.
     """
 
-    chunk: Run
-    token: Run
+    chunk: Entry
+    token: Entry
 
     @property
     def seconds(self) -> float:
@@ -47,7 +47,7 @@ class Comparison:
         return float(chunk), float(token)
 
 
-def compare_costs(runs: Sequence[Run]) -> list[Comparison]:
+def compare_costs(runs: Sequence[Entry]) -> list[Comparison]:
     """Set every run with chunk guidance alone beside token guidance of the same length.
 
     Args:
@@ -65,11 +65,11 @@ def compare_costs(runs: Sequence[Run]) -> list[Comparison]:
     return found
 
 
-def _is(run: Run, *, token: bool, chunk: bool) -> bool:
+def _is(run: Entry, *, token: bool, chunk: bool) -> bool:
     return bool((run["token_guidance"] != "none") == token and (run["chunk_guidance"] != "none") == chunk)
 
 
-def findings(runs: Sequence[Run]) -> list[str]:
+def findings(runs: Sequence[Entry]) -> list[str]:
     """State what each way of chunk guidance costs beside token guidance, over all lengths.
 
     One sequence of token guidance and a beam of W·K sequences do different amounts of sampling, so the claim
@@ -87,7 +87,7 @@ def findings(runs: Sequence[Run]) -> list[str]:
     return [_finding(name, pairs) for name, pairs in by_name.items()]
 
 
-def _name(run: Run) -> str:
+def _name(run: Entry) -> str:
     return label(run["method"]) + (f" ({run['setting']})" if run["setting"] else "")
 
 
@@ -111,7 +111,7 @@ def _span(ratios: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def costs_table(runs: Sequence[Run]) -> Table | None:
+def costs_table(runs: Sequence[Entry]) -> Table | None:
     """Tabulate `compare_costs`; None if there is nothing to compare."""
     header = ["method", "up to (tokens)", "seconds a prompt"]
     header += ["base tokens fed", "seconds per base token fed", "guide tokens per base token", "n"]

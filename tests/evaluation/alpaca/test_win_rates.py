@@ -12,6 +12,7 @@ from scipy.special import expit
 from ivg.errors import UserError
 from ivg.evaluation.alpaca import annotators, files, win_rates
 from ivg.evaluation.alpaca.view import OPENAI_ENDPOINT, notes
+from ivg.evaluation.output_folder import OutputFolder
 from tests.evaluation.alpaca import gamed
 
 
@@ -89,7 +90,7 @@ def test_arms_are_compared_on_the_same_instructions():
 
 
 def test_only_the_official_judge_and_reference_are_comparable(official, tmp_path):
-    judge = annotators.find_annotator(annotators.OFFICIAL_ANNOTATOR, None, tmp_path)
+    judge = annotators.find_annotator(annotators.OFFICIAL_ANNOTATOR, None, OutputFolder(tmp_path))
     reference = outputs(official, generator="gpt4_1106_preview")
     assert win_rates.why_not_comparable(judge, reference) is None
     assert "the reference is not" in win_rates.why_not_comparable(judge, reference[:100])
@@ -99,20 +100,22 @@ def test_only_the_official_judge_and_reference_are_comparable(official, tmp_path
 
 def test_a_file_that_takes_the_official_name_is_another_judge(official, tmp_path):
     """Anyone can write a file whose annotator is called as the leaderboard's, whatever it asks."""
-    package = annotators.find_annotator(annotators.OFFICIAL_ANNOTATOR, None, tmp_path).path
+    package = annotators.find_annotator(annotators.OFFICIAL_ANNOTATOR, None, OutputFolder(tmp_path)).path
     own = tmp_path / "configs" / "configs.yaml"
     own.parent.mkdir()
     config = yaml.safe_load(package.read_text())
     template = package.parents[1] / config[annotators.OFFICIAL_ANNOTATOR]["prompt_template"]
     config[annotators.OFFICIAL_ANNOTATOR]["prompt_template"] = str(template)
     own.write_text(yaml.safe_dump(config))
-    judge = annotators.find_annotator(str(own), None, tmp_path)
+    judge = annotators.find_annotator(str(own), None, OutputFolder(tmp_path))
     assert judge.name == annotators.OFFICIAL_ANNOTATOR
     assert not judge.is_official
     assert judge.price is None
     reference = outputs(official, generator="gpt4_1106_preview")
     assert f"of {own} is not the leaderboard's" in win_rates.why_not_comparable(judge, reference)
-    assert annotators.find_annotator(str(package), None, tmp_path).is_official  # by its path: the same file
+    assert annotators.find_annotator(
+        str(package), None, OutputFolder(tmp_path)
+    ).is_official  # by its path: the same file
 
 
 def test_length_control_finds_what_preferences_were_made_from(official, hub_cache):
@@ -158,27 +161,27 @@ def test_leaderboard_rows_are_the_published_ones():
 
 
 def test_another_judge_model_makes_an_annotator_of_its_own(tmp_path):
-    official = annotators.find_annotator(annotators.OFFICIAL_ANNOTATOR, None, tmp_path)
+    official = annotators.find_annotator(annotators.OFFICIAL_ANNOTATOR, None, OutputFolder(tmp_path))
     assert official.is_official
     assert official.model == "gpt-4-1106-preview"
-    own = annotators.find_annotator(annotators.OFFICIAL_ANNOTATOR, "meta/llama", tmp_path)
+    own = annotators.find_annotator(annotators.OFFICIAL_ANNOTATOR, "meta/llama", OutputFolder(tmp_path))
     assert not own.is_official
     assert own.price is None
     config = yaml.safe_load(own.path.read_text())[own.name]
     assert config["completions_kwargs"]["model_name"] == "meta/llama"
     assert config["completions_kwargs"]["top_logprobs"] == 5
-    assert annotators.find_annotator(str(own.path), None, tmp_path) == own
+    assert annotators.find_annotator(str(own.path), None, OutputFolder(tmp_path)) == own
 
 
 def test_bad_annotators_are_refused(tmp_path):
     with pytest.raises(UserError, match="unknown annotator 'weighted_alpaca_eval_gpt4'; did you mean"):
-        annotators.find_annotator("weighted_alpaca_eval_gpt4", None, tmp_path)
+        annotators.find_annotator("weighted_alpaca_eval_gpt4", None, OutputFolder(tmp_path))
     with pytest.raises(UserError, match="claude_2 asks through anthropic_completions"):
-        annotators.find_annotator("claude_2", None, tmp_path)
+        annotators.find_annotator("claude_2", None, OutputFolder(tmp_path))
     several = tmp_path / "several.yaml"
     several.write_text("a: {}\nb: {}\n")
     with pytest.raises(UserError, match="2 annotators"):
-        annotators.find_annotator(str(several), None, tmp_path)
+        annotators.find_annotator(str(several), None, OutputFolder(tmp_path))
 
 
 ASKS = "fn_completions: openai_completions"
@@ -201,7 +204,7 @@ def test_annotator_files_of_another_shape_are_refused(tmp_path, content, message
     path.parent.mkdir()
     path.write_text(content)
     with pytest.raises(UserError, match=message):
-        annotators.find_annotator(str(path), None, tmp_path)
+        annotators.find_annotator(str(path), None, OutputFolder(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -233,7 +236,8 @@ def test_outputs_follow_the_references_order():
 
 def submit(folder, mine, reference, annotations):
     return files.write_submission(
-        folder, mine, reference, annotations, annotator="judge", prompt_template="{instruction}",
+        OutputFolder(folder), mine, reference, annotations,
+        annotator="judge", prompt_template="{instruction}",
         pretty_name="Mine", link="https://example.org", settings={"beta": 1.0},
     )  # fmt: skip
 
@@ -241,12 +245,12 @@ def submit(folder, mine, reference, annotations):
 def test_a_submission_has_what_a_pull_request_needs(tmp_path, official):
     names, reference = official, outputs(official, "gpt4_1106_preview")
     submit(tmp_path, outputs(names[::-1]), reference, [annotation(n, 1.5) for n in names])
-    written = json.loads((tmp_path / "results/mine/model_outputs.json").read_text())
+    written = json.loads((tmp_path / "submission/results/mine/model_outputs.json").read_text())
     assert [row["instruction"] for row in written] == names
-    assert len(json.loads((tmp_path / "results/mine/judge/annotations.json").read_text())) == 805
-    config = yaml.safe_load((tmp_path / "models_configs/mine/configs.yaml").read_text())["mine"]
+    assert len(json.loads((tmp_path / "submission/results/mine/judge/annotations.json").read_text())) == 805
+    config = yaml.safe_load((tmp_path / "submission/models_configs/mine/configs.yaml").read_text())["mine"]
     assert (config["pretty_name"], config["link"]) == ("Mine", "https://example.org")
-    assert (tmp_path / "models_configs" / config["prompt_template"]).read_text() == "{instruction}"
+    assert (tmp_path / "submission/models_configs" / config["prompt_template"]).read_text() == "{instruction}"
 
 
 def test_a_submission_that_would_be_turned_down_is_refused(tmp_path, official):

@@ -1,5 +1,6 @@
 from ivg.evaluation.measures.statistics import estimate
 from ivg.evaluation.report import figures, frontiers
+from ivg.evaluation.report.page import describe
 
 REWARD = estimate([0.0, 1.0, 2.0]).as_dict()
 
@@ -40,3 +41,29 @@ def test_the_same_data_gives_the_same_file(tmp_path):
     for name in ("one.png", "two.png"):
         figures.save_png(figures.reward_by_method({"base": REWARD}, unit="logit"), tmp_path / "new" / name)
     assert (tmp_path / "new/one.png").read_bytes() == (tmp_path / "new/two.png").read_bytes()
+
+
+def test_dollar_signs_are_no_formula(tmp_path):
+    """`$x^{$` in a method's name crashed the report."""
+    name, estimate_of_one = "$x^{$ and $y$", REWARD
+    points = [frontiers.FrontierPoint(name, "$\\frac{$", 1.0, estimate_of_one)] * 2
+    drawn = [
+        figures.reward_by_method({name: REWARD}, unit="$x^{$"),
+        frontiers.frontier(points, unit="$x^{$", xlabel="$x^{$"),
+    ]
+    for figure in drawn:
+        figures.save_png(figure, tmp_path / "x.png")
+        assert name in describe(figure)
+        assert "$x^{$" in describe(figure)
+
+
+def test_the_value_models_figures_are_drawn_by_one_hand(tmp_path):
+    bins = [{"value": 0.0, "reward": 0.1, "count": 5}, {"value": 1.0, "reward": 0.9, "count": 5}]
+    row = {"percent": 50, "rank_correlation": 0.5, "pairwise_accuracy": 0.7, "num_responses": 10}
+    table = [{**row, "calibration": bins}]
+    quality = figures.value_quality(table).axes[0]
+    assert [line.get_ydata().tolist() for line in quality.get_lines()] == [[0.5], [0.7]]
+    assert quality.get_ylabel() == "agreement with the final reward (1: perfect)"
+    calibration = figures.value_calibration(table, unit="logit").axes[0]
+    assert calibration.get_lines()[0].get_xdata().tolist() == [0.0, 1.0]
+    assert "n = 10 held-out responses" in texts(figures.value_quality(table))

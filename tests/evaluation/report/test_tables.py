@@ -1,3 +1,6 @@
+import pytest
+from rich.console import Console
+
 from ivg.evaluation.measures.decoded import Decoded
 from ivg.evaluation.measures.measures import compare, measure
 from ivg.evaluation.measures.statistics import estimate
@@ -62,4 +65,28 @@ def test_markdown_escapes_what_would_break_a_row():
 
 def test_the_console_table_holds_every_cell():
     table = Table("t", ["a", "b"], [["x", "1"], ["y", "2"]]).console()
-    assert [list(column.cells) for column in table.columns] == [["x", "y"], ["1", "2"]]
+    assert [[str(cell) for cell in column.cells] for column in table.columns] == [["x", "y"], ["1", "2"]]
+
+
+def test_the_console_table_shows_markup_and_escapes_as_they_are(capsys):
+    """`[/b]` in a name crashed a finished evaluation, and an escape would have moved the cursor."""
+    table = Table("[/b]", ["a", "[b]"], [["runs/[/red]:smile:", "\x1b[2J"]])
+    Console(width=80).print(table.console())
+    printed = capsys.readouterr().out
+    for text in ("[/b]", "[b]", "runs/[/red]:smile:", r"\x1b[2J"):
+        assert text in printed
+    assert "\x1b[2J" not in printed
+
+
+@pytest.mark.parametrize(
+    ("cell", "written"),
+    [
+        ("<script>x</script>", r"\<script>x\</script>"),
+        ("\\<b>", r"\\\<b>"),  # a backslash of its own does not undo ours
+        ("a < b", "a < b"),
+        ("![x](http://a)", r"![x]\(http://a)"),
+        ("\x1b[0m", r"\x1b[0m"),
+    ],
+)
+def test_markdown_holds_no_html_and_no_links_of_others(cell, written):
+    assert Table("t", ["a"], [[cell]]).markdown().splitlines()[-1] == f"| {written} |"

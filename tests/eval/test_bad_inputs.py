@@ -1,0 +1,219 @@
+"""Bad inputs to every evaluation command: one line that names what is wrong, exit code 2, no traceback."""
+
+# ruff: noqa: E501 - a line of the table is a case
+
+import json
+import os
+import shutil
+
+import pytest
+import yaml
+
+from ivg.run.lock import hold_lock, lock_path
+from tests.eval import scripts
+from tests.evaluation import tiny
+
+COMMANDS = {
+    name: scripts.load(name)
+    for name in ("alpaca", "gold_reward", "report", "reproducibility", "speed", "sweep")
+}
+DEEP, DIGITS = b"[" * 100_000, b"9" * 5_000
+FUNCTIONS = {
+    "good": "def reward(rows, responses):\n    return [float(len(text)) for text in responses]\n",
+    "syntax": "def reward(rows, responses:\n",
+    "import_error": "raise RuntimeError('no such GPU')\n",
+    "leaves": "import sys\nsys.exit(0)\n",
+    "raising": "def reward(rows, responses):\n    return 1 / 0\n",
+    "endless": "def reward(rows, responses):\n    return [float('inf') for _ in responses]\n",
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What every case starts from: models, decoded files, a grid, AlpacaEval's files, results."""
+    folder = tmp_path_factory.mktemp("whole")
+    for name, seed in {"base": 0, "tuned": 1, "untuned": 2}.items():
+        tiny.model(seed).save_pretrained(folder / name)
+        tiny.tokenizer().save_pretrained(folder / name)
+    for name in ("one", "two"):
+        rows = [{"id": i, "prompt": f"w{i}", "response": f"w{i} w3", "num_tokens": 2} for i in range(2)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, text in FUNCTIONS.items():
+        (folder / f"function_{name}.py").write_text(text)
+    (folder / "prompts.jsonl").write_text('{"prompt": "w1 w2"}\n')
+    for name in ("reference", "mine"):
+        outputs = [{"instruction": n, "output": f"{name} {n}", "generator": name} for n in ("a", "b")]
+        (folder / f"{name}.json").write_text(json.dumps(outputs))
+    (folder / "decode.yaml").write_text("base: base\n")
+    write_grid(folder)
+    return folder
+
+
+def write_grid(folder, **changes):
+    data = {
+        "base": "base",
+        "pairs": [{"tuned": "tuned", "untuned": "untuned"}],
+        "input": "prompts.jsonl",
+        "sampling": {"max_new_tokens": 4},
+        "reward": {"function": "function_good.reward"},
+        "output": "out",
+        "grid": [{"method": "guided", "token_guidance": "implicit", "beta": 1}],
+        **changes,
+    }
+    (folder / "grid.yaml").write_text(yaml.safe_dump(data))
+
+
+def write(name, content):
+    """Return what spoils a folder by writing a file."""
+
+    def spoil(folder):
+        path = folder / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+
+    return spoil
+
+
+def truncate(name, size=1000):
+    return lambda folder: os.truncate(folder / name, size)
+
+
+def remove(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def pipe(name):
+    def spoil(folder):
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+
+    return spoil
+
+
+def grid(**changes):
+    return lambda folder: write_grid(folder, **changes)
+
+
+def ship_code(folder):
+    """Make the base a model that only code in its own folder can load."""
+    config = json.loads((folder / "base" / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}
+    (folder / "base" / "config.json").write_text(json.dumps(config))
+    (folder / "base" / "own.py").write_text("open('ran', 'w')\n")
+
+
+def row(**changes):
+    return write("one.jsonl", {"id": 0, "prompt": "w0", "response": "w3", **changes})
+
+
+GOLD = ["--files", "a=one.jsonl", "b=two.jsonl", "--function", "function_good.reward"]
+KL = [*GOLD, "--base", "base", "--kl_of", "a", "--tuned", "tuned", "--untuned", "untuned"]
+KL += ["--beta", "1", "--temperature", "1"]
+GRID = ["--config", "grid.yaml"]
+ALPACA = ["--outputs", "mine.json", "--reference", "reference.json", "--output", "out", "--yes"]
+ALPACA += ["--endpoint", "http://127.0.0.1:9/v1"]
+REPORT = ["--folder", "results"]
+SPEED_RUN = {
+    "method": "m", "setting": "", "max_new_tokens": 4, "num_tokens": 3, "seconds_per_prompt": 1,
+    "peak_memory_mib": None, "base_tokens_fed": 1, "guide_tokens_fed": 1, "num_prompts": 1,
+    "gold_reward": {"mean": 1, "ci95": [0, 2], "n": 1}, "token_guidance": "none", "chunk_guidance": "none",
+}  # fmt: skip
+TRACE = {"id": "0", "sample": 0, "tokens": ["a"], "token_logratios": [1.0], "chunks": []}
+RESULTS = {"kind": "speed", "machine": "m", "repeats": 1, "findings": [], "reward": "r"}
+
+
+def nothing(folder):
+    pass
+
+
+# command, what is wrong, how it is made so, the command line, and what the line must say
+CASES = [
+    ("gold_reward", "weights cut off", truncate("base/model.safetensors"), [*GOLD, "--base", "base"], "base (base): cannot be loaded"),
+    ("gold_reward", "no weights", remove("base/model.safetensors"), [*GOLD, "--base", "base"], "base (base): cannot be loaded"),
+    ("gold_reward", "config no JSON", write("base/config.json", b"{"), [*GOLD, "--base", "base"], "base (base)"),
+    ("gold_reward", "model brings code", ship_code, [*GOLD, "--base", "base"], "trust_remote_code"),
+    ("gold_reward", "guide cut off", truncate("untuned/model.safetensors"), KL, "untuned (untuned): cannot be loaded"),
+    ("gold_reward", "beta is NaN", nothing, [*KL, "--beta", "nan"], "beta nan; expected"),
+    ("gold_reward", "function with a syntax error", nothing, [*GOLD[:-1], "function_syntax.reward"], "cannot import function_syntax"),
+    ("gold_reward", "function that fails to import", nothing, [*GOLD[:-1], "function_import_error.reward"], "no such GPU"),
+    ("gold_reward", "function that ends the process", nothing, [*GOLD[:-1], "function_leaves.reward"], "cannot import function_leaves"),
+    ("gold_reward", "function that raises", nothing, [*GOLD[:-1], "function_raising.reward"], "division by zero"),
+    ("gold_reward", "infinite reward", nothing, [*GOLD[:-1], "function_endless.reward"], "gold reward of prompt '0' is infinite"),
+    ("gold_reward", "a pipe", pipe("one.jsonl"), GOLD, "one.jsonl: no regular file; give"),
+    ("gold_reward", "a device", nothing, ["--files", "a=/dev/zero"], "/dev/zero: no regular file; give"),
+    ("gold_reward", "NUL in a path", nothing, ["--files", "a=x\0y"], "null byte"),
+    ("gold_reward", "NUL bytes", write("one.jsonl", b"\0\0\n"), GOLD, "one.jsonl, line 1: not JSON"),
+    ("gold_reward", "deep JSON", write("one.jsonl", DEEP), GOLD, "line 1: nested too deep"),
+    ("gold_reward", "5,000 digits", write("one.jsonl", b'{"id": ' + DIGITS + b"}"), GOLD, "line 1: not JSON"),
+    ("gold_reward", "half a surrogate", write("one.jsonl", b'{"prompt": "w0", "response": "\\ud800"}'), GOLD, "half a surrogate"),
+    ("gold_reward", "value is text", row(value="high"), GOLD, "value is 'high'; expected a number"),
+    ("gold_reward", "token ids too large", row(token_ids=[2**70]), GOLD, "token_ids is"),
+    ("gold_reward", "output is an input", nothing, [*GOLD, "--output", "one.jsonl"], "is one of the files to judge"),
+    ("gold_reward", "output is another's", nothing, [*GOLD, "--output", "mine.json"], "no evaluation wrote it"),
+    ("gold_reward", "max_tokens is 0", nothing, [*GOLD, "--max_tokens", "0"], "max_tokens is 0"),
+    ("sweep", "guide cut off", truncate("tuned/model.safetensors"), GRID, "tuned (tuned): cannot be loaded"),
+    ("sweep", "method leads out", grid(grid=[{"method": "../../x"}]), GRID, "method '../../x' cannot name a file"),
+    ("sweep", "method with an escape", grid(grid=[{"method": "\x1b[2J"}]), GRID, "cannot name a file"),
+    ("sweep", "method too long", grid(grid=[{"method": "m" * 300}]), GRID, "cannot name a file"),
+    ("sweep", "another's file in the way", write("out/guided-beta1.jsonl", b"mine"), GRID, "no evaluation wrote it"),
+    ("sweep", "function that raises", grid(reward={"function": "function_raising.reward"}), GRID, "division by zero"),
+    ("speed", "function that fails to import", grid(reward={"function": "function_import_error.reward"}), GRID, "no such GPU"),
+    ("speed", "base cut off", truncate("base/model.safetensors"), GRID, "base (base): cannot be loaded"),
+    ("alpaca", "generator leads out", write("mine.json", [{"instruction": "a", "output": "x", "generator": "../../x"}]), ALPACA, "generator '../../x' cannot name a file"),
+    ("alpaca", "generator is a file of ours", write("mine.json", [{"instruction": "a", "output": "x", "generator": "alpaca.json"}]), ALPACA, "cannot name a file"),
+    ("alpaca", "name leads out", nothing, ["--decode", "decode.yaml", "--output", "out", "--name", "../x"], "--name '../x' cannot name a file"),
+    ("alpaca", "reference is a pipe", pipe("reference.json"), ALPACA, "reference.json: no regular file"),
+    ("alpaca", "outputs nested too deep", write("mine.json", DEEP), ALPACA, "mine.json: nested too deep"),
+    ("alpaca", "patience is NaN", nothing, [*ALPACA, "--patience", "nan"], "patience is nan; give a finite number"),
+    ("alpaca", "price is NaN", nothing, [*ALPACA, "--price", "nan"], "price is nan; give a finite number"),
+    ("alpaca", "endpoint is none", nothing, [*ALPACA, "--endpoint", "u:pass-word@x"], "endpoint is no URL"),
+    ("alpaca", "answers are a folder", lambda folder: (folder / "out/judge_answers.jsonl").mkdir(parents=True), ALPACA, "judge_answers.jsonl: no regular file"),
+    ("report", "result is a pipe", pipe("results/report.json"), REPORT, "report.json: no regular file"),
+    ("report", "result nested too deep", write("results/sweep.json", DEEP), REPORT, "sweep.json: nested too deep"),
+    ("report", "result of 5,000 digits", write("results/alpaca.json", DIGITS), REPORT, "alpaca.json: not JSON"),
+    ("report", "result holds NaN", write("results/speed.json", b'{"runs": [NaN]}'), REPORT, "NaN is no number"),
+    ("report", "a number that is text", write("results/speed.json", {**RESULTS, "runs": [{**SPEED_RUN, "num_tokens": "x"}]}), REPORT, "speed.json: not what an evaluation writes"),
+    ("report", "findings are numbers", write("results/speed.json", {**RESULTS, "findings": [1], "runs": [SPEED_RUN]}), REPORT, "speed.json: not what an evaluation writes"),
+    ("report", "trace of another shape", lambda folder: [write("results/one.jsonl", {"id": 0, "prompt": "x", "response": "y"})(folder), write("results/one.trace.jsonl", {**TRACE, "token_logratios": ["x"]})(folder)], REPORT, "one.trace.jsonl, line 1: not a row"),
+    ("report", "another's page", lambda folder: [write("results/one.jsonl", {"id": 0, "prompt": "x", "response": "y"})(folder), write("results/report.html", b"my own page")(folder)], REPORT, "report.html: lies there, and no evaluation wrote it"),
+    ("reproducibility", "unknown dtype", nothing, ["--dtypes", "float8"], "dtypes holds 'float8'"),
+    ("reproducibility", "absurd size", nothing, ["--num_prompts", "1000000000000"], "num_prompts is [1000000000000]"),
+    ("reproducibility", "too long", nothing, ["--max_new_tokens", "100000"], "give integers from 1 to 480"),
+    ("reproducibility", "NaN", nothing, ["--logit_std", "nan"], "logit_std is nan"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def folder(whole, tmp_path, monkeypatch):
+    shutil.copytree(whole, tmp_path / "here")
+    (tmp_path / "here" / "results").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.syspath_prepend(str(tmp_path / "here"))
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return tmp_path / "here"
+
+
+@pytest.mark.parametrize(
+    ("command", "spoil", "argv", "message"),
+    [(command, *rest) for command, _, *rest in CASES],
+    ids=[f"{command}: {name}" for command, name, *_ in CASES],
+)
+def test_bad_input_is_one_line_and_exit_code_2(folder, capsys, command, spoil, argv, message):
+    spoil(folder)
+    line = scripts.refused(capsys, COMMANDS[command].main, argv)
+    assert message in line
+    assert "pass-word" not in line
+    assert not list(folder.parent.glob("x*")), "something was written outside the output"
+    assert not (folder / "ran").exists(), "a model's code ran"
+
+
+@pytest.mark.parametrize(
+    ("command", "argv"),
+    [("alpaca", ALPACA), ("report", [*REPORT, "--output", "out"]), ("sweep", GRID), ("speed", GRID)],
+)
+def test_two_evaluations_do_not_share_an_output(folder, capsys, command, argv):
+    write("results/one.jsonl", {"id": 0, "prompt": "x", "response": "y"})(folder)
+    (folder / "out").mkdir()
+    with hold_lock(lock_path(folder / "out"), "output"):
+        assert "output out: " in scripts.refused(capsys, COMMANDS[command].main, argv)

@@ -1,0 +1,364 @@
+"""Generated inputs to every evaluation command: whatever is in them, no traceback.
+
+Each example takes inputs that are right, and changes one place of one of them to something else. What a
+command then does is its own affair, but it returns, or leaves with exit code 2 and one line on stderr.
+`IVG_FUZZ_EXAMPLES` says how many examples each command gets.
+"""
+
+import contextlib
+import copy
+import io
+import json
+import os
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ivg.evaluation.alpaca.answer_cache import AnswerCache
+from tests.eval import scripts
+from tests.evaluation import tiny
+
+EXAMPLES = int(os.environ.get("IVG_FUZZ_EXAMPLES", "50"))
+COMMANDS = {
+    name: scripts.load(name)
+    for name in ("alpaca", "gold_reward", "report", "reproducibility", "speed", "sweep")
+}
+fuzz = settings(
+    max_examples=EXAMPLES,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+TEXTS = st.sampled_from(
+    [
+        "",
+        "x",
+        "../../x",
+        "/dev/zero",
+        "[/b]",
+        "$x^{$",
+        "<img src=x>",
+        "\x00",
+        "\x1b[2J",
+        "\ud800",
+        "é" * 300,
+        "nan",
+    ]
+)
+NUMBERS = st.sampled_from([0, -1, 1, 2, 2**31, 2**70, 0.5, 1e308, float("nan"), float("inf"), 10**400])
+JUNK = st.recursive(
+    st.none() | st.booleans() | NUMBERS | TEXTS,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXTS, inner, max_size=2),
+    max_leaves=4,
+)
+RAW = st.sampled_from(
+    [b"", b"\x00", b"\xff\xfe", b"[" * 100_000, b"9" * 5_000, b"null", b"[]", b"{", b"<html>"]
+)
+
+
+def places(document, path=()):
+    """Yield the way to every place of a document."""
+    yield path
+    if isinstance(document, dict | list):
+        for key, value in document.items() if isinstance(document, dict) else enumerate(document):
+            yield from places(value, (*path, key))
+
+
+@st.composite
+def changed(draw, document):
+    """Draw a document with another value, or none, in one place; or bytes that are no document."""
+    if draw(st.integers(0, 9)) == 0:
+        return draw(RAW)
+    path = draw(st.sampled_from(list(places(document))))
+    if not path:
+        return draw(JUNK)
+    document = copy.deepcopy(document)
+    holder = document
+    for key in path[:-1]:
+        holder = holder[key]
+    if draw(st.integers(0, 3)) == 0:
+        del holder[path[-1]]
+    else:
+        holder[path[-1]] = draw(JUNK)
+    return document
+
+
+def as_bytes(document, dump=json.dumps):
+    return document if isinstance(document, bytes) else dump(document).encode("utf-8", "surrogatepass")
+
+
+def as_yaml(document):
+    return as_bytes(document, lambda data: yaml.safe_dump(data, allow_unicode=True))
+
+
+def lines(rows):
+    return rows if isinstance(rows, bytes) else b"".join(as_bytes(row) + b"\n" for row in rows)
+
+
+def run(command, argv):
+    """Run a command's `main`, which may return or refuse, and nothing else."""
+    said = io.StringIO()
+    with (
+        contextlib.redirect_stderr(said),
+        contextlib.redirect_stdout(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")  # of numbers that are too large to draw: people see them as they are
+        code = None
+        try:
+            COMMANDS[command].main([str(argument) for argument in argv])
+        except SystemExit as left:
+            code = left.code
+    assert code in (None, 2), said.getvalue()
+    assert said.getvalue().count("error: ") == (code == 2)
+    assert "Traceback" not in said.getvalue()
+
+
+@contextlib.contextmanager
+def empty_folder():
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    for name, seed in {"base": 0, "tuned": 1, "untuned": 2}.items():
+        tiny.model(seed).save_pretrained(folder / name)
+        tiny.tokenizer().save_pretrained(folder / name)
+    return folder
+
+
+ROWS = [
+    {"id": i, "prompt": f"w{i}", "response": "w3 w4", "num_tokens": 2, "token_ids": [5, 6], "value": 0.5}
+    for i in range(2)
+]
+TRACES = [
+    {
+        "id": "0",
+        "sample": 0,
+        "tokens": ["w3", " w4"],
+        "token_logratios": [0.5, -1.0],
+        "chunks": [
+            {
+                "candidates": [
+                    {"row": 0, "parent": None, "text": "w3", "value": 1.0, "kept": 0, "finished": False},
+                    {"row": 1, "parent": None, "text": "w4", "value": 0.5, "kept": None, "finished": False},
+                ]
+            }
+        ],
+    }
+]
+MEAN = {"mean": 1.0, "stderr": 0.5, "ci95": [0.0, 2.0], "bootstrap95": [0.1, 1.9], "n": 3, "missing": 0}
+MEASURES = dict.fromkeys(
+    ("gold_reward", "distinct_1", "distinct_2", "num_tokens", "distance_from_base"), MEAN
+)
+GUIDED = {"token_guidance": "implicit", "chunk_guidance": "none"}
+SPEED_RUN = {
+    "method": "base", "setting": "β=1", "max_new_tokens": 4, "num_prompts": 3, "num_tokens": 3.5,
+    "seconds_per_prompt": 0.5, "peak_memory_mib": 100.0, "base_tokens_fed": 9, "guide_tokens_fed": 9,
+    "gold_reward": MEAN, **GUIDED,
+}  # fmt: skip
+SYSTEM = {
+    "win_rate": 50.0, "standard_error": 1.0, "discrete_win_rate": 50.0, "n_total": 3, "num_instructions": 3,
+    "num_null": 0, "avg_length": 9, "length_controlled_winrate": None, "lc_standard_error": None,
+    "lc_missing": "none",
+}  # fmt: skip
+RESULTS = {
+    "report.json": {
+        "reward": "vader", "reference": "base", "methods": {"base": MEASURES, "m": MEASURES},
+        "paired": {"m": MEAN}, "win_rates": {"m": MEAN},
+    },
+    "sweep.json": {
+        "kind": "sweep", "reward": "vader", "methods": {"base": MEASURES},
+        "cost": {"base": {"tokens_fed": {"base": 9}, "flops_per_prompt": 1e9}},
+        "cells": [{"name": "base", "method": "base", "setting": "β=1"}],
+    },
+    "speed.json": {
+        "kind": "speed", "reward": "vader", "machine": "here", "repeats": 1, "findings": ["It costs."],
+        "runs": [SPEED_RUN, {**SPEED_RUN, "token_guidance": "none", "chunk_guidance": "explicit"}],
+    },
+    "alpaca.json": {
+        "judge": {"annotator": "a", "model": "m", "endpoint": "http://x/"}, "not_comparable": None,
+        "arms": {"base": SYSTEM, "mine": SYSTEM}, "paired": MEAN, "leaderboard": {"other": SYSTEM},
+    },
+    "m.jsonl": ROWS,
+    "m.trace.jsonl": TRACES,
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@fuzz
+@given(data=st.data())
+def test_report(data):
+    name = data.draw(st.sampled_from(sorted(RESULTS)))
+    document = data.draw(changed(RESULTS[name]))
+    title = data.draw(TEXTS.filter(lambda text: "\ud800" not in text and not text.startswith("-")))
+    with empty_folder() as folder:
+        (folder / "in").mkdir()
+        if name == "m.trace.jsonl":
+            (folder / "in" / "m.jsonl").write_bytes(lines(ROWS))
+        is_lines = name.endswith("l") and isinstance(document, list)
+        (folder / "in" / name).write_bytes(lines(document) if is_lines else as_bytes(document))
+        run("report", ["--folder", folder / "in", "--output", folder / "out", "--title", title])
+        pages = [path.read_text() for path in (folder / "out").glob("report.*")]
+        assert not any("<img src=x>" in page or "\x1b" in page for page in pages)
+
+
+def count_letters(rows, responses):
+    return [float(len(text)) for text in responses]
+
+
+@pytest.mark.slow
+@fuzz
+@given(data=st.data())
+def test_gold_reward(models, data):
+    rows = data.draw(changed(ROWS))
+    options = data.draw(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "--base": st.sampled_from([str(models / "base"), "/dev/zero", "\x00", str(models)]),
+                "--max_tokens": st.sampled_from([-1, 0, 1, 2**70, "x"]),
+                "--kl_of": st.sampled_from(["a", "b", "c"]),
+                "--best_of": st.sampled_from(["b=4", "b=0", "b=²", "c=4", "b", "b=" + "9" * 5_000]),
+                "--reference": TEXTS,
+                "--beta": NUMBERS,
+                "--output": st.sampled_from(["", "/dev/null", "/proc/x", "\x00", "x" * 300]),
+            },
+        )
+    )
+    with empty_folder() as folder:
+        (folder / "a.jsonl").write_bytes(lines(ROWS))
+        (folder / "b.jsonl").write_bytes(lines(rows) if isinstance(rows, list) else as_bytes(rows))
+        files = ["--files", f"a={folder / 'a.jsonl'}", f"b={folder / 'b.jsonl'}"]
+        pair = ["--tuned", models / "tuned", "--untuned", models / "untuned"]
+        flags = [f"{flag}={value}" for flag, value in options.items()]
+        run("gold_reward", [*files, *pair, *flags, "--function", f"{__name__}.count_letters"])
+
+
+GRID = {
+    "base": "base",
+    "pairs": [{"tuned": "tuned", "untuned": "untuned", "beta": 1.0}],
+    "sampling": {"max_new_tokens": 4, "temperature": 0.7, "stop": ["w3"]},
+    "max_batch_rows": 8,
+    "lengths": [4],
+    "repeats": 1,
+    "reward": {"function": f"{__name__}.count_letters"},
+    "output": "out",
+    "input": "/dev/null",  # empty, so that nothing is decoded in the end
+    "grid": [{"method": "m", "token_guidance": "implicit", "beta": [0.5, 1], "num_beams": 1}],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["sweep", "speed"])
+@fuzz
+@given(data=st.data())
+def test_grids(models, command, data):
+    document = data.draw(changed(GRID))
+    with empty_folder() as folder, contextlib.chdir(folder):
+        Path("grid.yaml").write_bytes(as_yaml(document))
+        Path("prompts.jsonl").write_bytes(b"")
+        run(command, ["--config", "grid.yaml", "input=prompts.jsonl"])
+
+
+STATISTICS = {
+    "settings_hash": "x",
+    "seconds_per_prompt": 0.5,
+    "tokens_fed": {"base": 9},
+    "flops_per_prompt": 1.0,
+}
+
+
+@fuzz
+@given(data=st.data())
+def test_what_a_sweep_left_behind(data):
+    """Whatever lies there is a whole run, or is decoded again."""
+    name, good = data.draw(st.sampled_from([("base.json", STATISTICS), ("base.jsonl", ROWS)]))
+    document = data.draw(changed(good))
+    with empty_folder() as folder:
+        (folder / "base.json").write_bytes(as_bytes(STATISTICS))
+        (folder / "base.jsonl").write_bytes(lines(ROWS))
+        (folder / name).write_bytes(
+            lines(document) if name[-1] == "l" and isinstance(document, list) else as_bytes(document)
+        )
+        sweep = COMMANDS["sweep"]
+        found = sweep.read_finished(folder, sweep.Run(method="base"), num_records=2)
+        assert found is None or sum(found["tokens_fed"].values()) >= 0 or name == "base.json"
+
+
+OUTPUTS = [{"instruction": n, "output": f"text {n}", "generator": "mine"} for n in ("a", "b")]
+ANSWERS = [{"key": "k", "answer": {"choices": [{"message": {"role": "assistant", "content": "m"}}]}}]
+
+
+@pytest.mark.slow
+@fuzz
+@given(data=st.data())
+def test_alpaca(data):
+    """Nobody listens where the judge would be, and nobody agrees to pay: the cost is as far as it goes."""
+    name = data.draw(st.sampled_from(["mine.json", "reference.json", "answers", "options"]))
+    good = {
+        "mine.json": OUTPUTS,
+        "reference.json": OUTPUTS,
+        "answers": ANSWERS,
+        "options": {"num_workers": 2},
+    }
+    document = data.draw(changed(good[name]))
+    options = data.draw(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "--patience": NUMBERS,
+                "--price": NUMBERS,
+                "--judge_model": TEXTS,
+                "--annotator": TEXTS,
+                "--endpoint": TEXTS,
+                "--leaderboard": TEXTS,
+                "--num_workers": st.sampled_from([-1, 0, 2**70, "x"]),
+            },
+        )
+    )
+    with empty_folder() as folder, contextlib.chdir(folder):
+        Path("out").mkdir()
+        for file in ("mine.json", "reference.json"):
+            Path(file).write_bytes(as_bytes(document if file == name else OUTPUTS))
+        if name == "answers":
+            Path("out/judge_answers.jsonl").write_bytes(
+                lines(document) if isinstance(document, list) else as_bytes(document)
+            )
+        config = as_yaml(document if name == "options" else {})
+        Path("options.yaml").write_bytes(config)
+        argv = ["--config", "options.yaml", "--outputs", "mine.json", "--reference", "reference.json"]
+        flags = [f"{flag}={value}" for flag, value in options.items()]
+        run("alpaca", [*argv, "--endpoint", "http://127.0.0.1:9/v1", "--output", "out", *flags])
+        assert not list(folder.parent.glob("x"))
+        assert set(os.listdir(folder)) == {"mine.json", "reference.json", "options.yaml", "out"}
+
+
+KEYS = ["dtypes", "rows", "num_prompts", "max_new_tokens", "temperature", "logit_std", "output"]
+
+
+@fuzz
+@given(options=st.dictionaries(st.sampled_from(KEYS), JUNK, min_size=1, max_size=2))
+def test_reproducibility(options):
+    """With a dtype that there is not: nothing is measured."""
+    with empty_folder() as folder:
+        (folder / "options.yaml").write_bytes(as_yaml(options))
+        run("reproducibility", ["--config", folder / "options.yaml", "--dtypes", "float8"])
+
+
+def test_the_answers_that_a_cache_takes_for_damaged_are_named(tmp_path):
+    """What the fuzzing of `alpaca` relies on: a cache opens, whatever its lines hold."""
+    (tmp_path / "answers.jsonl").write_bytes(b"null\n" + b"[" * 100_000 + b"\n")
+    with AnswerCache(tmp_path / "answers.jsonl") as cache:
+        assert cache.damaged == [1, 2]
+    assert sys.getrecursionlimit() < 100_000
