@@ -10,11 +10,12 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 from vllm import ModelRegistry
 from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
 from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.platforms import current_platform
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from ivg.config import SamplingConfig, SearchConfig
+from ivg.config import ModelConfig, SamplingConfig, SearchConfig
 from ivg.decoding.engine import PrefixScorer, Refusal, Watcher, refuse
 from ivg.decoding.sequences import Finished, Task
 from ivg.engines.stopping import build_stop_checker
@@ -63,7 +64,7 @@ def prepare(
     size = int(given.get("tensor_parallel_size", 1))
     refusals = find_refusals(infos.base, plans, sampling, keep_trace=keep_trace, tensor_parallel_size=size)
     models = (infos.base, *(info for plan in plans for info in plan.models))
-    refuse("vllm", [*refusals, *_refuse_architectures(models)])
+    refuse("vllm", [*refusals, *_refuse_architectures(models), *_refuse_pieces(sampling, given)])
     description = describe(infos.base, plans)
     settings = SearchSettings(
         description=description,
@@ -78,7 +79,10 @@ def prepare(
         ),
         keep_trace=keep_trace,
     )
-    return Prepared(settings, guided_model_args(infos.base, description, _context(models)) | given)
+    defaults = guided_model_args(infos.base.source, description, _context(models))
+    if _must_prefill_whole(sampling):
+        defaults["enable_chunked_prefill"] = False
+    return Prepared(settings, defaults | given)
 
 
 def start(prepared: Prepared) -> VllmEngine:
@@ -110,7 +114,7 @@ def check_prompt(task: Task) -> None:
             )
 
 
-def guided_model_args(base: ModelInfo, description: Description, context: int | None) -> dict[str, Any]:
+def guided_model_args(source: ModelConfig, description: Description, context: int | None) -> dict[str, Any]:
     """Return vLLM's arguments for a guided model, which reads the base where it lies."""
     overrides: dict[str, Any] = {
         "architectures": [ARCHITECTURE],
@@ -123,10 +127,10 @@ def guided_model_args(base: ModelInfo, description: Description, context: int | 
         overrides["max_position_embeddings"] = context + 1
         length["max_model_len"] = context + 1
     return {
-        "model": base.source.path,
-        "revision": base.source.revision,
-        "trust_remote_code": base.source.trust_remote_code,
-        "dtype": base.source.dtype,
+        "model": source.path,
+        "revision": source.revision,
+        "trust_remote_code": source.trust_remote_code,
+        "dtype": source.dtype,
         "skip_tokenizer_init": True,
         "hf_overrides": overrides,
         "logits_processors": [RowSettingsProcessor],
@@ -139,6 +143,17 @@ def guided_model_args(base: ModelInfo, description: Description, context: int | 
 def _context(models: Sequence[ModelInfo]) -> int | None:
     """Return the shortest context, in tokens."""
     return min((info.max_length for info in models if info.max_length is not None), default=None)
+
+
+def _must_prefill_whole(sampling: SamplingConfig) -> bool:
+    """Whether prompts cannot be read in pieces: vLLM then turns draws back, which it cannot on a CPU."""
+    return current_platform.is_cpu() and sampling.temperature > 0
+
+
+def _refuse_pieces(sampling: SamplingConfig, engine_args: Mapping[str, Any]) -> Iterator[Refusal]:
+    if engine_args.get("enable_chunked_prefill") and _must_prefill_whole(sampling):
+        reason = "on a CPU vLLM cannot turn back the draws of a prompt that is read in pieces"
+        yield Refusal("enable_chunked_prefill", reason, "leave it out, or set temperature 0")
 
 
 def _refuse_architectures(models: Sequence[ModelInfo]) -> Iterator[Refusal]:

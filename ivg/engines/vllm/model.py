@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import groupby
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,11 @@ class MemberModel(nn.Module):
         with set_default_torch_dtype(self.dtype), set_model_tag(name):
             self.model = initialize_model(vllm_config=own, prefix=name)
             self.head = nn.Linear(self.hidden_size, member.num_labels) if member.num_labels else None
+
+    def value_head(self) -> nn.Linear:
+        """Return the head of a value model."""
+        assert self.head is not None
+        return self.head
 
     def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         """Return the last hidden states (T, H); ids beyond the embedding are read as its last."""
@@ -116,6 +122,10 @@ class Guide(nn.Module):
             }
         )
 
+    def named_members(self) -> list[tuple[str, MemberModel]]:
+        """Return its models by name: tuned and untuned, or the value model."""
+        return cast("list[tuple[str, MemberModel]]", list(self.members.items()))
+
     def token_scores(self, hidden: dict[str, Tensor]) -> Tensor | None:
         """Score every next token: (R, V) log-ratios or Q; None on a rank that has no logits.
 
@@ -124,17 +134,17 @@ class Guide(nn.Module):
         """
         n = self.shared.num_shared
         if self.description.is_pair:
-            tuned, untuned = (m.model.compute_logits(hidden[name]) for name, m in self.members.items())
+            tuned, untuned = (m.model.compute_logits(hidden[name]) for name, m in self.named_members())
             if tuned is None:
                 return None
             return self.shared.widen(log_ratio(tuned[..., :n], untuned[..., :n]))
-        ((name, member),) = self.members.items()
-        return self.shared.widen(vocabulary_values(hidden[name], member.head)[..., :n])
+        ((name, member),) = self.named_members()
+        return self.shared.widen(vocabulary_values(hidden[name], member.value_head())[..., :n])
 
     def values(self, hidden: dict[str, Tensor]) -> Tensor:
         """Return a scalar head's (R,) values of the prefixes that end at the states."""
-        ((name, member),) = self.members.items()
-        return scalar_values(hidden[name], member.head)
+        ((name, member),) = self.named_members()
+        return scalar_values(hidden[name], member.value_head())
 
 
 class IvgForCausalLM(nn.Module):
@@ -144,10 +154,11 @@ class IvgForCausalLM(nn.Module):
         super().__init__()
         self.description = Description.from_dict(vllm_config.model_config.hf_config.ivg)
         self.base = MemberModel(vllm_config, self.description.base, "base")
-        self.guides = nn.ModuleList(
+        guides = [
             Guide(vllm_config, guide, number, self.description.num_base)
             for number, guide in enumerate(self.description.guides)
-        )
+        ]
+        self.guides = nn.ModuleList(guides)
         self.settings = BatchSettings([guide.beta for guide in self.description.guides])
         vllm_config.compilation_config.static_forward_context[CONTEXT_NAME] = self.settings
         self.secondary_weights = [
@@ -186,12 +197,13 @@ class IvgForCausalLM(nn.Module):
         betas, scored = self.settings.take(len(logits))
         guides: list[WeightedScores] = []
         ranked: list[tuple[Guide, Tensor]] = []
-        for i, guide in enumerate(self.guides):
+        for i, guide in enumerate(self._guides()):
             weights = [row[i] for row in betas]
             is_asked = any(weights) or (scored and guide.description.chunk_weight != 0)
             if guide.description.is_scalar or not is_asked:
                 continue
             scores = guide.token_scores(hidden)
+            assert scores is not None, "a rank has the logits of all models or of none"
             guides.append(WeightedScores(1.0, scores.new_tensor(weights)[:, None] * scores))
             ranked.append((guide, scores))
         # Normalised, so that what vLLM reports as raw logits are log-probs.
@@ -211,7 +223,7 @@ class IvgForCausalLM(nn.Module):
         scores = torch.zeros(size, dtype=torch.float32, device=rows.device)
         for guide, tokens in ranked:
             scores[:, :-1] += guide.description.chunk_weight * tokens[rows]
-        for guide in self.guides:
+        for guide in self._guides():
             if guide.description.is_scalar:
                 scores[:, -1] += guide.description.chunk_weight * guide.values(hidden)[rows]
         return scores
@@ -239,19 +251,24 @@ class IvgForCausalLM(nn.Module):
                 load(name, _merged(member))
         return loaded
 
+    def _guides(self) -> list[Guide]:
+        return cast("list[Guide]", list(self.guides))
+
     def _members(self) -> dict[str, MemberModel]:
         """Return all members by name, the base first."""
         return {"base": self.base} | {
-            name: member for guide in self.guides for name, member in guide.members.items()
+            name: member for guide in self._guides() for name, member in guide.named_members()
         }
 
     def _guide_members(self) -> Iterator[tuple[str, Member]]:
-        for guide in self.guides:
-            yield from zip(guide.members, guide.description.members, strict=True)
+        for guide in self._guides():
+            yield from zip(
+                (name for name, _ in guide.named_members()), guide.description.members, strict=True
+            )
 
     def _split(self, hidden_states: Tensor) -> dict[str, Tensor]:
         members = self._members()
-        parts = hidden_states.split([member.hidden_size for member in members.values()], dim=-1)
+        parts = torch.split(hidden_states, [member.hidden_size for member in members.values()], dim=-1)
         return {
             name: part.to(member.dtype) for (name, member), part in zip(members.items(), parts, strict=True)
         }
@@ -265,4 +282,6 @@ def _merged(member: Member) -> Iterable[Weight]:
         model = AutoModelForCausalLM.from_pretrained(
             member.path, revision=member.revision, trust_remote_code=member.trust_remote_code
         )
-        return PeftModel.from_pretrained(model, member.adapter).merge_and_unload().state_dict().items()
+        merged = PeftModel.from_pretrained(model, member.adapter).merge_and_unload()
+    weights: dict[str, Tensor] = merged.state_dict()
+    return weights.items()
