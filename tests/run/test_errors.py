@@ -355,14 +355,11 @@ def test_nan_names_the_right_prompt() -> None:
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
-@pytest.mark.parametrize("static_steps", [False, True])
 @pytest.mark.parametrize(
     ("token", "chunk", "num_labels"),
     [("explicit", "none", V), ("none", "explicit", V), ("none", "explicit", 1)],
 )
-def test_a_broken_value_head_is_named(
-    token: str, chunk: str, num_labels: int, static_steps: bool, wrong: float
-) -> None:
+def test_a_broken_value_head_is_named(token: str, chunk: str, num_labels: int, wrong: float) -> None:
     """The head comes after the hidden states, which stay sound."""
     base = tiny.loaded(tiny.causal(0), "base", "base")
     value = tiny.loaded(tiny.value(5, num_labels), "value", "value")
@@ -372,7 +369,7 @@ def test_a_broken_value_head_is_named(
         token_guidance=token, chunk_guidance=chunk, num_successors=1 if chunk == "none" else 2, chunk_length=3
     )
     sampling = SamplingConfig(max_new_tokens=6)
-    engine = Engine(models, search, sampling, static_steps=static_steps)
+    engine = Engine(models, search, sampling)
     tasks, _ = make_tasks([{"prompt": "ca", "id": "first"}], engine.infos, sampling)
     with pytest.raises(NumericalError, match=r"^value returned NaN or infinite numbers on prompt first$"):
         list(engine.run(tasks, max_batch_rows=8, block_size=1))

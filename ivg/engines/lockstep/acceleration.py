@@ -26,7 +26,6 @@ class Accelerations:
         shared_prefixes: rows that continue one prefix read its keys and values once.
         common_columns: so do prefixes of one prompt for what they have in common.
         compiled_attention: attention over shared prefixes in a loop of C++, where it was compiled.
-        kept_memory: freed memory stays in the process.
     """
 
     packed_weights: bool = True
@@ -34,7 +33,6 @@ class Accelerations:
     shared_prefixes: bool = True
     common_columns: bool = True
     compiled_attention: bool = True
-    kept_memory: bool = True
 
     @classmethod
     def names(cls) -> tuple[str, ...]:

@@ -118,7 +118,7 @@ def test_out_of_memory_halves_the_rows_and_goes_on(
 
 
 def test_out_of_memory_gives_everything_back_before_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the step that failed had allocated, and the fixed buffers, make room for the next try."""
+    """What the step that failed had allocated, and the caches, make room for the next try."""
     held: list[weakref.ref[torch.Tensor]] = []
     alive: list[bool] = []
     real_step, real_halved = Lockstep.sample_chunk, Engine._halved
@@ -128,8 +128,6 @@ def test_out_of_memory_gives_everything_back_before_it_goes_on(monkeypatch: pyte
         if len(held) == 1:
             held.append(weakref.ref(scratch))
             held.extend(weakref.ref(layer.keys) for layer in rows._states[0].cache.layers)
-            shapes = rows._static._shapes.values()  # type: ignore[union-attr]
-            held.extend(weakref.ref(runner.bias) for steps in shapes for runner in steps._runners)
             raise torch.OutOfMemoryError("CUDA out of memory")
         held.append(weakref.ref(scratch)) if not held else None
         return real_step(rows, uniforms)
@@ -141,7 +139,7 @@ def test_out_of_memory_gives_everything_back_before_it_goes_on(monkeypatch: pyte
 
     monkeypatch.setattr(Lockstep, "sample_chunk", sample_chunk)
     monkeypatch.setattr(Engine, "_halved", halved)
-    engine = Engine(models(), SEARCH, SAMPLING, static_steps=True)
+    engine = Engine(models(), SEARCH, SAMPLING)
     tasks, _ = make_tasks(PROMPTS, engine.infos, SAMPLING)
     assert len(list(engine.run(tasks, max_batch_rows=64, block_size=len(tasks)))) == len(tasks)
     assert len(alive) > 4
