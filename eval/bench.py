@@ -4,6 +4,7 @@
     python eval/bench.py --runs 3                 # medians, on a machine that others use too
     python eval/bench.py --growth                 # cost per prompt at 20 and at 100 prompts
     python eval/bench.py --lengths 60 300 --workloads long      # cost per step of short and long responses
+    python eval/bench.py --ablation               # what each acceleration of a CPU is worth
     python eval/bench.py --workloads chat-1b --dtype bfloat16     # needs a GPU
 
 Prints a table and writes runs/bench/decode.json (decode_growth.json, decode_bfloat16.json and so on). The
@@ -26,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ivg.errors import UserError, exit_on_user_error
+from ivg.evaluation.benchmark.ablation import measure_ablation
 from ivg.evaluation.benchmark.lengths import measure_lengths
 from ivg.evaluation.benchmark.measure import RUNGS, measure
 from ivg.evaluation.benchmark.workloads import WORKLOADS
@@ -123,6 +125,31 @@ def by_length(workload: str, options: argparse.Namespace, console: Console) -> d
     return found
 
 
+def ablation(workload: str, options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Compare all accelerations of a CPU with all but one, in turns in this process."""
+    num_runs = options.runs or 3
+    found = measure_ablation(
+        WORKLOADS[workload],
+        dtype=getattr(torch, options.dtype),
+        num_prompts=options.prompts,
+        max_batch_rows=options.max_batch_rows,
+        runs=num_runs,
+    )
+    table = Table(title=f"{workload}, {options.dtype}, CPU seconds against all, {num_runs} runs in turns")
+    for column in ("accelerations", "s/prompt", "CPU s/prompt", "median ratio", "ratios"):
+        table.add_column(column, justify="left" if column == "accelerations" else "right")
+    for name, result in found.items():
+        table.add_row(
+            name,
+            f"{statistics.median(result['seconds_per_prompt']):.2f}",
+            f"{statistics.median(result['cpu_seconds_per_prompt']):.2f}",
+            f"{result['median_ratio']:.3f}",
+            ", ".join(f"{ratio:.3f}" for ratio in sorted(result["ratios"])),
+        )
+    console.print(table)
+    return found
+
+
 def _parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--workloads", nargs="+", default=["short", "long"], choices=sorted(WORKLOADS))
@@ -130,8 +157,9 @@ def _parse_options() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--max_batch_rows", type=int, default=256)
     parser.add_argument("--prompts", type=int, help="number of prompts; default: the workload's")
-    parser.add_argument("--runs", type=int, help="in turns; reports medians (default: 1, with --growth 3)")
+    parser.add_argument("--runs", type=int, help="in turns; reports medians (default: 1, else 3)")
     parser.add_argument("--growth", action="store_true", help="cost per prompt at 20 and at 100 prompts")
+    parser.add_argument("--ablation", action="store_true", help="without each acceleration of a CPU")
     parser.add_argument(
         "--lengths",
         nargs=2,
@@ -174,8 +202,9 @@ def main() -> None:
         )
         return
     console = Console(width=None if sys.stdout.isatty() else 120)
-    what = "growth" if options.growth else "lengths" if options.lengths else "ladder"
-    compare = {"growth": growth, "lengths": by_length, "ladder": ladder}[what]
+    asked = {"growth": options.growth, "lengths": options.lengths, "ablation": options.ablation}
+    what = next((name for name, is_asked in asked.items() if is_asked), "ladder")
+    compare = {"growth": growth, "lengths": by_length, "ablation": ablation, "ladder": ladder}[what]
     results = {name: compare(name, options, console) for name in options.workloads}
     report = {
         "what": what,

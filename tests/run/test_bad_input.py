@@ -160,6 +160,11 @@ def test_flag_out_of_range(
         (["--base", "{base}", "--num_beams", "2"], "chunk_guidance none ranks nothing"),
         (["--base", "{base}", "search.num_beams=2"], "needs --config"),
         (["--base", "{base}", "--vocab_mapping", "refuse"], "--vocab_mapping belongs to a pair"),
+        (
+            ["--base", "{base}", "--static_steps"],
+            "static_steps is true, but lockstep has no CUDA graphs any more; leave it out (vLLM has them: "
+            "engine: vllm)",
+        ),
     ],
 )
 def test_incomplete_command_line(capsys, folders: Folders, flags: list[str], expected: str) -> None:
@@ -170,6 +175,7 @@ def test_incomplete_command_line(capsys, folders: Folders, flags: list[str], exp
 @pytest.mark.parametrize(
     ("yaml", "expected"),
     [
+        ("base: x\nstatic_steps: true\n", "static_steps is true, but lockstep has no CUDA graphs any more"),
         ("base: {path: x}\nserach: {}\n", "unknown key 'serach'; did you mean 'search'?"),
         ("base: {pth: x}\n", "model: unknown key 'pth'; did you mean 'path'?"),
         ("base: x\nsearch: {num_beam: 2}\n", "search: unknown key 'num_beam'; did you mean 'num_beams'?"),

@@ -102,7 +102,7 @@ def test_faults_are_found(tmp_path: Path) -> None:
 
 def test_missing_loops_are_said_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = guides.base(tmp_path / "base")
-    monkeypatch.setattr("ivg.run.dry_run.library", lambda: None)
+    monkeypatch.setattr("ivg.run.dry_run.has_compiled_loops", lambda: False)
     for device, num_warnings in (("cpu", 1), ("cuda", 0)):
         monkeypatch.setattr("ivg.run.dry_run.default_device", lambda device=device: device)
         report = examine_run(DecodeConfig(base=ModelConfig(path=base)), ROWS)

@@ -26,7 +26,6 @@ class Accelerations:
         shared_prefixes: rows that continue one prefix read its keys and values once.
         common_columns: so do prefixes of one prompt for what they have in common.
         compiled_attention: attention over shared prefixes in a loop of C++, where it was compiled.
-        kept_memory: freed memory stays in the process.
     """
 
     packed_weights: bool = True
@@ -34,7 +33,6 @@ class Accelerations:
     shared_prefixes: bool = True
     common_columns: bool = True
     compiled_attention: bool = True
-    kept_memory: bool = True
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -75,7 +73,7 @@ def accelerate(
         wanted: default: what the environment says.
     """
     wanted = wanted or Accelerations.from_environment()
-    if importlib.util.find_spec(_GUEST) is None:
+    if not _has_guest():
         return
     from ivg.engines.lockstep import cpu
 
@@ -87,8 +85,14 @@ def accelerate(
 def has_compiled_loops() -> bool:
     """Tell whether an engine on this CPU uses compiled loops, without which last bits differ."""
     wanted = Accelerations.from_environment()
-    if not (wanted.shared_prefixes and wanted.compiled_attention) or importlib.util.find_spec(_GUEST) is None:
+    if not (wanted.shared_prefixes and wanted.compiled_attention and _has_guest()):
         return False
     from ivg.engines.lockstep import cpu
 
     return cpu.has_compiled_loops()
+
+
+def _has_guest() -> bool:
+    """Tell whether the folder is there; one with nothing but leftovers of Python in it has no origin."""
+    found = importlib.util.find_spec(_GUEST)
+    return found is not None and found.origin is not None

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 import ivg
 from ivg.config import ModelConfig, PairConfig, SamplingConfig, SearchConfig
 from ivg.decoding.engine import in_order
-from ivg.engines.lockstep.cpu.packing import PackedLinear
+from ivg.engines.lockstep.acceleration import Accelerations, accelerate
 from ivg.engines.lockstep.engine import LockstepEngine
 from ivg.engines.lockstep.model_runner import pair_runners
 from ivg.errors import UserError
@@ -117,8 +117,9 @@ def test_packed_layers_serve_both_branches(tmp_path: Path) -> None:
     adapter = _adapter(tmp_path / "adapter", untuned)
     merged = _merged(tmp_path / "merged", untuned, adapter)
     pair = _models(base, adapter, untuned).pairs[0]
-    assert any(isinstance(module, PackedLinear) for module in pair.tuned.module.modules())
     (runner,) = pair_runners(pair)
+    accelerate([runner], [pair.tuned.module], Accelerations())
+    assert any(type(module).__name__ == "PackedLinear" for module in pair.tuned.module.modules())
     logits = runner.prefill([[1, 2, 3], [4]]).last
     for branch, path in enumerate((merged, untuned)):
         plain = AutoModelForCausalLM.from_pretrained(path).double()

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from ivg.decoding.stopping import StopChecker
+from ivg.engines.lockstep.acceleration import Accelerations
 from ivg.engines.lockstep.loop import Loop
 from ivg.evaluation.benchmark import naive
+from ivg.evaluation.benchmark.ablation import measure_ablation
 from ivg.evaluation.benchmark.floor import Floor, bytes_per_prompt
 from ivg.evaluation.benchmark.measure import RUNGS, measure
 from ivg.evaluation.benchmark.workloads import WORKLOADS, Shape, Workload, build_models, build_rows
@@ -136,6 +138,16 @@ def test_the_ladder_takes_medians_of_runs_in_turns(
     }
     assert found["continuous batching"]["ratio_to_naive"] == 5
     assert found["kept caches"]["seconds_per_prompt_of_runs"] == [4, 5, 3]
+
+
+def test_the_ablation_switches_each_off_alone() -> None:
+    found = measure_ablation(workload("gpt2"), dtype=torch.float32, num_prompts=2, max_batch_rows=8, runs=3)
+    without = {f"without {name}" for name in Accelerations.names()}
+    assert set(found) == {"all", "none"} | without
+    assert found["all"]["ratios"] == [1.0] * 3
+    for result in found.values():
+        assert len(result["seconds_per_prompt"]) == len(result["ratios"]) == 3
+        assert result["median_ratio"] == sorted(result["ratios"])[1] > 0
 
 
 @pytest.mark.parametrize(

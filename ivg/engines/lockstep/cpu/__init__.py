@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from ivg.engines.lockstep.cpu import attention
-from ivg.engines.lockstep.cpu.packing import keep_freed_memory, pack_weights, use_fast_gelu
+from ivg.engines.lockstep.cpu.packing import pack_weights, use_fast_gelu
 from ivg.engines.lockstep.cpu.shared_prefix import SharedPrefixCache, share_prefixes
 from ivg.engines.lockstep.model_runner import ModelRunner
 
@@ -25,7 +25,6 @@ def accelerate(
     shared_prefixes: bool,
     common_columns: bool,
     compiled_attention: bool,
-    kept_memory: bool,
 ) -> None:
     """Make models on the CPU faster, in place; the switches are those of `acceleration.Accelerations`.
 
@@ -40,15 +39,13 @@ def accelerate(
             pack_weights(module)
         if fast_gelu:
             use_fast_gelu(module)
-    on_cpu = [runner for runner in runners if runner.device.type == "cpu"]
     if shared_prefixes:
         new_cache = functools.partial(
             SharedPrefixCache, keeps_common=common_columns, is_compiled=compiled_attention
         )
-        for runner in on_cpu:
-            share_prefixes(runner, new_cache)
-    if kept_memory and on_cpu:
-        keep_freed_memory()
+        for runner in runners:
+            if runner.device.type == "cpu":
+                share_prefixes(runner, new_cache)
 
 
 def has_compiled_loops() -> bool:

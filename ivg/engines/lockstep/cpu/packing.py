@@ -1,4 +1,4 @@
-"""Layers of a frozen model replaced by faster ones that compute the same; memory that the process keeps.
+"""Layers of a frozen model replaced by faster ones that compute the same.
 
 On a CPU a matrix product first brings its weights into the order in which the processor reads them, which
 takes a good part of its time for the few rows of a decoding step. Frozen weights are brought there once.
@@ -6,10 +6,8 @@ takes a good part of its time for the few rows of a decoding step. Frozen weight
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import math
-import platform
 from pathlib import Path
 
 import torch
@@ -127,17 +125,3 @@ def _has_kernel(weight: Tensor) -> bool:
     if weight.dtype == torch.float16:
         return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
     return weight.dtype == torch.float32
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-_MOST_KEPT = 2**30  # bytes free at the heap's end
-_LARGEST_IN_HEAP = 2**25  # bytes; what is larger goes back at once, and glibc takes no higher limit
-
-
-@functools.cache
-def keep_freed_memory() -> None:
-    """Let malloc keep up to 1 GiB, in pieces of up to 32 MiB, for this process; without glibc do nothing."""
-    if platform.libc_ver()[0] == "glibc":
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_TRIM_THRESHOLD, _MOST_KEPT)
-        mallopt(_M_MMAP_THRESHOLD, _LARGEST_IN_HEAP)
