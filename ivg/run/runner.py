@@ -26,7 +26,7 @@ from ivg.run.environment import describe_environment
 from ivg.run.job import Job, own_fields, settings
 from ivg.run.lock import hold_lock, lock_path
 from ivg.run.output_files import Outputs, join_parts, part_path
-from ivg.run.trace import trace_row
+from ivg.run.trace import trace_line
 
 OnText = Callable[[NewText], None] | None
 
@@ -224,7 +224,7 @@ class BlockDecoder:
                 found = response(done, fields, engine.stop_checker, config.search)
                 self._count(found, time.perf_counter() - start)
                 traced = (
-                    trace_row(done, config.search.num_successors, engine.decode_text) if config.trace else {}
+                    trace_line(done, config.search.num_successors, engine.decode_text) if config.trace else {}
                 )
                 yield self._with_trace(self._make_result(found, done.task.sample), traced)
             self._progress.advance(self._bar)
