@@ -15,11 +15,12 @@ VLLM_VENV := .venv-vllm
 VLLM_PIP := $(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help quickstart test check format bench recipes vllm test-vllm clean
+.PHONY: help quickstart test fuzz check format bench recipes vllm test-vllm clean
 
 help:
 	@echo "make quickstart  train, guide and report on a small made-up task (10 minutes on 2 cores)"
 	@echo "make test        run the test suite"
+	@echo "make fuzz        1,000 generated inputs per command, new ones each time"
 	@echo "make check       formatting, lint and types"
 	@echo "make format      mend formatting and what lint can mend"
 	@echo "make bench       measure decoding speed"
@@ -33,6 +34,9 @@ quickstart: $(VENV)/installed-quickstart
 
 test: $(VENV)/installed-all
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist worksteal
+
+fuzz: $(VENV)/installed-all
+	@OMP_NUM_THREADS=1 IVG_FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest tests/fuzz --numprocesses logical
 
 check: $(VENV)/installed-all
 	@$(BIN)/ruff format --check .

@@ -10,6 +10,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ivg import config as config
+    from ivg import errors as errors
+    from ivg import hf as hf
+    from ivg import models as models
+    from ivg import rewards as rewards
+    from ivg import run as run
     from ivg.config import ModelConfig, PairConfig, SamplingConfig, SearchConfig, ValueConfig
     from ivg.hf import custom_generate
     from ivg.models.loading import load_models
@@ -38,9 +44,12 @@ _MODULES = {
     "generate": "ivg.run.api",
     "load_models": "ivg.models.loading",
 }
+_ROOMS = ("config", "errors", "hf", "models", "rewards", "run")  # for `ivg.hf.Guidance` after `import ivg`
 
 
 def __getattr__(name: str) -> object:
+    if name in _ROOMS:
+        return importlib.import_module(f"ivg.{name}")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found: object = getattr(importlib.import_module(_MODULES[name]), name)

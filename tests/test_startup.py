@@ -105,6 +105,7 @@ assert ivg.SearchConfig(token_guidance="none").num_beams == 1
 assert not [name for name in {HEAVY} if name in sys.modules]
 assert all(getattr(ivg, name) is not None for name in ivg.__all__)
 assert "torch" in sys.modules and "generate" in dir(ivg)
+assert ivg.hf.Guidance and ivg.rewards.RewardConfig and ivg.config.DecodeConfig and ivg.errors.UserError
 try:
     ivg.absent
 except AttributeError as error:

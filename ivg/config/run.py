@@ -34,12 +34,12 @@ class DecodeConfig:
         block_size: prompts per block; an interrupted block is decoded again whole.
         on_overflow: what a prompt + max_new_tokens beyond a model's context does: `error` before the run,
             or `stop` the row at the context's end.
-        skip_bad_rows: record a bad input row in the output and go on, instead of refusing the file.
+        skip_bad_rows: note a bad record in the output and go on, instead of refusing the file.
         return_beams: write all W kept beams of a prompt.
         return_token_ids: write the response's token ids.
         trace: JSONL file for log-ratios and chunk candidates.
         static_steps: once fixed buffers for a captured graph; only `false` is read.
-        limit: decode only the first rows of the input.
+        limit: decode only the first records of the input.
     """
 
     base: ModelConfig

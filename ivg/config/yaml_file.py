@@ -61,7 +61,9 @@ def read_yaml_file(path: str, overrides: Sequence[str] = ()) -> YamlFile:
         for override in overrides:
             key, _, text = override.partition("=")
             # Not merged as a whole: a dotted list would replace lists such as `pairs`.
-            OmegaConf.update(loaded, key, OmegaConf.from_dotlist([f"value={text}"])["value"])
+            value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
+            assert isinstance(value, dict)
+            OmegaConf.update(loaded, key, value["value"])
         written = OmegaConf.to_container(loaded, resolve=False)
         data = OmegaConf.to_container(loaded, resolve=True)
     except UserError:

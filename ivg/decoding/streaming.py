@@ -32,7 +32,7 @@ class NewText(NamedTuple):
 
 
 class AgreedText:
-    """Turns the beams kept at each boundary into pieces of text (see `decoding.Decoder`).
+    """Turns the beams kept at each boundary into pieces of text (a `decoding.engine.Watcher`).
 
     Args:
         stop_checker: decodes, and knows the stop strings.

@@ -40,7 +40,7 @@ class CommandLine:
     Attributes:
         config: the run.
         references: texts of the configuration that the environment gave, and how they were written.
-        overwrite: drop an existing output.
+        overwrite: replace an output of an earlier run.
         dry_run: only say what the run would do.
         stream: print each response's text as it becomes certain.
     """
@@ -75,7 +75,7 @@ def parse(argv: Sequence[str]) -> CommandLine:
         raise UserError("no base model: give --base, or base in --config")
     config = config_from_dict(merged)
     if switches["stream"] and config.output == "-":
-        raise UserError("stream and the rows would both go to standard output; give --output a file")
+        raise UserError("stream and the results would both go to standard output; give --output a file")
     return CommandLine(config, file.references, **switches)
 
 
@@ -270,15 +270,19 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
     add("--dataset", metavar="NAME", help="Hugging Face dataset (Hub name or folder) instead of a file")
     add("--dataset_config", metavar="NAME", help="which of the dataset's configurations")
     add("--dataset_split", metavar="NAME", help="which of its splits (test)")
-    add("--limit", type=int, metavar="N", help="decode only the first rows")
-    add("--skip_bad_rows", action="store_true", help="record bad rows in the output and go on")
+    add("--limit", type=int, metavar="N", help="decode only the first records")
+    add("--skip_bad_rows", action="store_true", help="note bad records in the output and go on")
     add("--on_overflow", choices=get_args(OnOverflow), help="prompt beyond a model's context (error)")
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--output", metavar="FILE", help="JSONL of responses; - is standard output")
-    add("--overwrite", action="store_true", help="drop an existing output")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace an output of an earlier run, once the first prompt is decoded",
+    )
     add("--return_beams", action="store_true", help="write all kept beams")
     add("--return_token_ids", action="store_true", help="write token ids")
     add("--trace", metavar="FILE", help="JSONL of log-ratios and chunk candidates")

@@ -14,7 +14,7 @@ from ivg.models.prompts import Row, encode_prompt, identities
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BadRecord:
-    """An input row that cannot be decoded, and why."""
+    """A record that cannot be decoded, and why."""
 
     index: int
     reason: str

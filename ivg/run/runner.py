@@ -27,7 +27,7 @@ from ivg.run.environment import describe_environment
 from ivg.run.job import Job, own_fields, settings
 from ivg.run.lock import hold_lock, lock_path
 from ivg.run.output_files import Outputs, join_parts, part_path
-from ivg.run.trace import trace_row
+from ivg.run.trace import trace_line
 
 OnText = Callable[[NewText], None] | None
 
@@ -220,7 +220,7 @@ class BlockDecoder:
                 found = response(done, fields, engine.stop_checker, config.search)
                 self._count(found, time.perf_counter() - start)
                 traced = (
-                    trace_row(done, config.search.num_successors, engine.stop_checker.decode)
+                    trace_line(done, config.search.num_successors, engine.stop_checker.decode)
                     if config.trace
                     else {}
                 )

@@ -12,7 +12,7 @@ Decode = Callable[[Sequence[int]], str]
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what bytes that are not yet a character decode to
 
 
-def trace_row(finished: Finished, num_successors: int, decode: Decode) -> dict[str, Any]:
+def trace_line(finished: Finished, num_successors: int, decode: Decode) -> dict[str, Any]:
     """Describe how a response came about.
 
     Args:

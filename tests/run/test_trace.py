@@ -4,7 +4,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from ivg.decoding.sequences import Boundary, Finished, Hypothesis, Task
-from ivg.run.trace import added_text, trace_row
+from ivg.run.trace import added_text, trace_line
 from tests.shared_data import SHARED
 
 VOCABULARIES = SHARED / "tokenizers"
@@ -42,6 +42,6 @@ def test_candidates_show_what_their_chunk_added():
     first = [Hypothesis(tuple(text.encode()), value) for text, value in (("ab", 1.0), ("cd", 2.0))]
     second = [Hypothesis(tuple(b"cd" + text), value) for text, value in ((b"ef", 3.0), (b"gh", 0.0))]
     trace = (Boundary(tuple(first), (0, 1), (1,)), Boundary(tuple(second), (0, 1), (0,)))
-    row = trace_row(Finished(Task(0, "p", {"base": (1,)}, 9), (second[0],), trace), 2, from_bytes)
+    row = trace_line(Finished(Task(0, "p", {"base": (1,)}, 9), (second[0],), trace), 2, from_bytes)
     shown = [[(c["text"], c["parent"], c["kept"]) for c in chunk["candidates"]] for chunk in row["chunks"]]
     assert shown == [[("ab", None, None), ("cd", None, 0)], [("ef", 0, 0), ("gh", 0, None)]]
