@@ -193,7 +193,7 @@ def test_bad_input_is_one_line_and_exit_code_2(files, capsys):
         "two files have the same name": [base, base, *reward],
         "hold different prompts": [base, f"other={other}", *reward],
         "exactly one of a function's dotted name": [base],
-        "not a model folder or Hub name": [base, *reward, "--base", files],
+        "the folder has no config.json; give a folder": [base, *reward, "--base", files],
         "kl_of names one of the files": [base, *reward, "--kl_of", "base"],
         "best_of: got 'base=x'": [base, *reward, "--best_of", "base=x"],
         "must be among the files": [base, *reward, "--best_of", "other=4"],
