@@ -68,6 +68,17 @@ def test_rewards_lengths_and_pairs_by_hand(files, capsys):
     assert "IVG against the others" in printed
 
 
+def test_names_are_shown_as_they_are(files, capsys):
+    """`[/b]` is no markup, and an escape moves no cursor."""
+    names = ["[/b]", "$x^{$", "\x1b[2J"]
+    named = [f"{name}={files / 'base'}.jsonl" for name in names]
+    gold_reward.main(["--files", *named, "--function", f"{__name__}.no_reward_for_one_word"])
+    printed = capsys.readouterr().out
+    for name in ("[/b]", "$x^{$", r"\x1b[2J"):
+        assert name in printed
+    assert "\x1b[2J" not in printed
+
+
 def test_the_distance_is_zero_for_the_base_and_not_for_others(files):
     report = run(files, "--base", files / "model")
     assert report["methods"]["base"]["distance_from_base"]["mean"] == 0
