@@ -150,6 +150,8 @@ CASES = [
     ("gold_reward", "token ids too large", row(token_ids=[2**70]), GOLD, "token_ids is"),
     ("gold_reward", "output is an input", nothing, [*GOLD, "--output", "one.jsonl"], "is one of the files to judge"),
     ("gold_reward", "output is another's", nothing, [*GOLD, "--output", "mine.json"], "no evaluation wrote it"),
+    ("gold_reward", "N is no digit", nothing, [*GOLD, "--best_of", "a=²"], "best_of: got 'a=²'; expected NAME=N"),
+    ("gold_reward", "N of 5,000 digits", nothing, [*GOLD, "--best_of", "a=" + "9" * 5_000], "expected NAME=N"),
     ("gold_reward", "max_tokens is 0", nothing, [*GOLD, "--max_tokens", "0"], "max_tokens is 0"),
     ("sweep", "guide cut off", truncate("tuned/model.safetensors"), GRID, "tuned (tuned): cannot be loaded"),
     ("sweep", "method leads out", grid(grid=[{"method": "../../x"}]), GRID, "method '../../x' cannot name a file"),
