@@ -165,7 +165,7 @@ def judge_systems(
     work = {"num_workers": options.num_workers, "output": output}
     with AnswerCache(output.path / "judge_answers.jsonl") as cache:
         if cache.damaged:
-            say(console, f"{cache.path}: {len(cache.damaged)} lines hold no answer, and are asked again")
+            say(console, f"{cache.path}: {len(cache.damaged)} damaged lines, whose answers are asked again")
         with make_client(options, needed=False) as client:
             endpoint = shown_endpoint(client)
             plan = Plan(endpoint, cache)

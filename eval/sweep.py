@@ -79,11 +79,7 @@ class Sweep:
 
 
 def read_finished(folder: Path, run: Run, *, num_records: int) -> dict[str, Any] | None:
-    """Return the statistics of a run that is there and whole; None where it must be decoded (again).
-
-    Raises:
-        UserError: a file that is no run's lies in their place.
-    """
+    """Return the statistics of a run that is there and whole; None where it must be decoded (again)."""
     stats_path, responses_path = (folder / f"{run.name}.{suffix}" for suffix in ("json", "jsonl"))
     if not stats_path.exists() or not responses_path.exists():
         return None
@@ -120,8 +116,8 @@ def judge(grid: GridConfig, base: LoadedModel, reward: Reward) -> dict[str, Any]
         measured[run.name] = measure(file, rewards, response_nll(base.module, encoded))
         missing[run.name] = missing_reasons(file, rewards)
     report = compare(measured, base="base", reference="base")
-    for cell_name, reasons in missing.items():
-        report["methods"][cell_name]["missing"] = reasons
+    for run_name, reasons in missing.items():
+        report["methods"][run_name]["missing"] = reasons
     return {"reward": name, **report}
 
 

@@ -92,6 +92,50 @@ def test_nulls_of_the_judge_are_counted_and_shown(small, capsys):
     assert "mine: 1 of 3 without a preference" in " ".join(capsys.readouterr().out.split())
 
 
+def test_the_password_of_an_endpoint_is_shown_and_kept_nowhere(small, capsys):
+    folder, server = small
+    url = server.url.replace("//", "//somebody:pass-word@")
+    alpaca.main(arguments(small, "--yes", "--endpoint", url))
+    server.refuse_all = (401, {"error": {"message": "not pass-word"}})
+    (folder / "out" / "judge_answers.jsonl").unlink()
+    error = scripts.refused(capsys, alpaca.main, arguments(small, "--yes", "--endpoint", url))
+    assert "refused the key" in error
+    alpaca_json = json.loads((folder / "out" / "alpaca.json").read_text())
+    assert alpaca_json["judge"]["endpoint"] == f"{server.url}/"
+    written = [path.read_text() for path in (folder / "out").rglob("*") if path.is_file()]
+    assert len(written) > 4
+    assert not any("pass-word" in text for text in [capsys.readouterr().out, error, *written])
+    assert any(key.startswith("Basic ") for key in server.keys_seen)  # it was sent
+
+
+def test_an_old_cache_with_damaged_lines_is_told_of_and_asked_again(small, capsys):
+    alpaca.main(arguments(small, "--yes"))
+    path = small[0] / "out" / "judge_answers.jsonl"
+    first, second, third = path.read_text().splitlines()
+    poisoned = json.dumps({**json.loads(second), "answer": {"choices": 5}})
+    path.write_text(f"{first}\n{poisoned}\n{third[:40]}\n")
+    capsys.readouterr()
+    alpaca.main(arguments(small, "--yes"))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "1 damaged lines, whose answers are asked again" in printed
+    assert "2 judge calls" in printed
+    assert small[1].answered.total() == 5
+    alpaca.main(arguments(small))
+    assert small[1].answered.total() == 5
+
+
+def test_names_in_brackets_do_not_crash_a_finished_evaluation(small, capsys):
+    """Rich would have taken `[/b]` for markup."""
+    folder, _ = small
+    for name in ("mine", "reference"):
+        rows = [{"instruction": n, "output": f"{name} {n}", "generator": "[b]$x^{$"} for n in NAMES]
+        (folder / f"{name}.json").write_text(json.dumps(rows))
+    out = folder / "[" / "b]"
+    alpaca.main(arguments(small, "--yes", "--output", str(out)))
+    assert "[b]$x^{$" in capsys.readouterr().out
+    assert (out / "[b]$x^{$" / "annotations.json").is_file()
+
+
 def test_nothing_is_spent_without_consent(small, capsys):
     assert "add --yes to agree" in scripts.refused(capsys, alpaca.main, arguments(small))
     assert small[1].answered.total() == 0

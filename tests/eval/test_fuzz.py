@@ -223,7 +223,8 @@ def count_letters(rows, responses):
 def test_gold_reward(models, data):
     rows = data.draw(changed(ROWS))
     options = data.draw(
-        st.fixed_dictionaries(
+        st.just({})
+        | st.fixed_dictionaries(
             {},
             optional={
                 "--base": st.sampled_from([str(models / "base"), "/dev/zero", "\x00", str(models)]),
@@ -314,7 +315,8 @@ def test_alpaca(data):
     }
     document = data.draw(changed(good[name]))
     options = data.draw(
-        st.fixed_dictionaries(
+        st.just({})
+        | st.fixed_dictionaries(
             {},
             optional={
                 "--patience": NUMBERS,

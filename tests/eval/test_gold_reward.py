@@ -68,6 +68,17 @@ def test_rewards_lengths_and_pairs_by_hand(files, capsys):
     assert "IVG against the others" in printed
 
 
+def test_names_are_shown_as_they_are(files, capsys):
+    """`[/b]` is no markup, and an escape moves no cursor."""
+    names = ["[/b]", "$x^{$", "\x1b[2J"]
+    named = [f"{name}={files / 'base'}.jsonl" for name in names]
+    gold_reward.main(["--files", *named, "--function", f"{__name__}.no_reward_for_one_word"])
+    printed = capsys.readouterr().out
+    for name in ("[/b]", "$x^{$", r"\x1b[2J"):
+        assert name in printed
+    assert "\x1b[2J" not in printed
+
+
 def test_the_distance_is_zero_for_the_base_and_not_for_others(files):
     report = run(files, "--base", files / "model")
     assert report["methods"]["base"]["distance_from_base"]["mean"] == 0
@@ -193,7 +204,7 @@ def test_bad_input_is_one_line_and_exit_code_2(files, capsys):
         "two files have the same name": [base, base, *reward],
         "hold different prompts": [base, f"other={other}", *reward],
         "exactly one of a function's dotted name": [base],
-        "not a model folder or Hub name": [base, *reward, "--base", files],
+        "the folder has no config.json; give a folder": [base, *reward, "--base", files],
         "kl_of names one of the files": [base, *reward, "--kl_of", "base"],
         "best_of: got 'base=x'": [base, *reward, "--best_of", "base=x"],
         "must be among the files": [base, *reward, "--best_of", "other=4"],

@@ -11,7 +11,7 @@ import torch
 
 from ivg.decoding.stopping import StopChecker
 from ivg.engines.lockstep.acceleration import Accelerations
-from ivg.engines.lockstep.loop import Decoder
+from ivg.engines.lockstep.loop import Loop
 from ivg.evaluation.benchmark.workloads import Workload, build_models, build_rows
 
 ALL, NONE = "all", "none"
@@ -31,12 +31,13 @@ def measure_ablation(
     variants = {ALL: Accelerations()}
     variants |= {f"without {name}": dataclasses.replace(Accelerations(), **{name: False}) for name in names}
     variants[NONE] = Accelerations.only(())
-    decoders = {
-        name: Decoder(
+    loops = {
+        name: Loop(
             build_rows(build_models(workload, dtype, "cpu"), workload, accelerations),
             workload.search,
             workload.sampling,
             StopChecker([], [], lambda ids: ""),
+            max_rows=max_batch_rows,
         )
         for name, accelerations in variants.items()
     }
@@ -45,9 +46,9 @@ def measure_ablation(
     wall: dict[str, list[float]] = {name: [] for name in variants}
     cpu: dict[str, list[float]] = {name: [] for name in variants}
     for run in range(runs + 1):
-        for name, decoder in decoders.items():
+        for name, loop in loops.items():
             starts = time.perf_counter(), time.process_time()
-            list(decoder.run(tasks if run > 0 else [short], max_batch_rows))
+            list(loop.run(tasks if run > 0 else [short]))
             if run > 0:  # the first round warms up
                 wall[name].append((time.perf_counter() - starts[0]) / len(tasks))
                 cpu[name].append((time.process_time() - starts[1]) / len(tasks))

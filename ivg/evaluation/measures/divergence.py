@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -53,7 +54,7 @@ def best_of_bounds(arguments: Sequence[str]) -> dict[str, float]:
     bounds = {}
     for argument in arguments:
         name, _, n = argument.partition("=")
-        if not n.isdigit() or int(n) < 1:
+        if not re.fullmatch("[1-9][0-9]{0,8}", n):
             raise UserError(f"best_of: got {argument!r}; expected NAME=N, such as best_of_n=16")
         bounds[name] = best_of_n_bound(int(n))
     return bounds

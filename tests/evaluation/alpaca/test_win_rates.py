@@ -1,6 +1,7 @@
 import hashlib
 import json
 import math
+import socket
 from pathlib import Path
 
 import huggingface_hub
@@ -232,6 +233,15 @@ def test_outputs_follow_the_references_order():
         files.align(outputs("ac"), outputs("abc"), "f")
     with pytest.raises(UserError, match="instruction 'd' is not in the reference"):
         files.align(outputs("abcd"), outputs("abc"), "f")
+
+
+def test_length_control_of_local_data_asks_nobody(official, hub_cache, monkeypatch):
+    """The Hub is asked for its file where the reference came from there, and only then."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("the network was asked"))
+    found = win_rates.length_controlled([annotation(n, 1.5) for n in official], may_download=False)
+    assert found["length_controlled_winrate"] is None
+    assert "fetch it once: hf download tatsu-lab/alpaca_eval df_gamed.csv" in found["lc_missing"]
 
 
 def submit(folder, mine, reference, annotations):

@@ -77,3 +77,38 @@ def test_a_broken_trace_is_refused_with_its_line(folder):
 
 def test_an_empty_folder_has_no_samples(tmp_path):
     assert read_samples(tmp_path, 3) == []
+
+
+def test_what_models_wrote_is_shown_and_does_nothing(tmp_path):
+    """No HTML in Markdown, no terminal escapes in either page."""
+    text = "<script>x</script> ![x](http://a) \x1b[2J"
+    rows = [{"id": "a", "prompt": f"{text} [/b]", "response": text, "value": 1}]
+    (tmp_path / "<b>$x^{$.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    sections = [Section("Samples <i>", samples=read_samples(tmp_path, 5))]
+    page, plain = html("<title>", sections), markdown("<title>", sections, tmp_path)
+    assert r"\<script>x\</script> ![x]\(http://a) \x1b[2J" in plain
+    assert r"**\<b>$x^{$**" in plain
+    assert "&lt;script&gt;" in page
+    for written in (page, plain):
+        assert r"\x1b[2J" in written
+        assert "\x1b" not in written
+        assert "<script" not in written.replace(r"\<script", "")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"token_logratios": ["x", 1.0]},
+        {"tokens": ["one"]},
+        {"tokens": [1, 2]},
+        {"chunks": 5},
+        {"chunks": [{"candidates": [{"text": "x", "value": "high", "kept": 0, "finished": False}]}]},
+        {"chunks": [{"candidates": [{"text": "x", "value": 1.0, "kept": "first", "finished": False}]}]},
+        {"id": None},
+    ],
+)
+def test_a_damaged_trace_is_refused_with_its_line(folder, change):
+    path = folder / "ivg.trace.jsonl"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}) + "\n")
+    with pytest.raises(UserError, match="line 1: not a row of ivg-decode --trace"):
+        read_samples(folder, 5)
