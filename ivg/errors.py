@@ -58,7 +58,10 @@ def is_main_process() -> bool:
 def fail(message: str) -> NoReturn:
     """Print one line on stderr from the main process and leave with exit code 2."""
     if is_main_process():
-        sys.stderr.write(f"error: {' '.join(message.split())}\n")
+        line = " ".join(message.split())
+        # What came from a file may steer a terminal, or be half a character that no stream takes.
+        shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
+        sys.stderr.write(f"error: {shown}\n")
     sys.exit(EXIT_USER_ERROR)
 
 

@@ -283,7 +283,7 @@ def _claim(folder: Path, ours: dict[str, Any], *, overwrite: bool) -> None:
     with _writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(folder / _DISCARDED, ignore_errors=True)
-        if _read_settings(folder / SETTINGS) != ours:
+        if (folder / _MOVING).exists() or _read_settings(folder / SETTINGS) != ours:
             _undo_claim(folder)  # of a run that was killed before its first step
         theirs = _read_settings(folder / SETTINGS)
         _refuse_foreign_files(folder, is_run=theirs is not None)
