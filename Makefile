@@ -12,7 +12,7 @@ TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org
 TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help quickstart test check format bench recipes clean
+.PHONY: help quickstart test check format bench recipes chaos clean
 
 help:
 	@echo "make quickstart  train, guide and report on a small made-up task (10 minutes on 2 cores)"
@@ -21,6 +21,7 @@ help:
 	@echo "make format      mend formatting and what lint can mend"
 	@echo "make bench       measure decoding speed"
 	@echo "make recipes     run every recipe with tiny stand-in models"
+	@echo "make chaos       kill -9 every resumable job at random moments (KILLS=200; goes on where it stopped)"
 	@echo "make clean       remove runs/ and build products; the virtual environment stays"
 
 quickstart: $(VENV)/installed-quickstart
@@ -43,6 +44,11 @@ bench: $(VENV)/installed-all
 
 recipes: $(VENV)/installed-all
 	@$(BIN)/python recipes/run_all.py
+
+# A line of runs/chaos/log.jsonl for every kill; start it again after an interruption.
+KILLS ?= 200
+chaos: $(VENV)/installed-all
+	@$(BIN)/python -m tests.chaos --kills $(KILLS)
 
 clean:
 	rm -rf runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
