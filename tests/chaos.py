@@ -50,6 +50,7 @@ from tests.train.launching import (
 
 MAX_KILLS_OF_A_RUN = 4  # then it is left to end, or a slow start would never be passed
 PATIENCE = 900  # seconds for one start
+RUNNING = "running.json"
 TRAINING = ("sft", "dpo", "reward", "value")
 JOBS = ("decode", "decode-2", *TRAINING, "zero2", "rollouts", "judge")
 
@@ -197,9 +198,27 @@ def start(job: Job, folder: Path) -> subprocess.Popen[bytes]:
     folder.mkdir(parents=True, exist_ok=True)
     more = {"DS_ACCELERATOR": "cpu", "PATH": path(), "HF_HUB_OFFLINE": "1", "OPENAI_API_KEY": "none"}
     with (folder.parent / f"{folder.name}.txt").open("ab") as printed:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             job.command(folder), env={**environment(), **more}, cwd=ROOT, stdout=printed, stderr=printed
         )
+    signature = {"pid": process.pid, "created": psutil.Process(process.pid).create_time()}
+    (folder.parent / RUNNING).write_text(json.dumps(signature))
+    return process
+
+
+def end_leftover(folder: Path) -> None:
+    """Kill the run that an earlier session started in a job's folder, if that session was itself killed."""
+    if not (folder / RUNNING).exists():
+        return
+    signature = json.loads((folder / RUNNING).read_text())
+    try:
+        parent = psutil.Process(signature["pid"])
+        if parent.create_time() == signature["created"]:
+            kill_tree(parent)
+            parent.wait()
+    except psutil.NoSuchProcess:
+        pass
+    (folder / RUNNING).unlink()
 
 
 def state_of(folder: Path) -> list[tuple[str, int, int]]:
@@ -225,14 +244,18 @@ def wait_for_work(process: subprocess.Popen[bytes], folder: Path) -> None:
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a run's processes, and no others: launchers give every rank a session of its own."""
-    parent = psutil.Process(process.pid)
+    """Kill a run's processes, and no others."""
+    kill_tree(psutil.Process(process.pid))
+    process.wait()
+
+
+def kill_tree(parent: psutil.Process) -> None:
+    """Kill a process and what it started: launchers give every rank a session of its own."""
     for one in (*parent.children(recursive=True), parent):
         try:
             one.kill()
         except psutil.NoSuchProcess:
             continue
-    process.wait()
 
 
 def run_whole(name: str, job: Job, folder: Path, log: Log) -> float:
@@ -360,6 +383,7 @@ def main() -> None:
         # Its address is another one at every start, and part of the judged run's settings.
         shutil.rmtree(folder / "judge" / "killed", ignore_errors=True)
         for name in given.only:
+            end_leftover(folder / name)
             job = make_job(name, folder / name / "inputs", judge)
             torment(name, job, folder / name, log, share, chance)
     sys.exit(0 if show(log, given.only) else 1)

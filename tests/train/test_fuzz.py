@@ -215,6 +215,7 @@ def _try(
 @fuzz
 @seed(0)
 @given(changes=mutations("sft"))
+@example(changes=[("line", "", DEEP)])
 def test_sft(whole: Path, capsys: pytest.CaptureFixture[str], changes: list[tuple[str, str, Any]]) -> None:
     _try(whole, capsys, "sft", changes)
 
@@ -222,6 +223,7 @@ def test_sft(whole: Path, capsys: pytest.CaptureFixture[str], changes: list[tupl
 @fuzz
 @seed(0)
 @given(changes=mutations("dpo"))
+@example(changes=[("line", "", DEEP)])
 def test_dpo(whole: Path, capsys: pytest.CaptureFixture[str], changes: list[tuple[str, str, Any]]) -> None:
     _try(whole, capsys, "dpo", changes)
 
@@ -229,6 +231,7 @@ def test_dpo(whole: Path, capsys: pytest.CaptureFixture[str], changes: list[tupl
 @fuzz
 @seed(0)
 @given(changes=mutations("reward"))
+@example(changes=[("line", "", DEEP)])
 def test_reward(whole: Path, capsys: pytest.CaptureFixture[str], changes: list[tuple[str, str, Any]]) -> None:
     _try(whole, capsys, "reward", changes)
 
@@ -236,6 +239,7 @@ def test_reward(whole: Path, capsys: pytest.CaptureFixture[str], changes: list[t
 @fuzz
 @seed(0)
 @given(changes=mutations("value"))
+@example(changes=[("line", "", DEEP)])
 def test_value(whole: Path, capsys: pytest.CaptureFixture[str], changes: list[tuple[str, str, Any]]) -> None:
     _try(whole, capsys, "value", changes)
 
@@ -243,6 +247,7 @@ def test_value(whole: Path, capsys: pytest.CaptureFixture[str], changes: list[tu
 @fuzz
 @seed(0)
 @given(changes=mutations("rollouts"))
+@example(changes=[("line", "", DEEP)])
 def test_rollouts(
     whole: Path, capsys: pytest.CaptureFixture[str], changes: list[tuple[str, str, Any]]
 ) -> None:
@@ -270,6 +275,7 @@ def conversions() -> st.SearchStrategy[list[tuple[str, str, Any]]]:
 @seed(0)
 @given(changes=conversions())
 @example(changes=[("place", "value", "\0")])
+@example(changes=[("field", "config.json", (40, "\ud800"))])
 def test_convert_value(
     whole: Path, capsys: pytest.CaptureFixture[str], changes: list[tuple[str, str, Any]]
 ) -> None:
