@@ -1,19 +1,14 @@
-"""Whatever a training command is given, it works or ends in one line with exit code 2; never in a traceback.
-
-IVG_FUZZ_EXAMPLES=1000 tries more than the 50 of each command that stand in CI.
-"""
+"""Whatever a training command is given, it works or ends in one line with exit code 2; never in a traceback."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import runpy
 import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +16,7 @@ import pytest
 import torch
 import trl
 import yaml
-from hypothesis import HealthCheck, Phase, example, given, seed, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from transformers import GPT2ForSequenceClassification
 
@@ -31,12 +26,12 @@ from ivg.training.rollouts.arguments import RolloutArguments
 from ivg.training.value import convert
 from ivg.training.value.arguments import ValueTrainingArguments
 from tests import tiny
+from tests.fuzz.profile import fuzz
 from tests.train.launching import COMPLETIONS, PAIRS, REWARDED, ROOT, TINY, TRL_TINY, write_rows
 from tests.train.test_bad_inputs import change_weights
 
 pytestmark = pytest.mark.slow
 DEEP = b"deep"  # stands for JSON that is nested too deep
-NUM_EXAMPLES = int(os.environ.get("IVG_FUZZ_EXAMPLES", "50"))
 KINDS: dict[str, type] = {
     "sft": SFTArguments,
     "dpo": trl.DPOConfig,
@@ -187,19 +182,8 @@ def _check(capsys: pytest.CaptureFixture[str], code: int) -> None:
     assert (code == 2) == ("error: " in printed)
 
 
-@pytest.fixture
-def folder(whole: Path) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as made:
-        yield Path(made)
-
-
-fuzz = settings(
-    max_examples=NUM_EXAMPLES,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    database=None,
-    phases=(Phase.explicit, Phase.generate),  # shrinking trains models for minutes
-)
+# Shrinking would train models for minutes.
+quick = settings(fuzz, phases=(Phase.explicit, Phase.generate))
 
 
 def _try(
@@ -212,40 +196,35 @@ def _try(
         _check(capsys, _run([f"train/{script}.py", "--config", path], script))
 
 
-@fuzz
-@seed(0)
+@quick
 @given(changes=mutations("sft"))
 @example(changes=[("line", "", DEEP)])
 def test_sft(whole: Path, capsys: pytest.CaptureFixture[str], changes: list[tuple[str, str, Any]]) -> None:
     _try(whole, capsys, "sft", changes)
 
 
-@fuzz
-@seed(0)
+@quick
 @given(changes=mutations("dpo"))
 @example(changes=[("line", "", DEEP)])
 def test_dpo(whole: Path, capsys: pytest.CaptureFixture[str], changes: list[tuple[str, str, Any]]) -> None:
     _try(whole, capsys, "dpo", changes)
 
 
-@fuzz
-@seed(0)
+@quick
 @given(changes=mutations("reward"))
 @example(changes=[("line", "", DEEP)])
 def test_reward(whole: Path, capsys: pytest.CaptureFixture[str], changes: list[tuple[str, str, Any]]) -> None:
     _try(whole, capsys, "reward", changes)
 
 
-@fuzz
-@seed(0)
+@quick
 @given(changes=mutations("value"))
 @example(changes=[("line", "", DEEP)])
 def test_value(whole: Path, capsys: pytest.CaptureFixture[str], changes: list[tuple[str, str, Any]]) -> None:
     _try(whole, capsys, "value", changes)
 
 
-@fuzz
-@seed(0)
+@quick
 @given(changes=mutations("rollouts"))
 @example(changes=[("line", "", DEEP)])
 def test_rollouts(
@@ -271,8 +250,7 @@ def conversions() -> st.SearchStrategy[list[tuple[str, str, Any]]]:
     )
 
 
-@fuzz
-@seed(0)
+@quick
 @given(changes=conversions())
 @example(changes=[("place", "value", "\0")])
 @example(changes=[("field", "config.json", (40, "\ud800"))])
