@@ -1,4 +1,4 @@
-"""Whatever a training command is given, it works or ends in one line with exit code 2; never in a traceback."""
+"""Whatever a training command is given, it works or ends in one line and exit code 2, without a traceback."""
 
 from __future__ import annotations
 
