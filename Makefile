@@ -15,7 +15,7 @@ VLLM_VENV := .venv-vllm
 VLLM_PIP := $(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help quickstart test fuzz check format bench recipes vllm test-vllm clean
+.PHONY: help quickstart test fuzz check format bench recipes chaos vllm test-vllm clean
 
 help:
 	@echo "make quickstart  train, guide and report on a small made-up task (10 minutes on 2 cores)"
@@ -27,6 +27,7 @@ help:
 	@echo "make recipes     run every recipe with tiny stand-in models"
 	@echo "make vllm        install the vLLM engine (CPU build) into $(VLLM_VENV)"
 	@echo "make test-vllm   run its tests"
+	@echo "make chaos       kill -9 every resumable job at random moments (KILLS=200; goes on where it stopped)"
 	@echo "make clean       remove runs/ and build products; the virtual environment stays"
 
 quickstart: $(VENV)/installed-quickstart
@@ -58,6 +59,11 @@ vllm: $(VLLM_VENV)/installed
 # The first part again what `make test` runs, under vLLM's transformers.
 test-vllm: $(VLLM_VENV)/installed
 	@OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/decoding tests/models tests/engines
+
+# A line of runs/chaos/log.jsonl for every kill; start it again after an interruption.
+KILLS ?= 200
+chaos: $(VENV)/installed-all
+	@$(BIN)/python -m tests.chaos --kills $(KILLS)
 
 clean:
 	rm -rf runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -63,8 +63,14 @@ def is_main_process() -> bool:
 def fail(message: str) -> NoReturn:
     """Print one line on stderr from the main process and leave with exit code 2."""
     if is_main_process():
-        sys.stderr.write(f"error: {' '.join(message.split())}\n")
+        sys.stderr.write(f"error: {_shown(message)}\n")
     sys.exit(EXIT_USER_ERROR)
+
+
+def _shown(message: str) -> str:
+    """Return a message on one line; what came from a file may steer a terminal, or be half a character."""
+    line = " ".join(message.split())
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
 
 
 def end_interrupted() -> NoReturn:
@@ -75,7 +81,10 @@ def end_interrupted() -> NoReturn:
 
 
 def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
-    """Wrap a script's `main`: a `UserError` becomes one line and exit code 2, Ctrl-C one and 130."""
+    """Wrap a script's `main`: a `UserError` becomes one line and exit code 2, Ctrl-C one and 130.
+
+    A process of several that ends alone is told of by those that were left behind: one line each, and 1.
+    """
 
     @functools.wraps(main)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -83,6 +92,10 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
             return main(*args, **kwargs)
         except UserError as error:
             fail(str(error))
+        except ProcessLostError as error:
+            sys.stderr.write(f"error: {_shown(str(error))}\n")
+            sys.stderr.flush()
+            os._exit(EXIT_FAILURE)  # whoever waits for the lost process at exit waits for ever
         except KeyboardInterrupt:
             end_interrupted()
 

@@ -30,6 +30,7 @@ from ivg.models.rendering import check_format
 Kind = Literal["causal", "scalar", "vocabulary", "classifier"]
 Role = Literal["base", "tuned", "untuned", "value"]
 HEAD_NAMES = ("score", "classifier")  # of value and reward models
+PEFT_PREFIX = "base_model.model."  # what PEFT puts before the names of a model's weights
 # PEFT's tasks that change what the model under the adapter is.
 _TASKS = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}
 _TOKENIZER_FILES = ("*token*", "*vocab*", "*.model")  # without any, GPT-2 gets an empty tokenizer
@@ -271,7 +272,7 @@ def adapter_weights(path: str, name: str) -> dict[str, tuple[int, ...]]:
         for file in ("adapter_model.safetensors", "adapter_model.bin"):
             if (Path(path) / file).is_file():
                 shapes = _shapes(Path(path) / file)
-                return {key.removeprefix("base_model.model."): shape for key, shape in shapes.items()}
+                return {key.removeprefix(PEFT_PREFIX): shape for key, shape in shapes.items()}
     raise UserError(
         f"{name}: its adapter cannot be loaded: no adapter_model.safetensors beside adapter_config.json"
     )

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,13 +16,14 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     BitsAndBytesConfig,
+    PretrainedConfig,
     PreTrainedModel,
 )
 from transformers.utils import logging as transformers_logging
 
 from ivg.config import ModelConfig, PairConfig, ValueConfig
 from ivg.errors import UserError, readable
-from ivg.models.inspection import HEAD_NAMES, Kind, ModelInfo, adapter_weights
+from ivg.models.inspection import HEAD_NAMES, PEFT_PREFIX, Kind, ModelInfo, adapter_weights
 from ivg.models.plan import ModelInfos, PairInfo, ValueInfo, inspect_models
 
 CLASSES: dict[Kind, Any] = {
@@ -33,8 +34,6 @@ CLASSES: dict[Kind, Any] = {
 }
 # Heads are gathered row by row, so they stay as they are.
 UNQUANTIZED = ("lm_head", *HEAD_NAMES)
-# What PEFT puts before the names of a model's weights.
-PEFT_PREFIX = "base_model.model."
 # What PEFT calls a row with the adapter of a shared pair, and one without any.
 WITH_ADAPTER, WITHOUT_ADAPTER = "tuned", "__base__"
 
@@ -200,9 +199,11 @@ def load_weights(
     brought = {} if adapter is None else adapter_weights(adapter, name)
     check_weights(kind, path, name, brought=brought, trust_remote_code=trust_remote_code, **kwargs)
     with readable(f"{name}: cannot be loaded"), _quiet():
-        module: PreTrainedModel = CLASSES[kind].from_pretrained(
-            path, trust_remote_code=trust_remote_code, **kwargs
+        module: PreTrainedModel
+        module, report = CLASSES[kind].from_pretrained(
+            path, trust_remote_code=trust_remote_code, output_loading_info=True, **kwargs
         )
+    _refuse_missing(report, name, brought)
     return module if adapter is None else merge_adapter(module, adapter, brought, name)
 
 
@@ -230,6 +231,10 @@ def check_weights(
     Raises:
         UserError: damaged, or weights are missing or of another shape.
     """
+    with readable(f"{name}: cannot be loaded"):
+        said, _ = PretrainedConfig.get_config_dict(path, revision=kwargs.get("revision"))
+    if said.get("quantization_config") is not None:  # its weights have other names and shapes
+        return
     of_place = ("device_map", "quantization_config", "max_memory", "offload_folder", "low_cpu_mem_usage")
     given = {key: value for key, value in kwargs.items() if key not in of_place}
     with readable(f"{name}: cannot be loaded"), _quiet():
@@ -250,7 +255,13 @@ def check_weights(
             "saved with"
         )
     own_start = HEAD_NAMES if starts_head else ()
-    missing = [k for k in report["missing_keys"] if k not in brought and k.split(".")[0] not in own_start]
+    started = [key for key in report["missing_keys"] if key.split(".")[0] in own_start]
+    _refuse_missing(report, name, {*brought, *started})
+
+
+def _refuse_missing(report: Mapping[str, Collection[str]], name: str, expected: Collection[str]) -> None:
+    """Refuse a loading report with weights missing that are not expected to be."""
+    missing = [key for key in report["missing_keys"] if key not in expected]
     if missing:
         unused = sorted(key for key in report["unexpected_keys"] if "head" in key or "score" in key)
         other = f" (it has {unused[0]}, which no stock class reads)" if unused else ""

@@ -34,15 +34,19 @@ _SEED = (0, 2**32 - 1, "an integer between 0 and 4294967295")
 _RANGES: dict[str, tuple[float, float, str]] = {
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), _COUNT),
     **dict.fromkeys(("gradient_accumulation_steps", "eval_accumulation_steps", "max_steps"), _COUNT),
-    **dict.fromkeys(("lora_r", "lora_alpha", "save_total_limit", "max_length"), _COUNT),
-    **dict.fromkeys(("torch_empty_cache_steps", "dataset_num_proc", "precompute_ref_batch_size"), _COUNT),
+    **dict.fromkeys(("lora_alpha", "save_total_limit", "max_length"), _COUNT),
+    **dict.fromkeys(("torch_empty_cache_steps", "precompute_ref_batch_size"), _COUNT),
     **dict.fromkeys(("dataloader_prefetch_factor", "ref_model_sync_steps", "pad_to_multiple_of"), _COUNT),
     **dict.fromkeys(("num_train_epochs", "logging_steps", "save_steps", "eval_steps"), _POSITIVE),
     **dict.fromkeys(("adam_epsilon", "ddp_timeout", "ddp_bucket_cap_mb", "discopop_tau"), _POSITIVE),
     **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps"), _NOT_NEGATIVE),
-    **dict.fromkeys(("eval_delay", "dataloader_num_workers", "beta", "neftune_noise_alpha"), _NOT_NEGATIVE),
+    **dict.fromkeys(("eval_delay", "beta", "neftune_noise_alpha"), _NOT_NEGATIVE),
     **dict.fromkeys(("lora_dropout", "adam_beta1", "adam_beta2", "label_smoothing_factor"), _BELOW_ONE),
     **dict.fromkeys(("seed", "data_seed"), _SEED),
+    # More is a slip, and would be paid for in memory and processes before anything says so.
+    "lora_r": (1, 65_536, "an integer between 1 and 65536"),
+    "dataloader_num_workers": (0, 1024, "an integer between 0 and 1024"),
+    "dataset_num_proc": (1, 1024, "an integer between 1 and 1024"),
     "label_smoothing": (0, 0.5 - 2**-54, "a number >= 0 and below 0.5"),
 }
 

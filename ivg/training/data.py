@@ -14,7 +14,7 @@ import datasets
 import pyarrow as pa
 from datasets.exceptions import DatasetsError
 
-from ivg.errors import UserError
+from ivg.errors import UserError, first_line
 from ivg.training.adapters import adapt
 from ivg.training.arguments import DataArguments
 from ivg.training.rows import separate_prompts
@@ -28,6 +28,8 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
         UserError: unreadable, empty, or a line that is not a JSON object (with its number).
     """
     rows = []
+    if Path(path).exists() and not Path(path).is_file():
+        raise UserError(f"{path}: not a regular file, which a pipe or a device is not; give a JSONL file")
     try:
         with open(path, encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
@@ -43,6 +45,8 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} line {number}: not valid JSON ({error.msg}); one object a line") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason})") from error
+    except (RecursionError, ValueError) as error:  # nested too deep, or a number of thousands of digits
+        raise UserError(f"{path} line {number}: cannot be read ({first_line(error)})") from error
     if not rows:
         raise UserError(f"{path} holds no rows; expected one JSON object a line")
     return rows

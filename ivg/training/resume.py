@@ -27,12 +27,14 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ivg.errors import UserError, is_main_process
+from ivg.errors import ProcessLostError, UserError, first_line, is_main_process
 from ivg.run.lock import hold_lock, lock_path
 
 MARKER = "complete.json"
 STARTED = "started.json"
 SETTINGS = "run.json"
+# What the collectives of gloo and NCCL say when a process at the other end is gone.
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 # The run that is being replaced: moved here one by one, here as a whole, and given up.
 _MOVING, _REPLACED, _DISCARDED = "_replaced.partial", "_replaced", "_discarded"
 # What training and rollouts write into their folder, beside what users may keep there.
@@ -42,6 +44,7 @@ _WRITTEN = (
     *("model.safetensors.index.json", "adapter_config.json", "adapter_model.safetensors"),
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja"),
+    "prompt_format.json",
     *("training_args.bin", "trainer_state.json", "README.md", "metrics.json"),
     *("value_evaluation.json", "value_evaluation.png"),
     *("completions.jsonl", "preferences.jsonl", "statistics.json"),
@@ -242,6 +245,7 @@ def own_output(output_dir: str) -> Iterator[None]:
 
     Raises:
         UserError: another job writes there, or it cannot be written.
+        ProcessLostError: one of several processes has ended.
     """
     folder = Path(output_dir)
     with contextlib.ExitStack() as held:
@@ -257,9 +261,14 @@ def own_output(output_dir: str) -> Iterator[None]:
         on_main_process(lock)
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             if is_main_process():
                 _undo_claim(folder)
+            if isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST):
+                raise ProcessLostError(
+                    f"another process of this run has ended ({first_line(error)}); "
+                    "start the run again to go on"
+                ) from error
             raise
 
 
@@ -283,7 +292,7 @@ def _claim(folder: Path, ours: dict[str, Any], *, overwrite: bool) -> None:
     with _writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(folder / _DISCARDED, ignore_errors=True)
-        if _read_settings(folder / SETTINGS) != ours:
+        if (folder / _MOVING).exists() or _read_settings(folder / SETTINGS) != ours:
             _undo_claim(folder)  # of a run that was killed before its first step
         theirs = _read_settings(folder / SETTINGS)
         _refuse_foreign_files(folder, is_run=theirs is not None)

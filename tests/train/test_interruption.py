@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -26,6 +27,7 @@ from tests.train.launching import (
     environment,
     losses,
     run_alone,
+    start_two,
     write_config,
     write_rows,
 )
@@ -114,3 +116,25 @@ def test_rollouts_go_on_after_the_last_finished_block(tmp_path: Path) -> None:
     assert (killed / "samples" / "block-000000.jsonl").stat().st_mtime_ns == first
     for name in ("completions.jsonl", "preferences.jsonl", "statistics.json"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_process_that_dies_ends_the_others_in_one_line(tmp_path: Path) -> None:
+    keys = _keys(tmp_path, "dpo") | {"max_steps": 2000, "per_device_train_batch_size": 2}
+    config = write_config(tmp_path / "dpo.yaml", **keys, output_dir=str(tmp_path / "out"))
+    with start_two("dpo", config, tmp_path, "multi_gpu") as job:
+        deadline = time.monotonic() + 400
+        while not (tmp_path / "out" / "checkpoint-10" / MARKER).exists():
+            assert job.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        ranks = [
+            child
+            for child in psutil.Process(job.pid).children(recursive=True)
+            if child.environ().get("RANK") == "1" and any("dpo.py" in word for word in child.cmdline())
+        ]
+        ranks[0].kill()
+        _, errors = job.communicate(timeout=300)
+    assert job.returncode != 0
+    lines = [line for line in errors.splitlines() if "error: another process of this run has ended" in line]
+    assert len(lines) == 1
+    assert 'train/dpo.py", line' not in errors  # no traceback of ours; the launcher prints its own

@@ -12,6 +12,8 @@ from ivg.errors import UserError
 from ivg.rewards import RewardConfig
 from ivg.training.rollouts.labelling import PairStrategy
 
+_MAX_SAMPLES = 65_536  # a block's samples are held in memory
+
 
 @dataclasses.dataclass
 class RolloutArguments:
@@ -99,6 +101,8 @@ class RolloutArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}; give an integer >= 1")
+        if self.num_samples > _MAX_SAMPLES:
+            raise UserError(f"num_samples is {self.num_samples}; give at most {_MAX_SAMPLES} a prompt")
         if not self.min_margin >= 0:
             raise UserError(f"min_margin is {self.min_margin}; give a number >= 0")
 

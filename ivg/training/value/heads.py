@@ -19,15 +19,12 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES
 
 from ivg.errors import UserError
+from ivg.models.inspection import HEAD_NAMES
 from ivg.training.value.losses import expected_values
 
 # From a slice of positions to a policy's next-token logits there (n, V).
 NextLogits = Callable[[slice], Tensor]
 HeadKind = Literal["scalar", "vocabulary"]
-# What transformers calls the last layer of its token classifiers.
-_HEAD_NAMES = ("score", "classifier")
-
-
 # Positions whose values and probabilities of all next tokens are held at once.
 _PIECE = 128
 
@@ -72,10 +69,10 @@ def head_name(model: nn.Module) -> str:
     Raises:
         UserError: the class has no head under a known name.
     """
-    names = [name for name, _ in model.named_children() if name in _HEAD_NAMES]
+    names = [name for name, _ in model.named_children() if name in HEAD_NAMES]
     if len(names) != 1:
         raise UserError(
-            f"{type(model).__name__} has no token-classification head named {' or '.join(_HEAD_NAMES)}; "
+            f"{type(model).__name__} has no token-classification head named {' or '.join(HEAD_NAMES)}; "
             "give an architecture that transformers has a token classifier for"
         )
     return names[0]
