@@ -133,7 +133,7 @@ def test_engine_agrees_with_the_reference(token: str, chunk: str, data: st.DataO
         sampling,
     )
     # Responses are too short here for pieces of the usual length.
-    with mock.patch.multiple("ivg.decoding", MIN_PIECE=1, MAX_PIECE=case["max_piece"]):
+    with mock.patch.multiple("ivg.engines.lockstep.loop", MIN_PIECE=1, MAX_PIECE=case["max_piece"]):
         responses = generate(
             [{"prompt": prompt, "id": f"p{i}"} for i, prompt in enumerate(prompts)],
             models,
