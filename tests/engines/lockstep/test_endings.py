@@ -85,12 +85,13 @@ def test_an_ending_by_another_eos_is_read_with_the_guides_own(num_labels: int) -
 
 def test_a_guide_without_the_bases_eos_values_endings_by_its_own() -> None:
     """A vocabulary head knows nothing of an id that its tokenizer lacks; it gave every ending 0."""
-    size = PAD  # the guide ends at EOS, the base at the id after it
-    model = tiny.value(6, size, vocab_size=size)
-    value = tiny.loaded(model, "value", "value", tok=tiny.tiny.tokenizer(TOKENS))
-    base = tiny.loaded(tiny.causal(0), "base", "base", eos=[PAD])
+    model = tiny.value(6, V)
+    tok = tiny.tokenizer()
+    tok.add_special_tokens({"extra_special_tokens": ["<end>"]})  # the base's alone, with id V
+    value = tiny.loaded(model, "value", "value")
+    base = tiny.loaded(tiny.causal(0, vocab_size=V + 1), "base", "base", eos=[V], tok=tok)
     for candidate in _candidates(_run(tiny.together(base, values=(tiny.scorer(value),))), "eos"):
-        assert candidate.ids[-1] == PAD
+        assert candidate.ids[-1] == V
         expected = _value(model, [*candidate.ids[:-1], EOS])
         assert candidate.value == pytest.approx(expected, abs=1e-9)
         assert expected != 0
