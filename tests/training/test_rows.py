@@ -83,7 +83,7 @@ def test_texts_lose_the_prompt_where_every_row_repeats_it() -> None:
         ),
         (
             {"chosen": RAW[0]["chosen"], "rejected": [_user("another"), _answer("No.")]},
-            "no prompt",
+            "responses whose earlier turns are not the prompt",
         ),
         (
             {"prompt": "q", "chosen": [_user("a")], "rejected": [_user("b")]},
