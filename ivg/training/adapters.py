@@ -26,6 +26,7 @@ class LeftOut(NamedTuple):
 
 Rows = Iterable[dict[str, Any] | LeftOut]
 _EQUAL, _EMPTY = LeftOut("equal responses"), LeftOut("an empty response")
+_OTHER_PROMPT = LeftOut("responses to different prompts")
 _TLDR = re.compile(r"^\s*TL;DR:\s*")
 
 
@@ -59,11 +60,13 @@ def summarize_sft(row: Mapping[str, Any]) -> Rows:
 def ultrafeedback_pairs(row: Mapping[str, Any]) -> Rows:
     """`HuggingFaceH4/ultrafeedback_binarized`, *_prefs splits (unverified): chosen, rejected as messages.
 
-    Rows whose two answers are equal, or one of them empty, are left out.
+    Rows whose two answers are equal, one of them empty, or to different prompts, are left out.
     """
     *prompt, chosen = row["chosen"]
-    rejected = row["rejected"][-1]
-    if not (chosen["content"].strip() and rejected["content"].strip()):
+    *other_prompt, rejected = row["rejected"]
+    if prompt != other_prompt:
+        yield _OTHER_PROMPT
+    elif not (chosen["content"].strip() and rejected["content"].strip()):
         yield _EMPTY
     elif chosen == rejected:
         yield _EQUAL

@@ -5,11 +5,13 @@ from __future__ import annotations
 import datetime
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ivg.config import DatasetConfig
 from ivg.errors import UserError
+from ivg.models.prompts import check_row, identities, prompt_text
 from ivg.run import cli
 from ivg.run.input_files import InputRecord, read_input, refuse_bad_records
 from tests import tiny
@@ -147,3 +149,65 @@ def test_the_inputs_own_error_does_not_pass_for_ours(folders: Folders, tmp_path:
     assert row["response"] is not None
     assert "error" not in row
     assert row["topic"] == 1
+
+
+def test_alpacas_input_reaches_the_model() -> None:
+    rows = [{"instruction": "Translate.", "input": text, "output": ""} for text in ("The cat.", "My bike.")]
+    checked = [check_row(row, "row") for row in rows]
+    assert [prompt_text(row) for row in checked] == ["Translate.\n\nThe cat.", "Translate.\n\nMy bike."]
+    assert len({name.partition("-")[0] for name in identities(checked)}) == 2
+    assert prompt_text({"instruction": "Sing.", "input": ""}) == "Sing."
+
+
+def test_text_parts_are_read() -> None:
+    parts = [{"type": "text", "text": "Name a "}, {"type": "text", "text": "colour."}]
+    row = check_row({"messages": [{"role": "user", "content": parts}]}, "row")
+    assert prompt_text(row) == "Name a colour."
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+            "messages end with the assistant's turn, so there is nothing to answer",
+        ),
+        ({"messages": [{"role": "human", "content": "a"}]}, "role 'human' is none of system, developer"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "content as a list of text parts"),
+        ({"prompt": ["Name a colour.", "Now another."]}, "a list of turns goes into 'messages'"),
+        (
+            {"prompt": "a", "messages": [{"role": "user", "content": "a"}]},
+            "expected one of .*; found prompt and messages",
+        ),
+        (
+            {"prompt": "a", "system_prompt": "Be brief."},
+            "field 'system_prompt' beside 'prompt' would not reach",
+        ),
+        (
+            {"instruction": "a", "context": "b"},
+            "field 'context' beside 'instruction' would not reach the model",
+        ),
+        ({"instruction": "a", "input": ["b"]}, "input must be a string"),
+        (
+            {"prompt": "a", "tools": [{"name": "f"}]},
+            "field 'tools' beside 'prompt' would not reach the model",
+        ),
+    ],
+)
+def test_fields_that_change_the_meaning_are_used_or_refused(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_row(row, "row")
+
+
+@pytest.mark.parametrize("name", ["sample", "beams", "token_ids", "error", "value"])
+def test_a_field_named_like_a_results_own_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "a", name: 1}) + "\n")
+    (row,) = read_input(str(tmp_path / "p.jsonl"), None)
+    assert row.error == f"line 1: field {name!r} has the name of a result's own field; rename it"
+
+
+def test_a_lone_carriage_return_makes_no_second_prompt(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_bytes(b"one\r\ntwo\rthree\nfour\n")
+    one, two, four = read_input(str(tmp_path / "p.txt"), None)
+    assert (one.row["prompt"], four.row["prompt"]) == ("one", "four")
+    assert str(two.error).startswith("line 2: holds a carriage return")

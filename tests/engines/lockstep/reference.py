@@ -147,7 +147,18 @@ class Reference:
             ids = (*ids, self.next_token(prompt, ids, uniforms[len(ids)]))
             if self.reason(ids) is not None:
                 break
-        return Found(ids, self.chunk_value(prompt, ids), self.reason(ids), row)
+        reason = self.reason(ids)
+        return Found(ids, self.chunk_value(prompt, self.as_trained(ids, reason)), reason, row)
+
+    def as_trained(self, ids: Ids, reason: str | None) -> Ids:
+        """What guides were trained on: without what ended the response, closed by their own EOS."""
+        if reason == "eos":
+            return (*ids[:-1], EOS)
+        if reason != "stop":
+            return ids
+        text = self.cut(ids)
+        whole = [ids[:n] for n in range(len(ids)) if self.text(ids[:n]) == text]
+        return (*(whole[-1] if whole else map(TOKENS.index, text)), EOS)
 
     def respond(self, prompt: str, prompt_id: str, sample: int = 0) -> list[Found]:
         """Return the kept beams of one search, best first."""

@@ -1,7 +1,10 @@
 import math
 from typing import Any
 
+from ivg.models.rendering import Renderer
+from ivg.training.encoding import encode_pair
 from ivg.training.rollouts import labelling
+from tests import tiny
 
 
 def _sample(prompt: int, reward: float, text: str | None = None) -> dict[str, Any]:
@@ -49,3 +52,15 @@ def test_empty_and_unscored_samples_are_left_out_and_counted() -> None:
     assert (facts["num_pairs"], facts["num_ties_dropped"]) == (2, 1)
     assert facts["mean_pair_margin"] == 1.25
     assert facts["reward_mean"] == (1 + 3 + 2 + 5 + 5 + 1 + 1.5 + 1) / 8
+
+
+def test_pairs_say_how_their_responses_ended() -> None:
+    """A rollout that was cut at the length limit must not be taught to end in the middle of a sentence."""
+    samples = [{**_sample(0, 2.0), "finish_reason": "length"}, {**_sample(0, 1.0), "finish_reason": "stop"}]
+    (pair,) = labelling.preference_pairs(samples, strategy="best-worst").rows
+    renderer = Renderer(tiny.tokenizer(), None)
+    ids = encode_pair({**pair, "chosen": "ab", "rejected": "c"}, renderer)
+    letters = tiny.tokenizer().get_vocab()
+    assert ids["chosen_ids"] == [letters["a"], letters["b"]]
+    assert ids["rejected_ids"] == [letters["c"], letters[tiny.EOS]]
+    assert labelling.describe(samples, labelling.preference_pairs([], strategy="all"))["share_ended"] == 0.5
