@@ -194,39 +194,30 @@ class IvgForCausalLM(nn.Module):
         logits = self.base.model.compute_logits(hidden["base"])
         if logits is None:
             return None
-        betas, scored = self.settings.take(len(logits))
+        rows = self.settings.take(len(logits))
         guides: list[WeightedScores] = []
-        ranked: list[tuple[Guide, Tensor]] = []
+        chunk_scores = torch.zeros_like(logits, dtype=torch.float32)  # (R, V)
+        values = torch.zeros_like(chunk_scores[:, :1])  # (R, 1)
         for i, guide in enumerate(self._guides()):
-            weights = [row[i] for row in betas]
-            is_asked = any(weights) or (scored and guide.description.chunk_weight != 0)
-            if guide.description.is_scalar or not is_asked:
-                continue
-            scores = guide.token_scores(hidden)
-            assert scores is not None, "a rank has the logits of all models or of none"
-            guides.append(WeightedScores(1.0, scores.new_tensor(weights)[:, None] * scores))
-            ranked.append((guide, scores))
+            betas = [row.betas[i] for row in rows]
+            weights = [row.chunk_weights[i] if row.chunk_weights else 0.0 for row in rows]
+            if guide.description.is_scalar:
+                if any(weights):
+                    values += values.new_tensor(weights)[:, None] * guide.values(hidden)[:, None]
+            elif any(betas) or any(weights):
+                scores = guide.token_scores(hidden)
+                assert scores is not None, "a rank has the logits of all models or of none"
+                guides.append(WeightedScores(1.0, scores.new_tensor(betas)[:, None] * scores))
+                if any(weights):
+                    chunk_scores += scores.new_tensor(weights)[:, None] * scores
         # Normalised, so that what vLLM reports as raw logits are log-probs.
         guided = log_probs(guide_logits(log_probs(logits), guides))
         reported = nn.functional.pad(guided, (0, 1), value=-torch.inf)  # (R, V + 1)
-        if scored:
-            rows = torch.tensor(scored, device=reported.device)
-            self.settings.keep_for_sampling(rows, reported[rows])
-            reported[rows] = self._chunk_scores(hidden, ranked, rows)
+        if scored := [i for i, row in enumerate(rows) if row.chunk_weights]:
+            at = torch.tensor(scored, device=reported.device)
+            self.settings.keep_for_sampling(at, reported[at])
+            reported[at] = torch.cat([chunk_scores, values], dim=-1)[at]
         return reported
-
-    def _chunk_scores(
-        self, hidden: dict[str, Tensor], ranked: list[tuple[Guide, Tensor]], rows: Tensor
-    ) -> Tensor:
-        """Return what each next token adds to the chunk score, and the value of the prefix: (rows, V + 1)."""
-        size = len(rows), self.description.num_base + 1
-        scores = torch.zeros(size, dtype=torch.float32, device=rows.device)
-        for guide, tokens in ranked:
-            scores[:, :-1] += guide.description.chunk_weight * tokens[rows]
-        for guide in self._guides():
-            if guide.description.is_scalar:
-                scores[:, -1] += guide.description.chunk_weight * guide.values(hidden)[rows]
-        return scores
 
     def load_weights(self, weights: Iterable[Weight]) -> set[str]:
         """Load all members as their checkpoints stream in, one after another."""
