@@ -191,32 +191,37 @@ class IvgForCausalLM(nn.Module):
             hidden_states: (R, sum of H) of the rows to sample.
         """
         hidden = self._split(hidden_states)
+        rows = self.settings.take(len(hidden_states))
+        guides = self._guides()
+        betas = [[row.betas[i] for row in rows] for i in range(len(guides))]
+        weights = [[row.chunk_weights[i] for row in rows if row.chunk_weights] for i in range(len(guides))]
+        # Every rank asks all heads before it may stop: their parts are gathered from all ranks.
         logits = self.base.model.compute_logits(hidden["base"])
+        token_scores = [
+            guide.token_scores(hidden)
+            if not guide.description.is_scalar and any(betas[i] + weights[i])
+            else None
+            for i, guide in enumerate(guides)
+        ]
         if logits is None:
             return None
-        rows = self.settings.take(len(logits))
-        guides: list[WeightedScores] = []
-        chunk_scores = torch.zeros_like(logits, dtype=torch.float32)  # (R, V)
-        values = torch.zeros_like(chunk_scores[:, :1])  # (R, 1)
-        for i, guide in enumerate(self._guides()):
-            betas = [row.betas[i] for row in rows]
-            weights = [row.chunk_weights[i] if row.chunk_weights else 0.0 for row in rows]
-            if guide.description.is_scalar:
-                if any(weights):
-                    values += values.new_tensor(weights)[:, None] * guide.values(hidden)[:, None]
-            elif any(betas) or any(weights):
-                scores = guide.token_scores(hidden)
-                assert scores is not None, "a rank has the logits of all models or of none"
-                guides.append(WeightedScores(1.0, scores.new_tensor(betas)[:, None] * scores))
-                if any(weights):
-                    chunk_scores += scores.new_tensor(weights)[:, None] * scores
+        places = torch.tensor(
+            [i for i, row in enumerate(rows) if row.chunk_weights], device=logits.device
+        ).long()
+        scores = logits.new_zeros(len(places), logits.shape[-1] + 1, dtype=torch.float32)
+        weighted: list[WeightedScores] = []
+        for i, (guide, tokens) in enumerate(zip(guides, token_scores, strict=True)):
+            if tokens is not None:
+                weighted.append(WeightedScores(1.0, tokens.new_tensor(betas[i])[:, None] * tokens))
+                scores[:, :-1] += scores.new_tensor(weights[i])[:, None] * tokens[places]
+            elif any(weights[i]):
+                scores[:, -1] += scores.new_tensor(weights[i]) * guide.values(hidden)[places]
         # Normalised, so that what vLLM reports as raw logits are log-probs.
-        guided = log_probs(guide_logits(log_probs(logits), guides))
+        guided = log_probs(guide_logits(log_probs(logits), weighted))
         reported = nn.functional.pad(guided, (0, 1), value=-torch.inf)  # (R, V + 1)
-        if scored := [i for i, row in enumerate(rows) if row.chunk_weights]:
-            at = torch.tensor(scored, device=reported.device)
-            self.settings.keep_for_sampling(at, reported[at])
-            reported[at] = torch.cat([chunk_scores, values], dim=-1)[at]
+        if len(places):
+            self.settings.keep_for_sampling(places, reported[places])
+            reported[places] = scores
         return reported
 
     def load_weights(self, weights: Iterable[Weight]) -> set[str]:
