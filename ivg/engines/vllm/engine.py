@@ -235,6 +235,12 @@ class VllmEngine:
                 loop.run_until_complete(asyncio.wait(running))
             loop.close()
 
+    @property
+    def num_requests(self) -> int:
+        """How many requests vLLM is working on."""
+        num_requests: int = self._engine.get_num_unfinished_requests()
+        return num_requests
+
     def close(self) -> None:
         """Stop vLLM and give its memory back."""
         self._engine.engine_core.shutdown()

@@ -50,4 +50,11 @@ def test_company_order_and_cache_change_nothing(tmp_path: Path) -> None:
     assert decode(tasks) == cold
     assert decode(tasks[::-1])[::-1] == cold
     assert [decode([task])[0] for task in tasks[:8]] == cold[:8]
+
+    # A caller that stops asking leaves nothing running.
+    run = engine.run(tasks)
+    next(run)
+    assert engine.num_requests > 0
+    run.close()
+    assert engine.num_requests == 0
     engine.close()
