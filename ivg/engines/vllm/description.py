@@ -41,14 +41,12 @@ class GuideDescription:
         num_shared: ids below this are scored by guide and base.
         unguided: ids below it that get no guidance.
         beta: weight in token guidance where a request says nothing else; 0 if it does not guide tokens.
-        chunk_weight: weight in the chunk score of requests that ask for it; 0 if it does not rank.
     """
 
     members: tuple[Member, ...]
     num_shared: int
     unguided: tuple[int, ...] = ()
     beta: float = 0.0
-    chunk_weight: float = 0.0
 
     @property
     def is_pair(self) -> bool:
@@ -113,7 +111,6 @@ def _guide(plan: GuidePlan) -> GuideDescription:
         num_shared=plan.fit.num_shared,
         unguided=plan.fit.unguided,
         beta=plan.info.config.beta if plan.guides_tokens else 0.0,
-        chunk_weight=plan.chunk_weight,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from ivg.config import ModelConfig, SamplingConfig, SearchConfig
@@ -23,10 +25,10 @@ from ivg.engines.vllm.description import Description, describe
 from ivg.engines.vllm.plugin import ARCHITECTURE, register
 from ivg.engines.vllm.prompt_search import PromptSearch, SearchSettings
 from ivg.engines.vllm.refusals import LOCKSTEP, find_refusals
-from ivg.engines.vllm.row_settings import RowSettingsProcessor
+from ivg.engines.vllm.row_settings import RowSettings, RowSettingsProcessor
 from ivg.errors import UserError
 from ivg.models.inspection import ModelInfo
-from ivg.models.plan import ModelInfos, PairInfo, plan_guides
+from ivg.models.plan import GuidePlan, ModelInfos, PairInfo, plan_guides
 from ivg.models.vocab import stop_token_ids
 
 
@@ -68,6 +70,7 @@ def prepare(
     description = describe(infos.base, plans)
     settings = SearchSettings(
         description=description,
+        rows=_row_settings(plans),
         search=search,
         sampling=sampling,
         stop_checker=build_stop_checker(infos.base, sampling),
@@ -83,6 +86,13 @@ def prepare(
     if _must_prefill_whole(sampling):
         defaults["enable_chunked_prefill"] = False
     return Prepared(settings, defaults | given)
+
+
+def _row_settings(plans: Sequence[GuidePlan]) -> RowSettings:
+    """Return the guides' weights; chunk scores are asked for where any guide ranks."""
+    weights = tuple(plan.chunk_weight for plan in plans)
+    betas = tuple(plan.info.config.beta if plan.guides_tokens else 0.0 for plan in plans)
+    return RowSettings(betas, weights if any(weights) else None)
 
 
 def start(prepared: Prepared) -> VllmEngine:
@@ -165,6 +175,19 @@ def _refuse_architectures(models: Sequence[ModelInfo]) -> Iterator[Refusal]:
             yield Refusal(info.name, f"vLLM has no {name}", LOCKSTEP)
 
 
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """Say in one line that vLLM's own process has ended.
+
+    Raises:
+        ConnectionError: in place of vLLM's error.
+    """
+    try:
+        yield
+    except EngineDeadError as error:
+        raise ConnectionError("vLLM's process has died; what it said last stands above") from error
+
+
 class VllmEngine:
     """Decodes tasks by vLLM (see `ivg.decoding.engine.Engine`).
 
@@ -186,6 +209,7 @@ class VllmEngine:
 
         Raises:
             NumericalError: a model returned NaN or infinite numbers.
+            ConnectionError: vLLM's process died.
             UserError: a prompt that the models read in different ids.
         """
         for task in tasks:
@@ -211,6 +235,12 @@ class VllmEngine:
                 loop.run_until_complete(asyncio.wait(running))
             loop.close()
 
+    @property
+    def num_requests(self) -> int:
+        """How many requests vLLM is working on."""
+        num_requests: int = self._engine.get_num_unfinished_requests()
+        return num_requests
+
     def close(self) -> None:
         """Stop vLLM and give its memory back."""
         self._engine.engine_core.shutdown()
@@ -224,7 +254,9 @@ class VllmEngine:
             if done:
                 return done, running - done
             if self._waiting:
-                for output in self._engine.step():
+                with _one_line():
+                    outputs = self._engine.step()
+                for output in outputs:
                     if isinstance(output, RequestOutput) and output.finished:
                         self._waiting.pop(output.request_id).set_result(output.outputs[0])
             await asyncio.sleep(0)
@@ -265,7 +297,8 @@ class AsyncVllmEngine:
 
     async def _generate(self, ids: Sequence[int], params: SamplingParams, name: str) -> CompletionOutput:
         outputs = self._engine.generate({"prompt_token_ids": list(ids)}, params, name)
-        async for output in outputs:  # one, as only the final one was asked for
-            if output.finished:
-                return output.outputs[0]
+        with _one_line():
+            async for output in outputs:  # one, as only the final one was asked for
+                if output.finished:
+                    return output.outputs[0]
         raise RuntimeError(f"vLLM ended request {name} without an answer")

@@ -191,42 +191,38 @@ class IvgForCausalLM(nn.Module):
             hidden_states: (R, sum of H) of the rows to sample.
         """
         hidden = self._split(hidden_states)
+        rows = self.settings.take(len(hidden_states))
+        guides = self._guides()
+        betas = [[row.betas[i] for row in rows] for i in range(len(guides))]
+        weights = [[row.chunk_weights[i] for row in rows if row.chunk_weights] for i in range(len(guides))]
+        # Every rank asks all heads before it may stop: their parts are gathered from all ranks.
         logits = self.base.model.compute_logits(hidden["base"])
+        token_scores = [
+            guide.token_scores(hidden)
+            if not guide.description.is_scalar and any(betas[i] + weights[i])
+            else None
+            for i, guide in enumerate(guides)
+        ]
         if logits is None:
             return None
-        betas, scored = self.settings.take(len(logits))
-        guides: list[WeightedScores] = []
-        ranked: list[tuple[Guide, Tensor]] = []
-        for i, guide in enumerate(self._guides()):
-            weights = [row[i] for row in betas]
-            is_asked = any(weights) or (scored and guide.description.chunk_weight != 0)
-            if guide.description.is_scalar or not is_asked:
-                continue
-            scores = guide.token_scores(hidden)
-            assert scores is not None, "a rank has the logits of all models or of none"
-            guides.append(WeightedScores(1.0, scores.new_tensor(weights)[:, None] * scores))
-            ranked.append((guide, scores))
+        places = torch.tensor(
+            [i for i, row in enumerate(rows) if row.chunk_weights], device=logits.device
+        ).long()
+        scores = logits.new_zeros(len(places), logits.shape[-1] + 1, dtype=torch.float32)
+        weighted: list[WeightedScores] = []
+        for i, (guide, tokens) in enumerate(zip(guides, token_scores, strict=True)):
+            if tokens is not None:
+                weighted.append(WeightedScores(1.0, tokens.new_tensor(betas[i])[:, None] * tokens))
+                scores[:, :-1] += scores.new_tensor(weights[i])[:, None] * tokens[places]
+            elif any(weights[i]):
+                scores[:, -1] += scores.new_tensor(weights[i]) * guide.values(hidden)[places]
         # Normalised, so that what vLLM reports as raw logits are log-probs.
-        guided = log_probs(guide_logits(log_probs(logits), guides))
+        guided = log_probs(guide_logits(log_probs(logits), weighted))
         reported = nn.functional.pad(guided, (0, 1), value=-torch.inf)  # (R, V + 1)
-        if scored:
-            rows = torch.tensor(scored, device=reported.device)
-            self.settings.keep_for_sampling(rows, reported[rows])
-            reported[rows] = self._chunk_scores(hidden, ranked, rows)
+        if len(places):
+            self.settings.keep_for_sampling(places, reported[places])
+            reported[places] = scores
         return reported
-
-    def _chunk_scores(
-        self, hidden: dict[str, Tensor], ranked: list[tuple[Guide, Tensor]], rows: Tensor
-    ) -> Tensor:
-        """Return what each next token adds to the chunk score, and the value of the prefix: (rows, V + 1)."""
-        size = len(rows), self.description.num_base + 1
-        scores = torch.zeros(size, dtype=torch.float32, device=rows.device)
-        for guide, tokens in ranked:
-            scores[:, :-1] += guide.description.chunk_weight * tokens[rows]
-        for guide in self._guides():
-            if guide.description.is_scalar:
-                scores[:, -1] += guide.description.chunk_weight * guide.values(hidden)[rows]
-        return scores
 
     def load_weights(self, weights: Iterable[Weight]) -> set[str]:
         """Load all members as their checkpoints stream in, one after another."""

@@ -36,6 +36,7 @@ class SearchSettings:
 
     Attributes:
         description: the guided model.
+        rows: the guides' weights, in tokens and in the chunk score.
         search: guidance and beam search.
         sampling: lengths, temperature, seed.
         stop_checker: finds where responses end.
@@ -46,6 +47,7 @@ class SearchSettings:
     """
 
     description: Description
+    rows: RowSettings
     search: SearchConfig
     sampling: SamplingConfig
     stop_checker: StopChecker
@@ -68,10 +70,10 @@ class PromptSearch:
         self._settings = settings
         self._piece = MAX_TOKENS_BETWEEN_LOOKS if settings.sampling.stop else settings.search.chunk_length
         self._names = map(str, itertools.count())
-        ranking = [guide for guide in settings.description.guides if guide.chunk_weight]
+        weights = settings.rows.chunk_weights or (0.0,) * len(settings.description.guides)
+        ranking = [g for g, weight in zip(settings.description.guides, weights, strict=True) if weight]
         self._has_values = any(guide.is_scalar for guide in ranking)
         self._is_cumulative = any(guide.is_pair for guide in ranking)
-        self._rows = RowSettings(with_scores=bool(ranking))
 
     async def decode(self, task: Task, watcher: Watcher | None = None) -> Finished:
         """Decode one task; cancelling the wait ends its requests.
@@ -123,7 +125,7 @@ class PromptSearch:
             logprob_token_ids=[self._settings.description.value_id] if self._has_values else None,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
-            extra_args=self._rows.to_extra_args(),
+            extra_args=self._settings.rows.to_extra_args(),
         )
 
     def _value(
@@ -147,7 +149,7 @@ class PromptSearch:
         if self._is_cumulative:
             sums[grown] = sums[prefix] + sum(own)
             value = sums[grown] / len(grown) if self._settings.average else sums[grown]
-        elif self._rows.with_scores:
+        elif self._settings.rows.chunk_weights:
             value = own[-1]
         if self._has_values:
             last = reported[num_tokens][self._settings.description.value_id].logprob

@@ -22,18 +22,18 @@ class RowSettings:
     """What one request asks for.
 
     Attributes:
-        betas: one for each guide, or None for the model's own.
-        with_scores: report chunk scores instead of log-probs: under each sampled token what it adds, under
-            the value id the value of the prefix before it.
+        betas: weight of each guide in token guidance.
+        chunk_weights: where given, chunk scores are reported instead of log-probs, with these weights of the
+            guides: under a sampled token what it adds, under the value id the value of the prefix before it.
     """
 
-    betas: tuple[float, ...] | None = None
-    with_scores: bool = False
+    betas: tuple[float, ...]
+    chunk_weights: tuple[float, ...] | None = None
 
     def to_extra_args(self) -> dict[str, Any]:
         """Return them as `SamplingParams.extra_args`."""
-        betas = None if self.betas is None else list(self.betas)
-        return {EXTRA_ARG: {"betas": betas, "with_scores": self.with_scores}}
+        weights = {} if self.chunk_weights is None else {"chunk_weights": list(self.chunk_weights)}
+        return {EXTRA_ARG: {"betas": list(self.betas), **weights}}
 
     @classmethod
     def from_params(cls, params: SamplingParams) -> RowSettings | None:
@@ -45,15 +45,14 @@ class RowSettings:
         given = (params.extra_args or {}).get(EXTRA_ARG)
         if given is None:
             return None
-        if not isinstance(given, Mapping) or not given.keys() <= {"betas", "with_scores"}:
-            raise ValueError(f"{EXTRA_ARG} is {given!r:.60}; give betas and with_scores")
-        betas = given.get("betas")
-        is_list = betas is None or (
-            isinstance(betas, Sequence) and all(isinstance(b, int | float) and b >= 0 for b in betas)
-        )
-        if not is_list:
-            raise ValueError(f"{EXTRA_ARG}.betas is {betas!r:.60}; give a list of numbers >= 0")
-        return cls(None if betas is None else tuple(betas), bool(given.get("with_scores", False)))
+        if not isinstance(given, Mapping) or not {"betas"} <= given.keys() <= {"betas", "chunk_weights"}:
+            raise ValueError(f"{EXTRA_ARG} is {given!r:.60}; give betas, and chunk_weights where wanted")
+        for name, numbers in given.items():
+            is_list = isinstance(numbers, Sequence) and all(isinstance(n, int | float) for n in numbers)
+            if not is_list or (name == "betas" and any(n < 0 for n in numbers)):
+                raise ValueError(f"{EXTRA_ARG}.{name} is {numbers!r:.60}; give a number for each guide")
+        weights = given.get("chunk_weights")
+        return cls(tuple(given["betas"]), None if weights is None else tuple(weights))
 
 
 class BatchSettings:
@@ -66,24 +65,23 @@ class BatchSettings:
     """
 
     def __init__(self, betas: Sequence[float]) -> None:
-        self.default_betas = tuple(betas)
-        self._next: Sequence[RowSettings | None] | None = None
+        self._default = RowSettings(tuple(betas))
+        self._next: Sequence[RowSettings | None] = ()
         self._scored: tuple[Tensor, Tensor] | None = None
 
     def put(self, rows: Sequence[RowSettings | None]) -> None:
         """Set the settings of the rows that are sampled next, in their order."""
         self._next = rows
 
-    def take(self, num_rows: int) -> tuple[Sequence[tuple[float, ...]], list[int]]:
-        """Return each row's betas, and which rows want scores; good for one call.
+    def take(self, num_rows: int) -> list[RowSettings]:
+        """Return the settings of each row; good for one call.
 
         vLLM asks for logits of other rows too (dummy runs, prompts' log-probs): those get the model's own.
         """
-        rows, self._next = self._next, None
-        if rows is None or len(rows) != num_rows:
-            return [self.default_betas] * num_rows, []
-        betas = [self.default_betas if row is None or row.betas is None else row.betas for row in rows]
-        return betas, [i for i, row in enumerate(rows) if row is not None and row.with_scores]
+        rows, self._next = self._next, ()
+        if len(rows) != num_rows:
+            return [self._default] * num_rows
+        return [row or self._default for row in rows]
 
     def keep_for_sampling(self, rows: Tensor, logits: Tensor) -> None:
         """Keep what rows are to be sampled from, where scores are reported in its place."""
@@ -113,7 +111,9 @@ class RowSettingsProcessor(LogitsProcessor):
             and settings.betas is not None
             and sampling_params.prompt_logprobs is not None
         ):
-            raise ValueError("prompt_logprobs are given with the model's own betas only; leave out betas")
+            raise ValueError(
+                f"prompt_logprobs are given with the model's own betas only; leave out {EXTRA_ARG}"
+            )
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         self._context = vllm_config.compilation_config.static_forward_context

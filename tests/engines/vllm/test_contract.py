@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ from ivg.engines.vllm.description import Description, GuideDescription, Member
 from ivg.engines.vllm.engine import AsyncVllmEngine, VllmEngine, guided_model_args
 from ivg.engines.vllm.plugin import register
 from ivg.engines.vllm.prompt_search import SearchSettings
-from tests.engines.contract import EngineContract
+from ivg.engines.vllm.row_settings import RowSettings
+from tests.engines.contract import EFT, MIN_P, EngineContract, answers, make_stop_checker, make_tasks
 from tests.engines.vllm.models import table_gpt2
-from tests.engines.worlds import LENGTH, World
+from tests.engines.worlds import LENGTH, World, build_world, enumerate_sequences, next_probs, p_value
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # vLLM's own
 
@@ -58,6 +60,7 @@ class TestVllmEngine(EngineContract):
             self.loaded[key] = LLMEngine.from_engine_args(EngineArgs(**self._args(description)))
         settings = SearchSettings(
             description=description,
+            rows=self._rows(world, search),
             search=search,
             sampling=sampling,
             stop_checker=stop_checker,
@@ -70,7 +73,11 @@ class TestVllmEngine(EngineContract):
     ) -> AsyncEngine:
         description = self._describe(world, search)
         settings = SearchSettings(
-            description=description, search=search, sampling=sampling, stop_checker=stop_checker
+            description=description,
+            rows=self._rows(world, search),
+            search=search,
+            sampling=sampling,
+            stop_checker=stop_checker,
         )
         return AsyncVllmEngine(
             AsyncLLM.from_engine_args(AsyncEngineArgs(**self._args(description))), settings
@@ -83,20 +90,22 @@ class TestVllmEngine(EngineContract):
         return args | {"enforce_eager": True, "max_num_seqs": 128, "block_size": 32}
 
     def _describe(self, world: World, search: SearchConfig) -> Description:
-        pair, value = GuideDescription, GuideDescription
-        is_guided = search.token_guidance == "implicit"
-        ranks = search.chunk_guidance
         guides = []
-        if is_guided or ranks == "implicit":
+        if "implicit" in (search.token_guidance, search.chunk_guidance):
             members = tuple(self._save(world, name) for name in ("tuned", "untuned"))
-            beta = world.beta if is_guided else 0.0
-            weight = float(ranks == "implicit")
-            guides.append(pair(members=members, num_shared=world.size, beta=beta, chunk_weight=weight))
-        if ranks == "explicit":
-            guides.append(
-                value(members=(self._save(world, "values"),), num_shared=world.size, chunk_weight=1.0)
-            )
+            guides.append(GuideDescription(members=members, num_shared=world.size))
+        if search.chunk_guidance == "explicit":
+            guides.append(GuideDescription(members=(self._save(world, "values"),), num_shared=world.size))
         return Description(base=self._save(world, "base"), guides=tuple(guides), num_base=world.size)
+
+    def _rows(self, world: World, search: SearchConfig) -> RowSettings:
+        beta = world.beta if search.token_guidance == "implicit" else 0.0
+        has_pair = "implicit" in (search.token_guidance, search.chunk_guidance)
+        weights = [float(search.chunk_guidance == "implicit")] * has_pair
+        betas = [beta] * has_pair
+        if search.chunk_guidance == "explicit":
+            betas, weights = [*betas, 0.0], [*weights, 1.0]
+        return RowSettings(tuple(betas), None if search.chunk_guidance == "none" else tuple(weights))
 
     def _save(self, world: World, name: str) -> Member:
         table: np.ndarray = getattr(world, name)
@@ -107,6 +116,15 @@ class TestVllmEngine(EngineContract):
             outputs = table[..., None] if is_value else np.concatenate([table, table[-1:]])
             table_gpt2(outputs, is_value=is_value).save_pretrained(folder)
         return Member(path=str(folder), num_labels=int(is_value))
+
+    @pytest.mark.slow
+    def test_a_beta_that_is_five_percent_off_is_seen(self) -> None:
+        world, sampling = build_world(0, 8, scale=1.5), SamplingConfig(max_new_tokens=LENGTH, seed=11)
+        engine = self.build(world, EFT, sampling, make_stop_checker((7,)))
+        counts = Counter(ids for ids, _ in answers(engine, make_tasks(10_000)))
+        for beta, is_right in ((1.0, True), (1.05, False)):
+            probs = next_probs(world.base, world.tuned, world.untuned, beta=beta)
+            assert (p_value(counts, enumerate_sequences(probs, eos=7)) > MIN_P) is is_right
 
 
 def test_the_table_model_is_its_table() -> None:

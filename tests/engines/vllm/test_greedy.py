@@ -68,6 +68,8 @@ def test_batched_cold_then_warm_then_alone(engines: tuple) -> None:
     assert len(set(expected)) > NUM_PROMPTS // 2
     cold = count_equal(engine, tasks, expected)
     warm = count_equal(engine, tasks[::-1], expected[::-1])
-    alone = sum(count_equal(engine, [t], [e]) for t, e in zip(tasks, expected, strict=True))
-    print(f"equal of {NUM_PROMPTS}: cold {cold}, warm {warm}, alone {alone}")
-    assert min(cold, warm, alone) >= NUM_PROMPTS - 1
+    some = list(zip(tasks, expected, strict=True))[::4]
+    alone = sum(count_equal(engine, [task], [wanted]) for task, wanted in some)
+    print(f"equal: cold {cold}, warm {warm} of {NUM_PROMPTS}, alone {alone} of {len(some)}")
+    assert min(cold, warm) >= NUM_PROMPTS - 1
+    assert alone >= len(some) - 1

@@ -17,8 +17,13 @@ from ivg.engines.vllm.row_settings import CONTEXT_NAME, BatchSettings, RowSettin
 pytestmark = pytest.mark.filterwarnings("ignore")  # vLLM's own
 
 
-def params(*betas: float, with_scores: bool = False) -> SamplingParams:
-    return SamplingParams(extra_args=RowSettings(betas, with_scores).to_extra_args())
+OWN = RowSettings((0.5,))
+ONE = RowSettings((1.0,))
+SCORED = RowSettings((2.0,), (1.0,))
+
+
+def params(settings: RowSettings | None = None) -> SamplingParams:
+    return SamplingParams(extra_args=None if settings is None else settings.to_extra_args())
 
 
 def processor(settings: BatchSettings) -> RowSettingsProcessor:
@@ -34,28 +39,26 @@ def update(size: int, *, removed=(), added=(), moved=()) -> BatchUpdate:
 def test_rows_come_go_swap_and_close_up() -> None:
     settings = BatchSettings([0.5])
     rows = processor(settings)
-    rows.update_state(
-        update(3, added=[(0, params(1.0)), (1, SamplingParams()), (2, params(2.0, with_scores=True))])
-    )
-    assert settings.take(3) == ([(1.0,), (0.5,), (2.0,)], [2])
+    rows.update_state(update(3, added=[(0, params(ONE)), (1, params()), (2, params(SCORED))]))
+    assert settings.take(3) == [ONE, OWN, SCORED]
     rows.update_state(None)
-    assert settings.take(3) == ([(1.0,), (0.5,), (2.0,)], [2])
+    assert settings.take(3) == [ONE, OWN, SCORED]
     rows.update_state(update(3, moved=[(0, 1, MoveDirectionality.SWAP)]))
-    assert settings.take(3) == ([(0.5,), (1.0,), (2.0,)], [2])
+    assert settings.take(3) == [OWN, ONE, SCORED]
     rows.update_state(update(2, removed=[0], moved=[(2, 0, MoveDirectionality.UNIDIRECTIONAL)]))
-    assert settings.take(2) == ([(2.0,), (1.0,)], [0])
-    rows.update_state(update(2, added=[(0, SamplingParams())]))
-    assert settings.take(2) == ([(0.5,), (1.0,)], [])
+    assert settings.take(2) == [SCORED, ONE]
+    rows.update_state(update(2, added=[(0, params())]))
+    assert settings.take(2) == [OWN, ONE]
 
 
 def test_logits_that_are_not_the_batch_s_get_the_model_s_own_betas() -> None:
     settings = BatchSettings([0.5])
     rows = processor(settings)
-    rows.update_state(update(2, added=[(0, params(1.0)), (1, params(2.0, with_scores=True))]))
-    assert settings.take(2) == ([(1.0,), (2.0,)], [1])
-    assert settings.take(2) == ([(0.5,), (0.5,)], [])  # a prompt's log-probs, after the same step
+    rows.update_state(update(2, added=[(0, params(ONE)), (1, params(SCORED))]))
+    assert settings.take(2) == [ONE, SCORED]
+    assert settings.take(2) == [OWN, OWN]  # a prompt's log-probs, after the same step
     rows.update_state(None)
-    assert settings.take(5) == ([(0.5,)] * 5, [])
+    assert settings.take(5) == [OWN] * 5
 
 
 def test_scored_rows_are_sampled_from_their_own_logits() -> None:
@@ -66,14 +69,17 @@ def test_scored_rows_are_sampled_from_their_own_logits() -> None:
     assert rows.apply(torch.tensor([[1.0, 2.0], [3.0, 4.0]])).tolist() == [[1.0, 2.0], [3.0, 4.0]]
 
 
-@pytest.mark.parametrize("given", [{"beta": 1.0}, {"betas": 1.0}, {"betas": [-1.0]}, {"betas": ["a"]}, 3])
+@pytest.mark.parametrize(
+    "given",
+    [{"beta": [1.0]}, {"betas": 1.0}, {"betas": [-1.0]}, {"betas": ["a"]}, {"chunk_weights": [1.0]}, 3],
+)
 def test_malformed_settings_are_refused(given: object) -> None:
     with pytest.raises(ValueError, match="ivg"):
         RowSettingsProcessor.validate_params(SamplingParams(extra_args={"ivg": given}))
 
 
 def test_betas_of_a_request_and_prompt_log_probs_exclude_each_other() -> None:
-    own = SamplingParams(prompt_logprobs=1, extra_args=RowSettings((1.0,)).to_extra_args())
+    own = SamplingParams(prompt_logprobs=1, extra_args=ONE.to_extra_args())
     with pytest.raises(ValueError, match="prompt_logprobs"):
         RowSettingsProcessor.validate_params(own)
     RowSettingsProcessor.validate_params(SamplingParams(prompt_logprobs=1))

@@ -16,6 +16,7 @@ from peft import LoraConfig, get_peft_model
 from ivg.config import ModelConfig, PairConfig, SamplingConfig, SearchConfig, ValueConfig
 from ivg.decoding.sequences import Finished, Task
 from ivg.engines.vllm.engine import VllmEngine, prepare, start
+from ivg.engines.vllm.row_settings import RowSettings
 from ivg.models.plan import inspect_models, plan_guides, reading_models
 from ivg.run.requests import make_tasks
 from tests.engines.vllm.models import EOS, LETTERS, V, build, save
@@ -144,3 +145,43 @@ def test_every_candidate_has_the_value_that_transformers_gives_it(world: World, 
     assert worst < 1e-4
     assert num_seen > 30
     assert {"length", "stop"} & reasons
+
+
+def test_requests_of_one_batch_have_their_own_betas(world: World) -> None:
+    """Greedy ids of eight requests, with betas from 0 to 3, follow the formula of each."""
+    from vllm import SamplingParams
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    pair = PairConfig(tuned=world.source("tuned"), untuned=world.source("untuned"))
+    infos = inspect_models(world.source("base"), [pair])
+    greedy = SamplingConfig(temperature=0.0)
+    args = {"enforce_eager": True, "max_num_batched_tokens": 32, "max_num_seqs": 6, "block_size": 32}
+    prepared = prepare(infos, SearchConfig(token_guidance="implicit"), greedy, engine_args=args)
+    engine = LLMEngine.from_engine_args(EngineArgs(**prepared.engine_args))
+    prompt, length = tuple(range(40)), 6
+    betas = {str(i): 0.5 * (i % 7) for i in range(8)}  # more requests than places, so that rows close up
+    for name, beta in betas.items():
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=length + int(name),
+            ignore_eos=True,
+            detokenize=False,
+            extra_args=RowSettings((beta,)).to_extra_args(),
+        )
+        engine.add_request(name, {"prompt_token_ids": list(prompt)}, params)
+    found: dict[str, list[int]] = {}
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            if output.finished:
+                found[output.request_id] = list(output.outputs[0].token_ids)
+    engine.engine_core.shutdown()
+    for name, beta in betas.items():
+        ids = prompt
+        for _ in range(length + int(name)):
+            base, tuned, untuned = (
+                world.outputs(n, ids)[-1].log_softmax(-1) for n in ("base", "tuned", "untuned")
+            )
+            ids = (*ids, int((base + beta * (tuned - untuned)).argmax()))
+        assert found[name] == list(ids[len(prompt) :]), beta
+    assert len({tuple(ids[:length]) for ids in found.values()}) > 3
