@@ -15,7 +15,7 @@ from ivg.config import SamplingConfig, SearchConfig
 from ivg.decoding.sequences import Finished, Hypothesis
 from ivg.decoding.stopping import StopChecker
 from ivg.models.loading import LoadedModel, Models
-from ivg.run.engine import Engine
+from ivg.engines.lockstep.engine import LockstepEngine
 from ivg.run.requests import make_tasks
 from ivg.training.value.data import IGNORED, ValueCollator, encode_rewarded
 from tests.engines.lockstep import tiny
@@ -29,7 +29,7 @@ def _run(
     models: Models, *, stop: Sequence[str] = (), search: SearchConfig = SEARCH, temperature: float = 1.5
 ) -> list[Finished]:
     sampling = SamplingConfig(max_new_tokens=12, temperature=temperature, stop=tuple(stop))
-    engine = Engine(models, search, sampling, keep_trace=True)
+    engine = LockstepEngine(models, search, sampling, keep_trace=True)
     tasks, bad = make_tasks(PROMPTS, engine.infos, sampling)
     assert not bad
     return list(engine.run(tasks, max_batch_rows=16, block_size=12))
