@@ -484,7 +484,8 @@ def test_push_to_hub_uploads_the_finished_folder(
     run_here(script, config, monkeypatch)
     repo, files = hub.uploads[-1]
     assert repo == "someone/guide"
-    for name in ("model.safetensors", "config.json", "tokenizer.json", "README.md", "metrics.json"):
+    names = ("model.safetensors", "config.json", "tokenizer.json", "README.md", "metrics.json")
+    for name in (*names, "prompt_format.json"):
         assert files[name] == (tmp_path / "guide" / name).read_bytes()
     card = files["README.md"].decode()
     assert f"train/{script}.py --config {config}" in card
@@ -501,6 +502,8 @@ def test_the_card_says_what_was_done(tmp_path: Path, untuned: str, monkeypatch: 
         output_dir=str(tmp_path / "out"),
     )
     run_here("value", config, monkeypatch)
+    prompts = json.loads((tmp_path / "out" / "prompt_format.json").read_text())
+    assert [prompts[key] for key in ("template", "example", "end")] == ["x{prompt}|", "xHello|", "<eos>"]
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"train/value.py --config {config}" in card
     assert '`"x{prompt}\\|"`' in card

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 
 from ivg import SamplingConfig, SearchConfig, generate
@@ -36,7 +37,7 @@ class Twin(NamedTuple):
 def causal(seed: int, template: str | None, eos: tuple[int, ...] = ()) -> Twin:
     model = tiny.causal(seed)
     loaded = tiny.loaded(
-        model, "base" if seed == 0 else "tuned", f"m{seed}", template=template, eos=list(eos)
+        model, "base" if seed == 0 else "tuned", f"m{seed} in {template}", template=template, eos=list(eos)
     )
     return Twin(loaded, reference.Model(model, TEMPLATES[template]))
 
@@ -45,7 +46,7 @@ def causal(seed: int, template: str | None, eos: tuple[int, ...] = ()) -> Twin:
 def value(seed: int, num_labels: int, template: str | None) -> Twin:
     model = tiny.value(seed, num_labels)
     return Twin(
-        tiny.loaded(model, "value", f"v{seed}", template=template),
+        tiny.loaded(model, "value", f"v{seed} in {template}", template=template),
         reference.Model(model, TEMPLATES[template]),
     )
 
@@ -100,7 +101,10 @@ def cases(draw: st.DrawFn, token: str, chunk: str) -> dict[str, object]:
     return {
         "search": search,
         "sampling": sampling,
-        "eos": draw(st.sampled_from([(EOS,), (EOS, PAD), (EOS, 8, 3)])),
+        # Where values rank, one id: of one text ended by several, all with one value, rounding would choose.
+        "eos": draw(
+            st.sampled_from([(EOS,), (PAD,), (8,), *([(EOS, PAD), (EOS, 8, 3)] if chunk == "none" else [])])
+        ),
         "template": draw(templates),
         "pairs": draw(st.lists(pairs(), min_size=needs_pair, max_size=2)),
         "values": draw(st.lists(values(token == "explicit"), min_size=needs_value, max_size=2)),
@@ -146,6 +150,15 @@ def test_engine_agrees_with_the_reference(token: str, chunk: str, data: st.DataO
     for n, response in enumerate(responses):
         index, sample = divmod(n, sampling.num_samples)
         beams = slow.respond(prompts[index], f"p{index}", sample)
+        # The same text ended by different EOS ids has one value: rounding decides which comes first.
+        by_value = sorted(beams, key=lambda beam: beam.value)
+        assume(
+            not any(
+                a.ids != b.ids and b.value - a.value < 1e-9
+                for a, b in itertools.pairwise(by_value)
+                if search.chunk_guidance != "none"
+            )
+        )
         assert [b.token_ids for b in response.beams] == [b.ids for b in beams]
         assert [b.finish_reason for b in response.beams] == [b.reason for b in beams]
         assert np.allclose([b.value for b in response.beams], [b.value for b in beams], rtol=0, atol=1e-9)
