@@ -185,7 +185,8 @@ class SharedPrefixCache(RowCache):
             common = self.common
             super().select(torch.tensor(kept), drop)
             self._remember(common.select(kept).shifted(-drop))
-        parents = torch.tensor([kept.index(row) for row in rows.tolist()])  # (R',) among those kept
+        place = {row: i for i, row in enumerate(kept)}
+        parents = torch.tensor([place[row] for row in rows.tolist()])  # (R',) among those kept
         if Sharing.pays(parents, len(kept)):
             self._share(parents)
         elif len(parents) > len(kept):
