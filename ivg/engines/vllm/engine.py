@@ -16,6 +16,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.llm_engine import LLMEngine
+from vllm.v1.executor import Executor
 
 from ivg.config import ModelConfig, SamplingConfig, SearchConfig
 from ivg.decoding.engine import PrefixScorer, Refusal, Watcher, refuse
@@ -96,9 +97,20 @@ def _row_settings(plans: Sequence[GuidePlan]) -> RowSettings:
 
 
 def start(prepared: Prepared) -> VllmEngine:
-    """Load the models and return the engine."""
+    """Load the models and return the engine.
+
+    vLLM runs in this process: its synchronous client would wait for ever for a process of its own that was
+    killed. Ranks of tensor parallelism are processes, which vLLM watches.
+    """
     register()
-    return VllmEngine(LLMEngine.from_engine_args(EngineArgs(**prepared.engine_args)), prepared.settings)
+    config = EngineArgs(**prepared.engine_args).create_engine_config()
+    engine = LLMEngine(
+        vllm_config=config,
+        executor_class=Executor.get_class(config),
+        log_stats=False,
+        multiprocess_mode=False,
+    )
+    return VllmEngine(engine, prepared.settings)
 
 
 def start_async(prepared: Prepared) -> AsyncVllmEngine:
