@@ -134,7 +134,7 @@ def test_own_keys_are_those_of_the_dataclasses() -> None:
 
     def added(cls: type, under: type | None = None) -> dict[str, str]:
         below = set() if under is None else {field.name for field in dataclasses.fields(under)}
-        names = [field for field in dataclasses.fields(cls) if field.name not in below]
+        names = [field for field in dataclasses.fields(cls) if field.init and field.name not in below]
         return {field.name: field.metadata["help"] for field in names}
 
     shared = added(DataArguments) | added(ModelArguments, trl.ModelConfig)

@@ -64,7 +64,7 @@ class FunctionScorer:
         try:
             returned = self._function(dict(task.row), texts)
         except Exception as error:  # it is the user's code, which raises what it pleases
-            raise UserError(f"{where}: it raised {type(error).__name__}: {first_line(error)}") from error
+            raise UserError(f"{where}: it raised {first_line(error)}") from error
         try:
             scores = [float(score) for score in returned]
         except (TypeError, ValueError) as error:

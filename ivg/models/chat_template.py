@@ -8,12 +8,14 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from ivg.errors import UserError, first_line
+
+if TYPE_CHECKING:  # reading records must not wait for transformers
+    from transformers import PreTrainedTokenizerBase
 
 TIME_LIMIT = 10.0  # seconds for one conversation
 # What expressions inside a template can raise, beside jinja's own.

@@ -89,7 +89,7 @@ def test_a_weight_scales_it_and_scorers_add_up() -> None:
         ("too_few", r"returned 1 scores for 6 responses"),
         ("not_a_number", "returned NaN or infinity"),
         ("no_numbers", r"returned \['good'"),
-        ("raising", "raised KeyError: 'author'"),
+        ("raising", "raised KeyError"),
         ("absent", "defines no absent"),
     ],
 )

@@ -112,7 +112,7 @@ def test_foreign_code_does_not_run_unless_asked(tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "foreign", "auto_map": {"AutoConfig": "configuration_foreign.ForeignConfig"}}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"base \(.*base\): not a model that can be read"):
+    with pytest.raises(UserError, match=r"base \(.*base\): ships code of its own, which is not run"):
         load_models(str(folder))
     assert not marker.exists()
 

@@ -14,8 +14,8 @@ from transformers import GPT2ForTokenClassification, GPT2LMHeadModel, PreTrained
 from ivg.config import SamplingConfig, SearchConfig
 from ivg.decoding.sequences import Finished, Hypothesis
 from ivg.decoding.stopping import StopChecker
-from ivg.models.loading import LoadedModel, Models
 from ivg.engines.lockstep.engine import LockstepEngine
+from ivg.models.loading import LoadedModel, Models
 from ivg.run.requests import make_tasks
 from ivg.training.value.data import IGNORED, ValueCollator, encode_rewarded
 from tests.engines.lockstep import tiny

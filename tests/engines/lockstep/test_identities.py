@@ -85,9 +85,12 @@ def test_a_chunk_as_long_as_the_response_is_best_of_n(length: int) -> None:
     best = generate(PROMPTS, models, search=search, sampling=SAMPLING)
     several = generate(PROMPTS, PLAIN, sampling=dataclasses.replace(SAMPLING, num_samples=6))
     scorer = reference.Value(reference.Model(SCALAR.module, lambda prompt: prompt), is_scalar=True)
+    plain = reference.Model(BASE.module, lambda prompt: prompt)
+    slow = reference.Reference(plain, [], [scorer], [tiny.EOS], search, SAMPLING)
     for i, prompt in enumerate(PROMPTS):
         samples = several[6 * i : 6 * i + 6]
-        values = [scorer.chunk_value(prompt, sample.token_ids) for sample in samples]
+        read = [slow.as_trained(sample.token_ids, sample.finish_reason) for sample in samples]
+        values = [scorer.chunk_value(prompt, ids) for ids in read]
         winner = samples[values.index(max(values))]
         assert best[i].token_ids == winner.token_ids
         assert best[i].text == winner.text
