@@ -18,11 +18,11 @@ with needs("train"):
 
     from ivg.models.loading import load_inspected
     from ivg.rewards import load_reward
-    from ivg.run.json_files import write_jsonl
+    from ivg.run.json_files import write_json, write_jsonl
     from ivg.run.processes import end_processes, join_processes
     from ivg.training import arguments
     from ivg.training.data import read_jsonl
-    from ivg.training.resume import claim_output, own_output, settings_of, write_json
+    from ivg.training.resume import claim_output, own_output, settings_of
     from ivg.training.rollouts import labelling, sampling
     from ivg.training.rollouts.arguments import RolloutArguments
 
@@ -55,7 +55,7 @@ def label(args: RolloutArguments, samples_dir: Path) -> None:
     write_jsonl(output / "completions.jsonl", completions)
     write_jsonl(output / "preferences.jsonl", pairs.rows)
     statistics = labelling.describe(samples, pairs)
-    write_json(output / "statistics.json", statistics)
+    write_json(output / "statistics.json", statistics, sort_keys=True)
     table = Table("statistic", "value", title=f"Rollouts in {output}")
     for name, value in statistics.items():
         table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))

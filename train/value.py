@@ -18,9 +18,10 @@ with needs("train"):
     from trl import get_peft_config, get_quantization_config
 
     from ivg.evaluation.report.figures import plot_evaluation
+    from ivg.run.json_files import write_json
     from ivg.run.processes import end_processes
     from ivg.training import arguments, trl_stage
-    from ivg.training.resume import own_output, write_json
+    from ivg.training.resume import own_output
     from ivg.training.value import stage
     from ivg.training.value.arguments import ValueTrainingArguments
     from ivg.training.value.policy import load_policy
@@ -59,7 +60,7 @@ def main() -> None:
         )
         if trainer.table and trainer.is_world_process_zero():
             output = Path(training.output_dir)
-            write_json(output / "value_evaluation.json", trainer.table)
+            write_json(output / "value_evaluation.json", trainer.table, sort_keys=True)
             plot_evaluation(trainer.table, output / "value_evaluation.png", training.judged_unit)
     end_processes()
 

@@ -15,8 +15,6 @@ import dataclasses
 import fnmatch
 import hashlib
 import json
-import math
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -28,6 +26,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ivg.errors import ProcessLostError, UserError, first_line, is_main_process
+from ivg.run.json_files import plain, write_json
 from ivg.run.lock import hold_lock, lock_path
 
 MARKER = "complete.json"
@@ -51,22 +50,6 @@ _WRITTEN = (
 )
 # What may differ between a killed run and its restart: neither changes what is computed.
 _FREE_KEYS = {"overwrite_output", "resume_from_checkpoint", "logging_dir", "disable_tqdm", "hub_token"}
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write a JSON file so that it is either whole or not there; NaN and infinity, not JSON, become null."""
-    partial = path.with_name(path.name + ".partial")
-    text = json.dumps(_plain(content), indent=2, sort_keys=True, allow_nan=False)
-    partial.write_text(text + "\n", encoding="utf-8")
-    os.replace(partial, path)
-
-
-def _plain(content: Any) -> Any:
-    if isinstance(content, Mapping):
-        return {str(key): _plain(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_plain(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 class CompleteCheckpoints(TrainerCallback):  # type: ignore[misc, unused-ignore]
@@ -107,7 +90,7 @@ def begin_checkpoint(checkpoint: Path) -> None:
         partial = checkpoint.with_name(f"{checkpoint.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        write_json(partial / STARTED, {"step": checkpoint.name})
+        write_json(partial / STARTED, {"step": checkpoint.name}, sort_keys=True)
         partial.rename(checkpoint)
     PartialState().wait_for_everyone()
 
@@ -120,7 +103,7 @@ def mark_complete(checkpoint: Path) -> None:
     """Write a checkpoint's marker: the sizes of all its files."""
     sizes = {str(f.relative_to(checkpoint)): f.stat().st_size for f in checkpoint.rglob("*") if f.is_file()}
     sizes.pop(MARKER, None)
-    write_json(checkpoint / MARKER, sizes)
+    write_json(checkpoint / MARKER, sizes, sort_keys=True)
 
 
 def is_complete(checkpoint: Path) -> bool:
@@ -284,7 +267,7 @@ def claim_output(output_dir: str, settings: Mapping[str, Any], *, overwrite: boo
         UserError: the folder cannot be written, or holds a run with other settings or somebody else's files.
     """
     folder = Path(output_dir)
-    ours = _plain(json.loads(json.dumps(settings, sort_keys=True, default=str)))
+    ours = plain(json.loads(json.dumps(settings, sort_keys=True, default=str)))
     on_main_process(lambda: _claim(folder, ours, overwrite=overwrite))
 
 
@@ -308,7 +291,7 @@ def _claim(folder: Path, ours: dict[str, Any], *, overwrite: bool) -> None:
         for entry in _written(folder):
             entry.rename(folder / _MOVING / entry.name)
         (folder / _MOVING).rename(folder / _REPLACED)
-        write_json(folder / SETTINGS, ours)
+        write_json(folder / SETTINGS, ours, sort_keys=True)
 
 
 def keep_output(output_dir: str) -> None:

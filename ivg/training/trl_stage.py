@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from ivg.errors import UserError, is_main_process
 from ivg.models.rendering import Renderer
+from ivg.run.json_files import write_json
 from ivg.training import checks
 from ivg.training.arguments import DataArguments, ModelArguments, refused_settings
 from ivg.training.cards import CardMixin, hub_name, launch_command, model_card
@@ -26,7 +27,6 @@ from ivg.training.resume import (
     checkpoint_to_resume,
     claim_output,
     settings_of,
-    write_json,
 )
 from ivg.training.tables import STORED, stored
 
@@ -181,7 +181,7 @@ def train(
     metrics["train_loss"] = mean_train_loss(trainer.state.log_history, metrics["train_loss"])
     trainer.card = _card(trainer, stage, data, model, facts, metrics)
     if trainer.is_world_process_zero():
-        write_json(Path(arguments.output_dir) / METRICS, with_reasons(metrics))
+        write_json(Path(arguments.output_dir) / METRICS, with_reasons(metrics), sort_keys=True)
     trainer.save_state()
     trainer.create_model_card()
     trainer.save_model(arguments.output_dir)  # pushes too, where push_to_hub is set

@@ -7,9 +7,8 @@ Writes to output_dir: prompts.{train,validation,test}.jsonl, reviews.{train,vali
 
 import argparse
 import dataclasses
-import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import corpus
@@ -17,6 +16,7 @@ from rich.progress import track
 
 from ivg.config.yaml_file import build, read_yaml
 from ivg.errors import exit_on_user_error
+from ivg.run.json_files import write_jsonl
 from ivg.training.tokenizer import train_tokenizer
 
 
@@ -36,11 +36,6 @@ def read_config(path: str) -> PrepareConfig:
     """Read the YAML strictly."""
     config: PrepareConfig = build(PrepareConfig, read_yaml(path), path)
     return config
-
-
-def write_jsonl(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
-    """Write rows, one JSON object a line."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 @exit_on_user_error

@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 
 from ivg.errors import UserError
+from ivg.run.json_files import write_json
 
 # Set for every command of a stage; how a later run recognises what an earlier one left behind.
 RUN_VARIABLE = "IVG_STAGES_RUN"
@@ -147,7 +148,7 @@ class Runner:
                 f"stage {stage.name} did not write {', '.join(missing)}; its outputs are misnamed"
             )
         seconds = time.monotonic() - started
-        _write_json(self.stamps / f"{stage.name}.stamp", {**signed, "outputs": outputs, "seconds": seconds})
+        write_json(self.stamps / f"{stage.name}.stamp", {**signed, "outputs": outputs, "seconds": seconds})
         return seconds
 
     def _discard_other_outputs(self, stage: Stage, signed: dict[str, Any]) -> None:
@@ -158,7 +159,7 @@ class Runner:
                 if path.is_dir():
                     shutil.rmtree(path)
                 path.unlink(missing_ok=True)
-            _write_json(attempt, signed)
+            write_json(attempt, signed)
 
 
 def read_stamp(stamps: Path, name: str) -> dict[str, Any] | None:
@@ -166,16 +167,6 @@ def read_stamp(stamps: Path, name: str) -> dict[str, Any] | None:
     path = stamps / f"{name}.stamp"
     stamp: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     return stamp
-
-
-def _write_json(path: Path, content: object) -> None:
-    """Write a file so that it is either whole or as it was."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 @contextlib.contextmanager

@@ -106,7 +106,7 @@ def test_prepare_writes_disjoint_files_and_a_tokenizer_that_spells_every_review(
     ("content", "message"),
     [
         ("{num_trian: 3}", "unknown key 'num_trian'; did you mean 'num_train'"),
-        ("{output_dir: x, seed: zero}", 'wrong value type for field "seed"'),
+        ("{output_dir: x, seed: zero}", "seed is 'zero'; give an integer"),
     ],
 )
 def test_prepare_refuses_a_wrong_configuration(tmp_path, content, message):
