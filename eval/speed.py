@@ -35,7 +35,7 @@ with needs("eval"):
     from ivg.evaluation.sweep.peak_memory import peak_in_fresh_process, peak_mib, reset_peak
     from ivg.evaluation.sweep.runs import RunResult, grid_prompts, load_and_run, load_grid, run_at_length
     from ivg.evaluation.sweep.speed import costs_table, findings
-    from ivg.models.prompts import Row
+    from ivg.models.prompts import Record
     from ivg.rewards import Reward, load_reward, score
 
 
@@ -50,7 +50,7 @@ class Timed:
     peak: float | None = None
 
 
-def measure_all(grid: GridConfig, rows: Sequence[Row]) -> dict[tuple[int, Run], Timed]:
+def measure_all(grid: GridConfig, rows: Sequence[Record]) -> dict[tuple[int, Run], Timed]:
     """Run every run at every length, `repeats` times in turn; a run of one prompt each warms up."""
     models = load_grid(grid)
     timed = {(length, run): Timed() for length in grid.lengths for run in grid.runs}
@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         say(console, line)
 
 
-def measure_and_judge(grid: GridConfig, rows: Sequence[Row], reward: Reward) -> dict[str, Any]:
+def measure_and_judge(grid: GridConfig, rows: Sequence[Record], reward: Reward) -> dict[str, Any]:
     """Return what `speed.json` holds."""
     name, runs = str(grid.reward.function or grid.reward.model), []
     for (length, run), timed in measure_all(grid, rows).items():

@@ -31,7 +31,7 @@ with needs("eval"):
     from ivg.evaluation.sweep.grid import GridConfig, Run, read_grid
     from ivg.evaluation.sweep.runs import decode_run, grid_prompts, load_grid, weight_files
     from ivg.models.loading import LoadedModel, Models, load_models
-    from ivg.models.prompts import Row
+    from ivg.models.prompts import Record
     from ivg.rewards import Reward, load_reward, score
     from ivg.run.output_files import content_hash
 
@@ -39,7 +39,7 @@ with needs("eval"):
 class Sweep:
     """Decodes the runs that are not finished; the guides are loaded only if one is open."""
 
-    def __init__(self, grid: GridConfig, rows: Sequence[Row], output: OutputFolder) -> None:
+    def __init__(self, grid: GridConfig, rows: Sequence[Record], output: OutputFolder) -> None:
         self.grid, self.rows, self.output = grid, rows, output
         self._models: Models | None = None
 

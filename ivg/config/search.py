@@ -12,7 +12,7 @@ Guidance = Literal["none", "implicit", "explicit"]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SearchConfig:
-    """Token guidance, chunk guidance and the beam search over chunks (DESIGN: W, K, L).
+    """Token guidance, chunk guidance and the beam search over chunks.
 
     Attributes:
         token_guidance: what is added to the base's next-token log-probabilities.

@@ -1,7 +1,6 @@
 """From logits and uniforms to next tokens: temperature, top-k, top-p, inverse-CDF draws.
 
-Pure functions, and the one source of randomness: uniforms that depend on nothing but
-(seed, prompt id, row within the prompt, position).
+Pure functions: randomness comes in as uniforms (`draws.py`).
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ class Task:
         max_tokens: length limit of the response, EOS included.
         sample: which of the prompt's independent samples this is; its row in the draws.
         limited_by: why the limit stands: `length` (max_new_tokens) or `context` (a model's context ends).
-        row: the prompt itself, for guides that read text.
+        record: the prompt itself, for guides that read text.
     """
 
     index: int
@@ -29,7 +29,7 @@ class Task:
     max_tokens: int
     sample: int = 0
     limited_by: FinishReason = "length"
-    row: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+    record: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
     @property
     def width(self) -> int:

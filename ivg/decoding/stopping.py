@@ -9,6 +9,8 @@ import numpy as np
 
 from ivg.decoding.sequences import FinishReason, Hypothesis, Task
 
+INCOMPLETE = "\ufffd"  # what decoders return for bytes that are no whole character yet
+
 
 class Ending(NamedTuple):
     """How many of a chunk's tokens belong to a row, and why it ended there (None: it goes on)."""

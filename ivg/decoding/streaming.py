@@ -10,9 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ivg.decoding.sequences import Hypothesis, Task
-from ivg.decoding.stopping import StopChecker
-
-_NO_CHARACTER = "\ufffd"  # what decoders return for bytes that are no whole character yet
+from ivg.decoding.stopping import INCOMPLETE, StopChecker
 
 
 class NewText(NamedTuple):
@@ -74,7 +72,7 @@ class AgreedText:
         if beam.finish_reason is not None:
             return text
         # Decoders may drop a space before what follows it.
-        text = text.rstrip(_NO_CHARACTER).rstrip()
+        text = text.rstrip(INCOMPLETE).rstrip()
         held = max((_overlap(text, stop) for stop in self._stop), default=0)
         return text[: len(text) - held]
 

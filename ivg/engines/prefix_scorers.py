@@ -12,13 +12,12 @@ from typing import Any
 
 from ivg.decoding.engine import PrefixScorer
 from ivg.decoding.sequences import Hypothesis, Task
-from ivg.decoding.stopping import StopChecker
+from ivg.decoding.stopping import INCOMPLETE, StopChecker
 from ivg.errors import UserError, first_line
 from ivg.models.plan import FunctionPlan
 from ivg.rewards import import_function
 
 ValueFunction = Callable[[dict[str, Any], list[str]], Sequence[float]]
-_INCOMPLETE = "\ufffd"  # what decoders return for bytes that are no whole character yet
 
 
 class FunctionScorer:
@@ -57,12 +56,12 @@ class FunctionScorer:
 
     def _text(self, prefix: Hypothesis) -> str:
         text = self._stop_checker.text(prefix)
-        return text if prefix.finish_reason is not None else text.rstrip(_INCOMPLETE)
+        return text if prefix.finish_reason is not None else text.rstrip(INCOMPLETE)
 
     def _ask(self, task: Task, texts: list[str]) -> list[float]:
         where = f"value function {self._name}, prompt {task.prompt_id}"
         try:
-            returned = self._function(dict(task.row), texts)
+            returned = self._function(dict(task.record), texts)
         except Exception as error:  # it is the user's code, which raises what it pleases
             raise UserError(f"{where}: it raised {first_line(error)}") from error
         try:

@@ -26,7 +26,7 @@ from ivg.decoding.sequences import Finished, Task
 from ivg.engines.lockstep.engine import LockstepEngine
 from ivg.errors import UserError
 from ivg.hf.guidance import Guidance
-from ivg.models.prompts import Row, as_rows
+from ivg.models.prompts import Record, as_rows
 
 _OURS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MaxLengthCriteria, EosTokenCriteria)
 
@@ -38,7 +38,7 @@ def custom_generate(
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
     guidance: Guidance | None = None,
-    prompts: Sequence[str | Row] | None = None,
+    prompts: Sequence[str | Record] | None = None,
     **model_kwargs: Any,
 ) -> Tensor | GenerateDecoderOnlyOutput:
     """Decode with guidance inside `model.generate(**inputs, custom_generate=ivg.custom_generate, ...)`.
@@ -83,8 +83,8 @@ def custom_generate(
     base = models.infos.base.name
     rows = [{}] * len(prompt_ids) if prompts is None else as_rows(prompts)
     tasks = [
-        Task(index=i, prompt_id=name, prompt_ids=ids, max_tokens=room, row=row)
-        for i, (name, ids, row) in enumerate(
+        Task(index=i, prompt_id=name, prompt_ids=ids, max_tokens=room, record=record)
+        for i, (name, ids, record) in enumerate(
             zip(_names(ids[base] for ids in prompt_ids), prompt_ids, rows, strict=True)
         )
     ]

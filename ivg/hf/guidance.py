@@ -24,9 +24,9 @@ from ivg.models.architectures import check_rows_can_move
 from ivg.models.inspection import ModelInfo
 from ivg.models.loading import LoadedModel, Models, load_inspected
 from ivg.models.plan import inspect_guides, plan_guides, reading_models
-from ivg.models.prompts import Row, as_rows, encode_prompt
+from ivg.models.prompts import Record, as_rows, encode_prompt
 from ivg.models.vocab import stop_token_ids
-from ivg.run.requests import room_for
+from ivg.run.tasks import room_for
 
 
 class Guidance:
@@ -90,7 +90,7 @@ class Guidance:
         return dataclasses.replace(self.models, infos=infos, base=LoadedModel(base, self.models.base.module))
 
     def prompt_ids(
-        self, input_ids: Tensor, attention_mask: Tensor | None, prompts: Sequence[str | Row] | None
+        self, input_ids: Tensor, attention_mask: Tensor | None, prompts: Sequence[str | Record] | None
     ) -> list[dict[str, tuple[int, ...]]]:
         """Return each prompt in every model's ids, by model name.
 

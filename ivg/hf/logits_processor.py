@@ -14,7 +14,7 @@ from ivg.engines.lockstep.build import bind_guides
 from ivg.engines.lockstep.model_runner import BatchState, ModelRunner
 from ivg.errors import UserError
 from ivg.hf.guidance import Guidance
-from ivg.models.prompts import Row
+from ivg.models.prompts import Record
 
 
 class GuidanceLogitsProcessor(LogitsProcessor):
@@ -41,7 +41,7 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         *,
-        prompts: Sequence[str | Row] | None = None,
+        prompts: Sequence[str | Record] | None = None,
     ) -> None:
         search = guidance.search
         if search.token_guidance == "none" or search.chunk_guidance != "none":

@@ -34,6 +34,7 @@ PEFT_PREFIX = "base_model.model."  # what PEFT puts before the names of a model'
 # PEFT's tasks that change what the model under the adapter is.
 _TASKS = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}
 _TOKENIZER_FILES = ("*token*", "*vocab*", "*.model")  # without any, GPT-2 gets an empty tokenizer
+_NO_LIMIT = 2**31  # tokenizers without a limit of their own say 1e30
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +114,12 @@ def context_length(config: PretrainedConfig) -> int | None:
     name = text.attribute_map.get("max_position_embeddings", "max_position_embeddings")
     lengths = [fields.get(name), longrope_length(config)]
     return min((int(length) for length in lengths if length), default=None)
+
+
+def readable_length(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the tokens a model can read, or None: not all rows of position embeddings are for use."""
+    shortest = min(tokenizer.model_max_length, context_length(config) or _NO_LIMIT)
+    return int(shortest) if shortest < _NO_LIMIT else None
 
 
 def longrope_length(config: PretrainedConfig) -> int | None:

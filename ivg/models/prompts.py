@@ -19,7 +19,7 @@ from ivg.models.chat_template import write_conversation
 if TYPE_CHECKING:  # reading records must not wait for transformers
     from transformers import PreTrainedTokenizerBase
 
-Row = Mapping[str, Any]
+Record = Mapping[str, Any]
 PROMPT_FIELDS = ("prompt", "messages", "instruction")
 ROLES = ("system", "developer", "user", "assistant", "tool")
 # Part of the prompt in other tools; with `instruction` alone `context` is (Dolly's form of `input`).
@@ -61,7 +61,7 @@ def check_row(row: object, where: str) -> dict[str, Any]:
     return {**row, name: content}
 
 
-def refuse_unread_fields(row: Row, name: str, where: str) -> None:
+def refuse_unread_fields(row: Record, name: str, where: str) -> None:
     """Refuse fields that are part of the prompt elsewhere and would be left out here without a word."""
     unread = [*UNREAD_FIELDS, *(["context"] if name == "instruction" else [])]
     found = next((field for field in unread if row.get(field)), None)
@@ -125,7 +125,7 @@ def join_text_parts(content: str | Sequence[Mapping[str, Any]]) -> str:
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
-def prompt_text(row: Row) -> str | None:
+def prompt_text(row: Record) -> str | None:
     """Return the row's prompt as one plain text, or None where it is a conversation of several turns."""
     if row.get("messages") is not None:
         messages = row["messages"]
@@ -136,14 +136,14 @@ def prompt_text(row: Row) -> str | None:
     return f"{row['instruction']}\n\n{given}" if given else str(row["instruction"])
 
 
-def messages_of(row: Row) -> list[dict[str, Any]]:
+def messages_of(row: Record) -> list[dict[str, Any]]:
     """Return the row's prompt as a conversation."""
     if row.get("messages") is not None:
         return [{**m, "content": join_text_parts(m["content"])} for m in row["messages"]]
     return [{"role": "user", "content": prompt_text(row)}]
 
 
-def identities(rows: Sequence[Row]) -> list[str]:
+def identities(rows: Sequence[Record]) -> list[str]:
     """Give each row its identity: its `id`, else a hash of its content and the occurrence number.
 
     Raises:
@@ -183,7 +183,7 @@ def resolve_template(tokenizer: PreTrainedTokenizerBase, template: str | None) -
     return template or ("chat" if has_chat else "{prompt}")
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, row: Row, template: str | None = None) -> list[int]:
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, row: Record, template: str | None = None) -> list[int]:
     """Turn a prompt row into the ids that one model sees, with at most one BOS and no trailing EOS.
 
     Args:
@@ -201,7 +201,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, row: Row, template: str | 
     return encode_text(tokenizer, text)
 
 
-def render_prompt(tokenizer: PreTrainedTokenizerBase, row: Row, template: str) -> str:
+def render_prompt(tokenizer: PreTrainedTokenizerBase, row: Record, template: str) -> str:
     """Return the text of a prompt in a resolved template (see `encode_prompt`)."""
     if template == "chat":
         messages = messages_of(row)
@@ -248,7 +248,7 @@ def has_double_bos(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> bo
     return bos is not None and list(ids[:2]) == [bos, bos]
 
 
-def as_rows(prompts: Iterable[str | Row]) -> list[dict[str, Any]]:
+def as_rows(prompts: Iterable[str | Record]) -> list[dict[str, Any]]:
     """Turn plain strings and mappings into checked prompt rows.
 
     Raises:

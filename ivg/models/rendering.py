@@ -26,7 +26,14 @@ from transformers import PreTrainedTokenizerBase
 
 from ivg.errors import UserError, readable
 from ivg.models.chat_template import write_conversation
-from ivg.models.prompts import Row, encode_prompt, encode_text, messages_of, render_prompt, resolve_template
+from ivg.models.prompts import (
+    Record,
+    encode_prompt,
+    encode_text,
+    messages_of,
+    render_prompt,
+    resolve_template,
+)
 
 PROMPT_FORMAT = "prompt_format.json"
 _PROBE = "vXqzj"  # an answer that no template writes on its own
@@ -79,7 +86,7 @@ class Renderer:
                 "so a finished one cannot be told from one that goes on; give the tokenizer an eos_token"
             )
 
-    def prompt_ids(self, row: Row) -> list[int]:
+    def prompt_ids(self, row: Record) -> list[int]:
         """Return the prompt as decoding feeds it."""
         return encode_prompt(self.tokenizer, row, self.template)
 
@@ -97,7 +104,7 @@ class Renderer:
         assert self.end_id is not None
         return [*ids, self.end_id]
 
-    def judged_ids(self, row: Row, response: str, *, is_ended: bool = True) -> list[int]:
+    def judged_ids(self, row: Record, response: str, *, is_ended: bool = True) -> list[int]:
         """Return the ids of prompt and response for a model that judges them as a whole.
 
         Args:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ivg.errors import UserError, first_line, require_module
-from ivg.models.prompts import Row
+from ivg.models.prompts import Record
 from ivg.rewards.classifier import ClassifierReward
 from ivg.rewards.config import Reward, RewardConfig
 from ivg.rewards.sentiment import sentiment, vader, vader_completion
@@ -98,7 +98,7 @@ def source_hash(name: str) -> str | None:
     return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
 
 
-def score(reward: Reward, rows: Sequence[Row], responses: Sequence[str], name: str) -> list[float]:
+def score(reward: Reward, rows: Sequence[Record], responses: Sequence[str], name: str) -> list[float]:
     """Call a reward and check that it returned one number per response; None, no score, becomes NaN.
 
     Args:

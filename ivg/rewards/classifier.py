@@ -12,20 +12,18 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from ivg.errors import UserError
 from ivg.models.inspection import (
     Adapter,
-    context_length,
     read_adapter,
     read_config,
     read_tokenizer,
+    readable_length,
     tokenizer_place,
 )
 from ivg.models.loading import default_device, load_weights
-from ivg.models.prompts import Row
+from ivg.models.prompts import Record
 from ivg.models.rendering import Renderer, check_format
 from ivg.rewards.config import RewardConfig
 
 logger = logging.getLogger(__name__)
-# Tokenizers without a limit of their own say 1e30.
-_NO_LIMIT = 2**31
 
 
 class ClassifierReward:
@@ -49,7 +47,7 @@ class ClassifierReward:
         self.label_id = label_id
         self.config = config
         self._renderer = Renderer(tokenizer, config.template)
-        self.limit = context_of(model.config, tokenizer)
+        self.limit = readable_length(model.config, tokenizer)
         self.num_cut = 0
 
     @classmethod
@@ -86,7 +84,7 @@ class ClassifierReward:
             model.config.pad_token_id = tokenizer.pad_token_id
         return cls(model.to(config.device or default_device()).eval(), tokenizer, label_id, config)
 
-    def encode(self, row: Row, response: str) -> list[int]:
+    def encode(self, row: Record, response: str) -> list[int]:
         """Return the ids that the classifier reads: those that its training saw (`ivg.models.rendering`)."""
         return self._renderer.judged_ids(row, response)
 
@@ -96,7 +94,7 @@ class ClassifierReward:
         return self._renderer.is_encoder
 
     @torch.inference_mode()
-    def __call__(self, rows: Sequence[Row], responses: Sequence[str]) -> list[float]:
+    def __call__(self, rows: Sequence[Record], responses: Sequence[str]) -> list[float]:
         """Score responses in batches of `batch_size`, longest together so that padding stays short."""
         encoded = [self.encode(row, text) for row, text in zip(rows, responses, strict=True)]
         fits = self._fit(encoded)
@@ -138,12 +136,6 @@ class ClassifierReward:
             return logits[:, 0]
         others = torch.cat([logits[:, : self.label_id], logits[:, self.label_id + 1 :]], dim=1)
         return logits[:, self.label_id] - others.logsumexp(dim=1)
-
-
-def context_of(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return how many tokens a classifier reads; a tokenizer may allow less than there are positions for."""
-    shortest = min(tokenizer.model_max_length, context_length(config) or _NO_LIMIT)
-    return int(shortest) if shortest < _NO_LIMIT else None
 
 
 def check_classifier(

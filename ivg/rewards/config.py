@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from ivg.errors import UserError
-from ivg.models.prompts import Row
+from ivg.models.prompts import Record
 
-Reward = Callable[[Sequence[Row], Sequence[str]], list[float]]
+Reward = Callable[[Sequence[Record], Sequence[str]], list[float]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ivg.errors import UserError
-from ivg.models.prompts import Row, prompt_text
+from ivg.models.prompts import Record, prompt_text
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 
@@ -36,17 +36,17 @@ def sentiment(text: str) -> float:
     return sum(scores) / len(scores) if scores else float("nan")
 
 
-def vader(rows: Sequence[Row], responses: Sequence[str]) -> list[float]:
+def vader(rows: Sequence[Record], responses: Sequence[str]) -> list[float]:
     """Score the whole text, prompt and response, with `sentiment`."""
     return [sentiment(plain_prompt(row) + text) for row, text in zip(rows, responses, strict=True)]
 
 
-def vader_completion(rows: Sequence[Row], responses: Sequence[str]) -> list[float]:
+def vader_completion(rows: Sequence[Record], responses: Sequence[str]) -> list[float]:
     """Score the response alone with `sentiment`."""
     return [sentiment(text) for _, text in zip(rows, responses, strict=True)]
 
 
-def plain_prompt(row: Row) -> str:
+def plain_prompt(row: Record) -> str:
     """Return the row's prompt as plain text.
 
     Raises:

@@ -15,8 +15,8 @@ from ivg.decoding.streaming import NewText
 from ivg.engines.lockstep.engine import LockstepEngine
 from ivg.errors import UserError
 from ivg.models.loading import Models
-from ivg.models.prompts import Row, as_rows
-from ivg.run.requests import make_tasks
+from ivg.models.prompts import Record, as_rows
+from ivg.run.tasks import make_tasks
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Response:
 
 
 def generate(
-    prompts: Iterable[str | Row],
+    prompts: Iterable[str | Record],
     models: Models,
     *,
     search: SearchConfig | None = None,

@@ -22,7 +22,7 @@ from ivg.models.inspection import ModelInfo, longrope_length
 from ivg.models.loading import default_device
 from ivg.models.memory import Needs, adapter_bytes, check_it_fits, estimate
 from ivg.models.plan import GuidePlan, ModelInfos, inspect_models, plan_guides
-from ivg.models.prompts import Row, encode_prompt, has_double_bos, render_prompt
+from ivg.models.prompts import Record, encode_prompt, has_double_bos, render_prompt
 from ivg.models.vocab import VocabMatch, compare, stop_token_ids
 
 
@@ -114,7 +114,7 @@ _KIND_NAMES = {
 }
 
 
-def examine_run(config: DecodeConfig, records: Sequence[Row]) -> DryRun:
+def examine_run(config: DecodeConfig, records: Sequence[Record]) -> DryRun:
     """Examine a run without loading any weights.
 
     Args:
@@ -165,7 +165,7 @@ def _count_rows(config: DecodeConfig, num_prompts: int, width: int) -> int:
 
 
 def _examine_all(
-    infos: ModelInfos, plans: Sequence[GuidePlan] | None, records: Sequence[Row], config: DecodeConfig
+    infos: ModelInfos, plans: Sequence[GuidePlan] | None, records: Sequence[Record], config: DecodeConfig
 ) -> list[ModelReport]:
     """Examine the base and all guides; without a plan, all count as used."""
     pairs = [info for pair in infos.pairs for info in (pair.untuned, pair.tuned)]
@@ -184,7 +184,7 @@ def _examine_all(
 
 
 def _examine(
-    info: ModelInfo, base: ModelInfo, records: Sequence[Row], config: DecodeConfig, *, shares_weights: bool
+    info: ModelInfo, base: ModelInfo, records: Sequence[Record], config: DecodeConfig, *, shares_weights: bool
 ) -> ModelReport:
     prompts: list[list[int]] = []
     refused: list[str] = []

@@ -23,10 +23,10 @@ from ivg.models.plan import (
 )
 from ivg.models.vocab import stop_token_ids
 from ivg.rewards import import_function, source_hash
-from ivg.run.blocks import Line, Lines
 from ivg.run.input_files import RESULT_FIELDS, InputRecord, read_input, refuse_bad_records, source_name
 from ivg.run.output_files import check_paths, content_hash, fingerprint
-from ivg.run.requests import make_tasks
+from ivg.run.resume import Line, Lines
+from ivg.run.tasks import make_tasks
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The manifest beside an output: what decided its lines, and whether they are all there.
 
-An existing output is gone on with where the settings are the same, refused where they are not, and replaced
+An existing output is resumed where the settings are the same, refused where they are not, and replaced
 with `overwrite`: never before the new run could decode something, and never where no manifest says that it
 is one of ours.
 """
@@ -18,8 +18,8 @@ from typing import Any
 from ivg.config import DecodeConfig
 from ivg.errors import UserError
 from ivg.models.folders import MODEL_FILES
-from ivg.run.blocks import Digest, refuse_other
 from ivg.run.json_files import write_json
+from ivg.run.resume import Digest, refuse_other
 
 _SAMPLE_BYTES, _NUM_SAMPLES = 2**16, 32  # read of each file of a model
 

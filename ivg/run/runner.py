@@ -22,11 +22,11 @@ from ivg.engines.lockstep.engine import LockstepEngine
 from ivg.errors import is_main_process
 from ivg.models.loading import load_inspected
 from ivg.run.api import Response, response, result_fields
-from ivg.run.blocks import Digest, Line, LineFile, fill, scan_lines
 from ivg.run.environment import describe_environment
 from ivg.run.job import Job, own_fields, settings
 from ivg.run.lock import hold_lock, lock_path
 from ivg.run.output_files import Outputs, join_parts, part_path
+from ivg.run.resume import Digest, Line, LineFile, fill, scan_lines
 from ivg.run.trace import trace_line
 
 OnText = Callable[[NewText], None] | None

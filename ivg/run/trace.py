@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ivg.decoding.sequences import Boundary, Finished, Hypothesis
+from ivg.decoding.stopping import INCOMPLETE
 
 Decode = Callable[[Sequence[int]], str]
-
-UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what bytes that are not yet a character decode to
 
 
 def trace_line(finished: Finished, num_successors: int, decode: Decode) -> dict[str, Any]:
@@ -73,6 +72,6 @@ def added_text(ids: Sequence[int], num_before: int, decode: Decode) -> str:
 def _whole_characters(ids: Sequence[int], decode: Decode) -> str:
     for cut in range(4):  # a character has at most 4 bytes
         text = decode(ids[: len(ids) - cut])
-        if not text.endswith(UNFINISHED):
+        if not text.endswith(INCOMPLETE):
             return text
     return decode(ids)  # not bytes that wait for more: it reads so

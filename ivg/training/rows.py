@@ -9,7 +9,7 @@ import datasets
 from trl import extract_prompt
 
 from ivg.errors import UserError
-from ivg.models.prompts import ROLES, Row, is_text, join_text_parts, refuse_unread_fields
+from ivg.models.prompts import ROLES, Record, is_text, join_text_parts, refuse_unread_fields
 from ivg.training.tables import table_of
 
 RESPONSES = ("completion", "chosen", "rejected")
@@ -37,7 +37,7 @@ def text_of(content: Any) -> str:
     return "\n".join(str(message["content"]) for message in content or [])
 
 
-def as_prompt_row(prompt: Any) -> Row:
+def as_prompt_row(prompt: Any) -> Record:
     """Turn a training row's prompt (text or messages) into a prompt row of `ivg.models.prompts`."""
     return {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
 

@@ -20,12 +20,12 @@ from ivg.evaluation.measures.measures import compare, measure, missing_reasons
 from ivg.evaluation.reading import read_json
 from ivg.evaluation.report.tables import Table, methods_table, paired_table
 from ivg.models.loading import load_models
-from ivg.models.prompts import Row
+from ivg.models.prompts import Record
 from ivg.rewards import sentiment, vader_completion
 from ivg.run.json_files import write_json
 from ivg.run.output_files import manifest_path
 
-NllScorer = Callable[[Sequence[Row]], list[float]]
+NllScorer = Callable[[Sequence[Record]], list[float]]
 
 RUNS = Path("runs/quickstart")
 METHODS = ("base", "token_implicit", "best_of_n", "chunk_explicit", "token_implicit_best_of_n", "ivg")

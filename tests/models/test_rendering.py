@@ -34,7 +34,7 @@ from ivg.models.loading import load_models
 from ivg.models.plan import inspect_models, plan_guides
 from ivg.models.rendering import PROMPT_FORMAT, Renderer, write_format
 from ivg.rewards import ClassifierReward, RewardConfig
-from ivg.run.requests import make_tasks
+from ivg.run.tasks import make_tasks
 from ivg.training.encoding import EncodedPairs, encode
 from ivg.training.value.data import encode_pairs, encode_rewarded
 from tests.models.templates import FAMILIES, PROMPT, RESPONSE, Family, ids, tokenizer

@@ -37,7 +37,7 @@ from ivg.models.architectures import check_rows_can_move
 from ivg.models.inspection import inspect_model
 from ivg.models.plan import inspect_models, plan_guides
 from ivg.models.prompts import check_row, encode_prompt, identities, resolve_template
-from ivg.run.requests import make_tasks
+from ivg.run.tasks import make_tasks
 from tests.engines.lockstep import tiny
 from tests.engines.lockstep.tiny import EOS, V
 from tests.tiny import tokenizer as letters

@@ -209,5 +209,5 @@ def test_a_field_named_like_a_results_own_is_refused(tmp_path: Path, name: str) 
 def test_a_lone_carriage_return_makes_no_second_prompt(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_bytes(b"one\r\ntwo\rthree\nfour\n")
     one, two, four = read_input(str(tmp_path / "p.txt"), None)
-    assert (one.row["prompt"], four.row["prompt"]) == ("one", "four")
+    assert (one.fields["prompt"], four.fields["prompt"]) == ("one", "four")
     assert str(two.error).startswith("line 2: holds a carriage return")

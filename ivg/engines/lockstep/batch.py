@@ -36,14 +36,13 @@ class Chunk(NamedTuple):
 
 
 class NewRequest(NamedTuple):
-    """A prompt that joins: its ids by model name, how many rows it owns, how many tokens it may grow by."""
+    """A prompt that joins: its ids by model name, and how many rows it owns."""
 
     prompt_ids: Mapping[str, tuple[int, ...]]
     num_rows: int
-    max_tokens: int
 
 
-class Lockstep:
+class LockstepBatch:
     """The base and its guides on the same rows.
 
     Everything that belongs to a row (caches, masks, lengths, running scores) is here, and `update_batch` is
@@ -106,7 +105,7 @@ class Lockstep:
     def update_batch(
         self, keep: Sequence[int], repeats: Sequence[int], new_requests: Sequence[NewRequest]
     ) -> None:
-        """Keep some rows, feed them their last token, repeat each, and put the new_requests' rows below.
+        """Keep some rows, feed them their last token, repeat each, and put the rows of new requests below.
 
         Args:
             keep: row numbers, in their new order.
@@ -194,7 +193,7 @@ class Lockstep:
         self._pending, self._num_tokens = self._pending[kept], self._num_tokens[kept]
 
     def _join(self, new_requests: Sequence[NewRequest]) -> None:
-        """Prefill each new_request once per model and put its row below the others."""
+        """Prefill each new request once per model and put its row below the others."""
         fresh = torch.arange(len(new_requests), device=self.base.device)
         kept = torch.arange(self.num_rows, device=self.base.device)
         states = []

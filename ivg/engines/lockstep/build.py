@@ -8,7 +8,7 @@ from ivg.config import SamplingConfig
 from ivg.decoding.shared_ids import SharedIds
 from ivg.decoding.stopping import StopChecker
 from ivg.engines.lockstep.acceleration import accelerate
-from ivg.engines.lockstep.batch import Lockstep
+from ivg.engines.lockstep.batch import LockstepBatch
 from ivg.engines.lockstep.cross_vocab_guide import CrossVocabPairGuide, CrossVocabRunner
 from ivg.engines.lockstep.guides import Guide, PairGuide, ScalarValueGuide, VocabularyValueGuide, Weights
 from ivg.engines.lockstep.model_runner import pair_runners, runner_of, separate_runners
@@ -19,9 +19,9 @@ from ivg.models.loading import LoadedPair, LoadedValue, Models
 from ivg.models.plan import GuidePlan
 
 
-def build_lockstep(models: Models, plans: Sequence[GuidePlan], sampling: SamplingConfig) -> Lockstep:
+def build_batch(models: Models, plans: Sequence[GuidePlan], sampling: SamplingConfig) -> LockstepBatch:
     """Return base and guides on the same rows, on a CPU made faster where the models are ours to change."""
-    lockstep = Lockstep(runner_of(models.base), bind_guides(models, plans), sampling)
+    lockstep = LockstepBatch(runner_of(models.base), bind_guides(models, plans), sampling)
     # Under a device map, layers carry hooks that must stay.
     ours = [m.module for m in models.every if m.is_ours and m.info.source.device_map is None]
     accelerate(lockstep.runners, ours)

@@ -14,10 +14,10 @@ from ivg.config import SamplingConfig, SearchConfig
 from ivg.decoding.engine import PrefixScorer
 from ivg.decoding.sequences import Finished, Task
 from ivg.decoding.streaming import AgreedText, NewText
-from ivg.engines.lockstep.build import bind_text_guides, build_lockstep
+from ivg.engines.lockstep.build import bind_text_guides, build_batch
 from ivg.engines.lockstep.loop import Loop
 from ivg.engines.prefix_scorers import add_scorers, build_function_scorers
-from ivg.engines.stopping import build_stop_checker
+from ivg.engines.stop_checker import build_stop_checker
 from ivg.errors import UserError
 from ivg.models.loading import Models
 from ivg.models.plan import GuidePlan, plan_functions, plan_guides, reading_models
@@ -56,7 +56,7 @@ class LockstepEngine:
     ) -> None:
         self.plans = plan_guides(models.infos, search) if plans is None else plans
         self.infos = reading_models(models.infos.base, self.plans)
-        self.lockstep = build_lockstep(models, self.plans, sampling)
+        self.lockstep = build_batch(models, self.plans, sampling)
         self.stop_checker = build_stop_checker(models.infos.base, sampling)
         self._text_guides = bind_text_guides(models, self.plans, self.stop_checker)
         self._rows_per_prompt = search.rows_per_prompt

@@ -105,7 +105,6 @@ class VocabularyValueGuide:
     def token_scores(self, states: Sequence[BatchState]) -> Tensor:
         """Return Q (R, V) of every next token."""
         values = vocabulary_values(states[0].last, self.head)
-        # In place: a captured step has no other way to report.
         states[0].finite.logical_and_(values.amax(dim=-1).isfinite())
         return self.shared.widen(values[..., : self.shared.num_shared])
 

@@ -1,4 +1,4 @@
-"""A key-value cache over rows that can be reordered, shortened on the left and joined by others.
+"""The KV cache of a batch: rows can be reordered, shortened on the left and joined by others.
 
 transformers' `DynamicCache` concatenates at every step; here tokens are written into buffers that keep some
 room. All layers hold full attention states: models with sliding windows mask by column, which is exact

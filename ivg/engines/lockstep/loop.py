@@ -190,14 +190,7 @@ class Loop:
         repeats = [survivors.repeats for survivors in self._survivors for _ in survivors.places]
         # Samples of one prompt are prefilled once.
         groups = [(ids, list(group)) for ids, group in groupby(joining, key=lambda s: s.task.prompt_ids)]
-        new_requests = [
-            NewRequest(
-                ids,
-                len(group) * self._search.rows_per_prompt,
-                max(search.task.max_tokens for search in group),
-            )
-            for ids, group in groups
-        ]
+        new_requests = [NewRequest(ids, len(group) * self._search.rows_per_prompt) for ids, group in groups]
         self._rows.update_batch(keep, repeats, new_requests)
 
     def _take(self, chunk: _HostChunk) -> None:

@@ -139,7 +139,7 @@ class ModelRunner:
         num_new = ids.shape[1]
         positions = state.lengths[:, None] + torch.arange(num_new, device=self.device)  # (R, n)
         if self.max_length is not None:
-            # Only tokens past a row's own limit get here, and the decoder drops them.
+            # Only tokens past a row's own limit get here, and the stop checker drops them.
             positions = positions.clamp(max=self.max_length - 1)
         state.mask = torch.cat([state.mask, state.mask.new_ones(len(ids), num_new)], dim=1)
         state.lengths = state.lengths + num_new

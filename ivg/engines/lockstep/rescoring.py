@@ -200,12 +200,12 @@ def _origin(
     cached: Sequence[TokenSequence], reading: TokenSequence, members: Sequence[int], num_again: int
 ) -> _Origin:
     """Choose the member with the longest common prefix, the first of equals."""
-    shared, parent = max((_num_shared(cached[m].ids, reading.ids), -m) for m in members)
+    shared, parent = max((num_common(cached[m].ids, reading.ids), -m) for m in members)
     # The last shared token is fed again: its output scores the first token that is not shared.
     return _Origin(-parent, max(0, min(shared - 1, len(reading.ids) - num_again)))
 
 
-def _num_shared(ours: Sequence[int], theirs: Sequence[int]) -> int:
+def num_common(ours: Sequence[int], theirs: Sequence[int]) -> int:
     """Return the length of the common prefix."""
     length = min(len(ours), len(theirs))
     if ours[:length] == theirs[:length]:

@@ -9,10 +9,9 @@ is not the guide's own, is read as the guide was trained (`models/rendering.py`)
 from __future__ import annotations
 
 import inspect
-import logging
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 
@@ -20,8 +19,9 @@ from ivg.decoding.engine import NumericalError
 from ivg.decoding.sequences import Hypothesis, Task
 from ivg.decoding.stopping import StopChecker
 from ivg.engines.lockstep.model_runner import runner_of, separate_runners
-from ivg.engines.lockstep.rescoring import LogpRescorer, TokenSequence, ValueRescorer
-from ivg.models.inspection import ModelInfo
+from ivg.engines.lockstep.rescoring import LogpRescorer, ValueRescorer
+from ivg.engines.lockstep.response_encoding import Encoder, ResponseText, response_text
+from ivg.models.inspection import ModelInfo, readable_length
 from ivg.models.loading import LoadedModel, LoadedPair, LoadedValue
 from ivg.models.rendering import Renderer
 
@@ -149,14 +149,18 @@ class _PairScorer:
         return [t - u for t, u in zip(tuned, untuned, strict=True)]
 
     def clear(self) -> None:
-        for _, reader in self._sides:
-            reader.clear()
+        for _, rescorer in self._sides:
+            rescorer.clear()
 
     def _side(
-        self, encoder: Encoder, reader: LogpRescorer, tasks: Sequence[Task], responses: Sequence[ResponseText]
+        self,
+        encoder: Encoder,
+        rescorer: LogpRescorer,
+        tasks: Sequence[Task],
+        responses: Sequence[ResponseText],
     ) -> list[float]:
         readings = encoder(tasks, responses)
-        sums = reader.read(readings)
+        sums = rescorer.read(readings)
         if not self._average:
             return sums
         return [s / max(1, len(r.ids) - r.num_prompt) for s, r in zip(sums, readings, strict=True)]
@@ -165,15 +169,15 @@ class _PairScorer:
 class _ValueScorer:
     """A value head, or a classifier that reads from left to right, at the last token."""
 
-    def __init__(self, encoder: Encoder, reader: ValueRescorer) -> None:
+    def __init__(self, encoder: Encoder, rescorer: ValueRescorer) -> None:
         self._encoder = encoder
-        self._reader = reader
+        self._rescorer = rescorer
 
     def __call__(self, tasks: Sequence[Task], responses: Sequence[ResponseText]) -> list[float]:
-        return self._reader.read(self._encoder(tasks, responses))
+        return self._rescorer.read(self._encoder(tasks, responses))
 
     def clear(self) -> None:
-        self._reader.clear()
+        self._rescorer.clear()
 
 
 class _WholeTextScorer:
@@ -189,7 +193,7 @@ class _WholeTextScorer:
     @torch.inference_mode()
     def __call__(self, tasks: Sequence[Task], responses: Sequence[ResponseText]) -> list[float]:
         ids = [
-            self._cut(self._renderer.judged_ids(task.row, response.text, is_ended=response.is_ended))
+            self._cut(self._renderer.judged_ids(task.record, response.text, is_ended=response.is_ended))
             for task, response in zip(tasks, responses, strict=True)
         ]
         inputs = self._model.info.tokenizer.pad({"input_ids": ids}, return_tensors="pt")
@@ -198,15 +202,15 @@ class _WholeTextScorer:
 
     def _cut(self, ids: list[int]) -> list[int]:
         """Shorten a text to the model's context, before its closing token."""
-        limit = context_of(self._model.info)
+        limit = readable_length(self._model.info.config, self._model.info.tokenizer)
         return ids if limit is None or len(ids) <= limit else [*ids[: limit - 1], ids[-1]]
 
 
 def _value_scorer(model: LoadedModel, *, shares_ids: bool) -> _Scorer:
     if model.info.kind == "classifier" and not _reads_left_to_right(model):
         return _WholeTextScorer(model)
-    reader = ValueRescorer(runner_of(model), model.head, is_vocabulary=model.info.kind == "vocabulary")
-    return _ValueScorer(Encoder(model.info, shares_ids=shares_ids), reader)
+    rescorer = ValueRescorer(runner_of(model), model.head, is_vocabulary=model.info.kind == "vocabulary")
+    return _ValueScorer(Encoder(model.info, shares_ids=shares_ids), rescorer)
 
 
 def _reads_left_to_right(model: LoadedModel) -> bool:
@@ -222,94 +226,3 @@ def _reads_left_to_right(model: LoadedModel) -> bool:
 
 def _num_ids(info: ModelInfo) -> int:
     return min(info.num_token_ids, info.num_outputs)
-
-
-_NO_LIMIT = 2**31  # tokenizers without a limit of their own say 1e30
-
-logger = logging.getLogger(__name__)
-
-
-class ResponseText(NamedTuple):
-    """A response's whole characters, and how it stands.
-
-    Attributes:
-        text: without special tokens and stop string; a character that is not complete yet is left out.
-        ids: the base's ids that spell it; None where a stop string began inside one.
-        is_ended: it came to an end, by EOS or stop string; one that was cut at a length did not.
-    """
-
-    text: str
-    ids: tuple[int, ...] | None
-    is_ended: bool
-
-
-def response_text(base: ModelInfo, hypothesis: Hypothesis, stop_checker: StopChecker) -> ResponseText:
-    """Read a hypothesis as a response: without what ended it."""
-    ids = stop_checker.content_ids(hypothesis)
-    if ids is None:
-        text = stop_checker.text(hypothesis)
-    else:
-        text = str(base.tokenizer.decode(list(ids), skip_special_tokens=True)).rstrip("\ufffd")
-    return ResponseText(text, ids, hypothesis.finish_reason in ("eos", "stop"))
-
-
-class Encoder:
-    """Turns prompts and responses into one model's own ids.
-
-    Args:
-        info: the model.
-        prompt_name: under which name tasks keep its prompt, where not its own.
-        shares_ids: it has the base's vocabulary, so that responses stand in its ids already.
-    """
-
-    def __init__(self, info: ModelInfo, prompt_name: str | None = None, *, shares_ids: bool = False) -> None:
-        self._info = info
-        self._renderer = _renderer(info)
-        self._prompt_name = prompt_name or info.name
-        self._shares_ids = shares_ids
-        self._has_warned = False
-
-    def __call__(self, tasks: Sequence[Task], responses: Sequence[ResponseText]) -> list[TokenSequence]:
-        """Return what the model reads for each response, closed by its own end where the response ended."""
-        readings = []
-        for task, response in zip(tasks, responses, strict=True):
-            prompt = task.prompt_ids.get(self._prompt_name, ())
-            if self._info.kind == "classifier":
-                ids = self._renderer.judged_ids(task.row, response.text, is_ended=response.is_ended)
-                num_prompt = max(1, _num_common(prompt, ids))
-            else:
-                ids = [*prompt, *self._own_ids(response)]
-                num_prompt = len(prompt)
-            readings.append(TokenSequence(task.index, num_prompt, self._cut(tuple(ids))))
-        return readings
-
-    def _own_ids(self, response: ResponseText) -> list[int]:
-        if not self._shares_ids or response.ids is None:
-            return self._renderer.response_ids(response.text, is_ended=response.is_ended)
-        return [*response.ids, *self._renderer.response_ids("", is_ended=response.is_ended)]
-
-    def _cut(self, ids: tuple[int, ...]) -> tuple[int, ...]:
-        limit = context_of(self._info)
-        if limit is None or len(ids) <= limit:
-            return ids
-        if not self._has_warned:
-            self._has_warned = True
-            logger.warning(
-                "%s: a response is longer than its context of %d tokens; it is scored up to there",
-                self._info.name,
-                limit,
-            )
-        return ids[:limit]
-
-
-def _num_common(first: Sequence[int], second: Sequence[int]) -> int:
-    """Return the length of the common prefix."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
-
-
-def context_of(info: ModelInfo) -> int | None:
-    """Return the tokens a model reads: position embeddings may hold more rows than are for use."""
-    limits = [info.tokenizer.model_max_length, *([] if info.max_length is None else [info.max_length])]
-    shortest = min(limits)
-    return shortest if shortest < _NO_LIMIT else None

@@ -21,7 +21,7 @@ from vllm.v1.executor import Executor
 from ivg.config import ModelConfig, SamplingConfig, SearchConfig
 from ivg.decoding.engine import PrefixScorer, Refusal, Watcher, refuse
 from ivg.decoding.sequences import Finished, Task
-from ivg.engines.stopping import build_stop_checker
+from ivg.engines.stop_checker import build_stop_checker
 from ivg.engines.vllm.description import Description, describe
 from ivg.engines.vllm.plugin import ARCHITECTURE, register
 from ivg.engines.vllm.prompt_search import PromptSearch, SearchSettings

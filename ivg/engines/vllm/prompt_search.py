@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import hashlib
 import itertools
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -19,6 +18,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from ivg.config import SamplingConfig, SearchConfig
 from ivg.decoding.beam_search import BeamSearch, Extension
+from ivg.decoding.draws import request_seed
 from ivg.decoding.engine import NumericalError, PrefixScorer, Watcher
 from ivg.decoding.sequences import Finished, Hypothesis, Task
 from ivg.decoding.stopping import StopChecker
@@ -116,7 +116,7 @@ class PromptSearch:
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
-            seed=_request_seed(sampling.seed, task, extension) if sampling.temperature else None,
+            seed=_seed_of(sampling.seed, task, extension) if sampling.temperature else None,
             # V(x, y<=t) stands in the row after y_t, so one more token is sampled, and none ends the request.
             max_tokens=num_tokens + self._has_values,
             ignore_eos=True,
@@ -169,8 +169,6 @@ async def _gather(extensions: Sequence[Coroutine[Any, Any, Hypothesis]]) -> list
             task.cancel()
 
 
-def _request_seed(seed: int, task: Task, extension: Extension) -> int:
-    """Return a request's seed: it depends on (seed, prompt id, row, position) and nothing else."""
-    position = len(extension.prefix.ids)
-    key = f"{seed}\x1f{task.prompt_id}\x1f{task.sample + extension.row}\x1f{position}"
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
+def _seed_of(seed: int, task: Task, extension: Extension) -> int:
+    row = task.sample + extension.row  # samples of one prompt are its rows
+    return request_seed(seed, task.prompt_id, row, len(extension.prefix.ids))

@@ -10,7 +10,7 @@ import dataclasses
 
 import torch
 
-from ivg.engines.lockstep.batch import Lockstep
+from ivg.engines.lockstep.batch import LockstepBatch
 from ivg.evaluation.benchmark.timing import median_seconds
 from ivg.evaluation.benchmark.workloads import Shape, Workload
 
@@ -33,7 +33,7 @@ class Floor:
         return max(self.memory_seconds, self.arithmetic_seconds)
 
 
-def bytes_per_prompt(workload: Workload, rows: Lockstep, batch_prompts: float, itemsize: int) -> float:
+def bytes_per_prompt(workload: Workload, rows: LockstepBatch, batch_prompts: float, itemsize: int) -> float:
     """Count what must be read for one prompt's response.
 
     Args:

@@ -70,7 +70,7 @@ def cache_seconds(
     """Return the seconds per step that reading and reordering one model's cache take by themselves."""
     config = model.config
     heads, layers = config.num_attention_heads, config.num_hidden_layers
-    together = search.num_successors if device == "cpu" else 1  # rows that share one cache (lockstep/forks)
+    together = search.num_successors if device == "cpu" else 1  # rows that share one cache
     shape = (num_rows // together, heads, width, config.hidden_size // heads)
     keys, values = (torch.randn(shape, device=device, dtype=dtype) for _ in range(2))
     query = torch.randn(shape[0], heads, together, shape[-1], device=device, dtype=dtype)

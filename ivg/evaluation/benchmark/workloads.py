@@ -19,7 +19,7 @@ from ivg.config import SamplingConfig, SearchConfig
 from ivg.decoding.sequences import Task
 from ivg.decoding.shared_ids import SharedIds
 from ivg.engines.lockstep.acceleration import Accelerations, accelerate
-from ivg.engines.lockstep.batch import Lockstep
+from ivg.engines.lockstep.batch import LockstepBatch
 from ivg.engines.lockstep.guides import PairGuide, VocabularyValueGuide, Weights
 from ivg.engines.lockstep.model_runner import ModelRunner
 
@@ -164,7 +164,7 @@ def build_models(workload: Workload, dtype: torch.dtype, device: str) -> Benchma
 
 def build_rows(
     models: BenchmarkModels, workload: Workload, accelerations: Accelerations | None = None
-) -> Lockstep:
+) -> LockstepBatch:
     """Put the models side by side as `ivg-decode` does for IVG; on a CPU their layers are replaced."""
     vocab_size = workload.vocab_size
     value = models.value
@@ -183,7 +183,7 @@ def build_rows(
         shared,
         Weights(chunk=1.0),
     )
-    lockstep = Lockstep(_runner(models.base, "base"), [pair, ranker], workload.sampling)
+    lockstep = LockstepBatch(_runner(models.base, "base"), [pair, ranker], workload.sampling)
     accelerate(lockstep.runners, (models.base, models.tuned, models.untuned, value), accelerations)
     return lockstep
 

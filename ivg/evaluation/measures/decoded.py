@@ -10,7 +10,7 @@ from typing import Any
 
 from ivg.errors import UserError
 from ivg.evaluation.reading import read_json_lines
-from ivg.models.prompts import Row, check_row, identities
+from ivg.models.prompts import Record, check_row, identities
 
 LARGEST_COUNT = 2**31  # far beyond any response, and what every tensor of ids can hold
 
@@ -91,7 +91,7 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LARGEST_COUNT
 
 
-def row_ids(rows: Sequence[Row]) -> list[str]:
+def row_ids(rows: Sequence[Record]) -> list[str]:
     """Give each output row the id of its prompt; rows that differ in `sample` may share one.
 
     Raises:

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ivg.decoding.log_ratio import log_probs
 from ivg.errors import UserError
-from ivg.models.prompts import Row
+from ivg.models.prompts import Record
 from ivg.models.rendering import Renderer
 
 
@@ -38,7 +38,7 @@ class EncodedResponse:
 
 
 def encode_response(
-    tokenizer: PreTrainedTokenizerBase, row: Row, *, template: str | None = None
+    tokenizer: PreTrainedTokenizerBase, row: Record, *, template: str | None = None
 ) -> EncodedResponse:
     """Encode an output row for the base, as `ivg.models.rendering` says: closed by its own end if it ended.
 

@@ -14,10 +14,10 @@ from ivg.engines.lockstep.engine import LockstepEngine
 from ivg.errors import UserError
 from ivg.evaluation.sweep.grid import GridConfig, Run
 from ivg.models.loading import Models, load_models
-from ivg.models.prompts import Row
+from ivg.models.prompts import Record
 from ivg.run.api import response, result_fields
 from ivg.run.input_files import read_input, refuse_bad_records, source_name
-from ivg.run.requests import make_tasks
+from ivg.run.tasks import make_tasks
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class RunResult:
 
 
 def decode_run(
-    models: Models, run: Run, sampling: SamplingConfig, rows: Sequence[Row], *, max_batch_rows: int
+    models: Models, run: Run, sampling: SamplingConfig, rows: Sequence[Record], *, max_batch_rows: int
 ) -> RunResult:
     """Decode prompts with a run's settings on models that are loaded already."""
     search = run.search(sampling.max_new_tokens)
@@ -92,19 +92,19 @@ def _weight_files(model: ModelConfig) -> list[tuple[str, int, int]]:
 
 
 def run_at_length(
-    grid: GridConfig, models: Models, run: Run, max_new_tokens: int, rows: Sequence[Row]
+    grid: GridConfig, models: Models, run: Run, max_new_tokens: int, rows: Sequence[Record]
 ) -> RunResult:
     """Decode a run with responses of another length than the grid's."""
     sampling = dataclasses.replace(grid.decode.sampling, max_new_tokens=max_new_tokens)
     return decode_run(models, run, sampling, rows, max_batch_rows=grid.decode.max_batch_rows)
 
 
-def load_and_run(grid: GridConfig, run: Run, max_new_tokens: int, rows: Sequence[Row]) -> None:
+def load_and_run(grid: GridConfig, run: Run, max_new_tokens: int, rows: Sequence[Record]) -> None:
     """Do all that a run needs memory for, in a process that has done nothing else."""
     run_at_length(grid, load_grid(grid), run, max_new_tokens, rows)
 
 
-def grid_prompts(grid: GridConfig, path: str) -> list[Row]:
+def grid_prompts(grid: GridConfig, path: str) -> list[Record]:
     """Read a grid's prompts.
 
     Args:

@@ -23,9 +23,9 @@ from ivg.models.plan import ModelInfos, inspect_models, reading_models
 from ivg.models.prompts import PROMPT_FIELDS, UNREAD_FIELDS, check_row, identities, prompt_text
 from ivg.rewards import Reward, score
 from ivg.run.api import generate
-from ivg.run.blocks import Line, LineFile, Lines, fill
 from ivg.run.processes import wait_for_others
-from ivg.run.requests import make_tasks
+from ivg.run.resume import Line, LineFile, Lines, fill
+from ivg.run.tasks import make_tasks
 from ivg.training.adapters import adapt
 from ivg.training.data import load_rows
 from ivg.training.resume import keep_output

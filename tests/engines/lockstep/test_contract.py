@@ -14,7 +14,7 @@ from ivg.decoding.sequences import Finished, Task
 from ivg.decoding.shared_ids import SharedIds
 from ivg.decoding.stopping import StopChecker
 from ivg.engines.lockstep.async_engine import AsyncLockstep
-from ivg.engines.lockstep.batch import Lockstep
+from ivg.engines.lockstep.batch import LockstepBatch
 from ivg.engines.lockstep.guides import PairGuide, ScalarValueGuide, Weights
 from ivg.engines.lockstep.kv_cache import RowCache
 from ivg.engines.lockstep.loop import Loop
@@ -103,7 +103,7 @@ def build_loop(
         head.requires_grad_(False),
         Weights(chunk=float(search.chunk_guidance == "explicit")),
     )
-    rows = Lockstep(base, [pair, value], sampling)
+    rows = LockstepBatch(base, [pair, value], sampling)
     return Loop(rows, search, sampling, stop_checker, max_rows=4_096, scorer=scorer)
 
 

@@ -26,7 +26,7 @@ from ivg.models.loading import Models, load_models
 from ivg.models.plan import inspect_models, plan_guides
 from ivg.models.prompts import as_rows
 from ivg.models.vocab import compare
-from ivg.run.requests import make_tasks
+from ivg.run.tasks import make_tasks
 from tests.models import tiny
 from tests.shared_data import TOKENIZERS
 from tests.tiny import llama, mistral, save
@@ -221,7 +221,7 @@ def test_a_search_ranks_such_a_pair_through_text(tmp_path: Path) -> None:
     num_checked = 0
     for finished in engine.run(tasks):
         for beam in finished.beams:
-            before = guide(finished.task.row["prompt"])["input_ids"]
+            before = guide(finished.task.record["prompt"])["input_ids"]
             text = tiny.pair_tokenizer().decode(list(beam.ids), skip_special_tokens=True)
             ids = [
                 *before,

@@ -12,7 +12,7 @@ from ivg.config import SamplingConfig, SearchConfig
 from ivg.decoding.sequences import Task
 from ivg.decoding.shared_ids import SharedIds
 from ivg.decoding.stopping import StopChecker
-from ivg.engines.lockstep.batch import Lockstep, NewRequest
+from ivg.engines.lockstep.batch import LockstepBatch, NewRequest
 from ivg.engines.lockstep.guides import PairGuide, Weights
 from ivg.engines.lockstep.loop import Loop
 from ivg.engines.lockstep.model_runner import ModelRunner
@@ -41,14 +41,14 @@ def runner(logits: np.ndarray, name: str) -> ModelRunner:
     return ModelRunner(module, name=name, has_logits=True, num_ids=logits.shape[-1], max_length=None)
 
 
-def lockstep(tables: list[np.ndarray], sampling: SamplingConfig, weights: Weights) -> Lockstep:
+def lockstep(tables: list[np.ndarray], sampling: SamplingConfig, weights: Weights) -> LockstepBatch:
     base, tuned, untuned = (runner(t, n) for t, n in zip(tables, ("base", "tuned", "untuned"), strict=True))
     size = tables[0].shape[-1]
-    return Lockstep(base, [PairGuide((tuned, untuned), SharedIds(size, size), weights)], sampling)
+    return LockstepBatch(base, [PairGuide((tuned, untuned), SharedIds(size, size), weights)], sampling)
 
 
 def decode(
-    rows: Lockstep, search: SearchConfig, sampling: SamplingConfig, eos: int, num_tasks: int
+    rows: LockstepBatch, search: SearchConfig, sampling: SamplingConfig, eos: int, num_tasks: int
 ) -> Counter:
     """Run independent prompts through the decoder; count what comes out."""
     tasks = [
@@ -82,9 +82,7 @@ def sample(beta: float, seed: int, **options: float) -> Counter[Ids]:
     counts: Counter[Ids] = Counter()
     for part in uniforms.split(50_000):
         rows.clear()
-        rows.update_batch(
-            [], [], [NewRequest(dict.fromkeys(("base", "tuned", "untuned"), (0,)), len(part), LENGTH)]
-        )
+        rows.update_batch([], [], [NewRequest(dict.fromkeys(("base", "tuned", "untuned"), (0,)), len(part))])
         counts.update(map(tuple, rows.sample_chunk(part).ids.tolist()))
     return counts
 

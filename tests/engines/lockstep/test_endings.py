@@ -16,7 +16,7 @@ from ivg.decoding.sequences import Finished, Hypothesis
 from ivg.decoding.stopping import StopChecker
 from ivg.engines.lockstep.engine import LockstepEngine
 from ivg.models.loading import LoadedModel, Models
-from ivg.run.requests import make_tasks
+from ivg.run.tasks import make_tasks
 from ivg.training.value.data import IGNORED, ValueCollator, encode_rewarded
 from tests.engines.lockstep import tiny
 from tests.engines.lockstep.tiny import EOS, PAD, TOKENS, V

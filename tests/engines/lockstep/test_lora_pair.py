@@ -18,7 +18,7 @@ from ivg.engines.lockstep.model_runner import pair_runners
 from ivg.errors import UserError
 from ivg.models.loading import Models, load_models
 from ivg.models.prompts import as_rows
-from ivg.run.requests import make_tasks
+from ivg.run.tasks import make_tasks
 from tests import tiny
 from tests.models import tiny as guides
 

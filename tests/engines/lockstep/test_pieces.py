@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ivg import SamplingConfig, SearchConfig, generate
-from ivg.engines.lockstep.batch import Lockstep
+from ivg.engines.lockstep.batch import LockstepBatch
 from ivg.engines.lockstep.loop import piece_length
 from tests.engines.lockstep import tiny
 from tests.engines.lockstep.tiny import EOS, V
@@ -36,13 +36,13 @@ def test_pieces_divide_chunks_equally(chunk_length: int, max_tokens: int, expect
 def shapes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The (rows, steps) of every piece that is sampled."""
     seen: list[tuple[int, ...]] = []
-    real: Callable[[Lockstep, torch.Tensor], object] = Lockstep.sample_chunk
+    real: Callable[[LockstepBatch, torch.Tensor], object] = LockstepBatch.sample_chunk
 
-    def sample_chunk(rows: Lockstep, uniforms: torch.Tensor) -> object:
+    def sample_chunk(rows: LockstepBatch, uniforms: torch.Tensor) -> object:
         seen.append(tuple(uniforms.shape))
         return real(rows, uniforms)
 
-    monkeypatch.setattr(Lockstep, "sample_chunk", sample_chunk)
+    monkeypatch.setattr(LockstepBatch, "sample_chunk", sample_chunk)
     return seen
 
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from ivg import Response, SamplingConfig, SearchConfig, generate
-from ivg.engines.lockstep.batch import Lockstep
+from ivg.engines.lockstep.batch import LockstepBatch
 from ivg.engines.lockstep.engine import LockstepEngine
 from ivg.errors import UserError
 from ivg.models.loading import Models
-from ivg.run.requests import make_tasks
+from ivg.run.tasks import make_tasks
 from tests.engines.lockstep import tiny
 
 PROMPTS = [
@@ -71,14 +71,14 @@ def test_the_token_budget_bounds_rows_times_columns(budget: int, monkeypatch: py
     """A batch of one prompt may have more than the budget; the texts are the same."""
     right = expected()
     sizes: list[tuple[int, int]] = []
-    real = Lockstep.sample_chunk
+    real = LockstepBatch.sample_chunk
 
-    def sample_chunk(rows: Lockstep, uniforms: torch.Tensor) -> object:
+    def sample_chunk(rows: LockstepBatch, uniforms: torch.Tensor) -> object:
         chunk = real(rows, uniforms)
         sizes.append((rows.num_rows, max(state.mask.shape[1] for state in rows._states)))
         return chunk
 
-    monkeypatch.setattr(Lockstep, "sample_chunk", sample_chunk)
+    monkeypatch.setattr(LockstepBatch, "sample_chunk", sample_chunk)
     assert by_id(PROMPTS, max_batch_rows=64, max_batch_tokens=budget) == right
     several = [rows * width for rows, width in sizes if rows > 4]
     assert max(several, default=0) <= budget
@@ -87,19 +87,19 @@ def test_the_token_budget_bounds_rows_times_columns(budget: int, monkeypatch: py
 
 
 class Cramped:
-    """A `Lockstep.sample_chunk` that runs out of memory above a number of rows."""
+    """A `LockstepBatch.sample_chunk` that runs out of memory above a number of rows."""
 
     def __init__(self, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self.peaks: list[int] = []
-        real = Lockstep.sample_chunk
+        real = LockstepBatch.sample_chunk
 
-        def sample_chunk(rows: Lockstep, uniforms: torch.Tensor) -> object:
+        def sample_chunk(rows: LockstepBatch, uniforms: torch.Tensor) -> object:
             self.peaks.append(rows.num_rows)
             if rows.num_rows > room:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return real(rows, uniforms)
 
-        monkeypatch.setattr(Lockstep, "sample_chunk", sample_chunk)
+        monkeypatch.setattr(LockstepBatch, "sample_chunk", sample_chunk)
 
 
 def test_out_of_memory_halves_the_rows_and_goes_on(
@@ -121,9 +121,9 @@ def test_out_of_memory_gives_everything_back_before_it_goes_on(monkeypatch: pyte
     """What the step that failed had allocated, and the caches, make room for the next try."""
     held: list[weakref.ref[torch.Tensor]] = []
     alive: list[bool] = []
-    real_step, real_halve = Lockstep.sample_chunk, LockstepEngine._halve_rows
+    real_step, real_halve = LockstepBatch.sample_chunk, LockstepEngine._halve_rows
 
-    def sample_chunk(rows: Lockstep, uniforms: torch.Tensor) -> object:
+    def sample_chunk(rows: LockstepBatch, uniforms: torch.Tensor) -> object:
         scratch = torch.empty(1000)
         if len(held) == 1:
             held.append(weakref.ref(scratch))
@@ -136,7 +136,7 @@ def test_out_of_memory_gives_everything_back_before_it_goes_on(monkeypatch: pyte
         real_halve(engine)
         alive.extend(ref() is not None for ref in held)
 
-    monkeypatch.setattr(Lockstep, "sample_chunk", sample_chunk)
+    monkeypatch.setattr(LockstepBatch, "sample_chunk", sample_chunk)
     monkeypatch.setattr(LockstepEngine, "_halve_rows", halve)
     engine = LockstepEngine(models(), SEARCH, SAMPLING)
     tasks, _ = make_tasks(PROMPTS, engine.infos, SAMPLING)
@@ -159,15 +159,15 @@ def test_out_of_memory_is_run_into_once(monkeypatch: pytest.MonkeyPatch) -> None
 def test_out_of_memory_in_the_middle_of_a_block_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     right = expected()
     calls = [0]
-    real = Lockstep.sample_chunk
+    real = LockstepBatch.sample_chunk
 
-    def sample_chunk(rows: Lockstep, uniforms: torch.Tensor) -> object:
+    def sample_chunk(rows: LockstepBatch, uniforms: torch.Tensor) -> object:
         calls[0] += 1
         if calls[0] in (5, 11):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(rows, uniforms)
 
-    monkeypatch.setattr(Lockstep, "sample_chunk", sample_chunk)
+    monkeypatch.setattr(LockstepBatch, "sample_chunk", sample_chunk)
     assert by_id(PROMPTS, max_batch_rows=64) == right
     assert calls[0] > 11
 

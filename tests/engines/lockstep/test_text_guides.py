@@ -24,10 +24,10 @@ from ivg.decoding.engine import NumericalError, in_order
 from ivg.decoding.sequences import Finished, Hypothesis
 from ivg.decoding.stopping import StopChecker
 from ivg.engines.lockstep.engine import LockstepEngine
-from ivg.engines.lockstep.text_guides import response_text
+from ivg.engines.lockstep.response_encoding import response_text
 from ivg.models.loading import Models, load_models
 from ivg.models.prompts import as_rows
-from ivg.run.requests import make_tasks
+from ivg.run.tasks import make_tasks
 from tests.models import tiny
 from tests.tiny import save as tiny_save
 
@@ -54,7 +54,7 @@ def _check_values(finished: Sequence[Finished], score: Score) -> int:
                 is_ended = tiny.BASE_EOS in candidate.ids
                 num_ended += is_ended
                 text = base.decode(list(candidate.ids), skip_special_tokens=True)
-                expected = score(task.task.row["prompt"], text, is_ended)
+                expected = score(task.task.record["prompt"], text, is_ended)
                 assert candidate.value == pytest.approx(expected, abs=1e-8)
     return num_ended
 

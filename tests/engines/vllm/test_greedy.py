@@ -17,7 +17,7 @@ from ivg.engines.lockstep.engine import LockstepEngine
 from ivg.engines.vllm.engine import VllmEngine, prepare, start
 from ivg.models.loading import load_inspected
 from ivg.models.plan import inspect_models
-from ivg.run.requests import make_tasks
+from ivg.run.tasks import make_tasks
 from tests.engines.vllm.models import CONTEXT, LETTERS, build, save
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # vLLM's own

@@ -12,7 +12,7 @@ from ivg.config import ModelConfig, PairConfig, SamplingConfig, SearchConfig, Va
 from ivg.decoding.engine import in_order
 from ivg.engines.vllm.engine import VllmEngine, prepare, start
 from ivg.models.plan import inspect_models, plan_guides, reading_models
-from ivg.run.requests import make_tasks
+from ivg.run.tasks import make_tasks
 from tests.engines.vllm.models import build, save
 from tests.engines.vllm.test_greedy import prompts
 

@@ -18,7 +18,7 @@ from ivg.decoding.sequences import Finished, Task
 from ivg.engines.vllm.engine import VllmEngine, prepare, start
 from ivg.engines.vllm.row_settings import RowSettings
 from ivg.models.plan import inspect_models, plan_guides, reading_models
-from ivg.run.requests import make_tasks
+from ivg.run.tasks import make_tasks
 from tests.engines.vllm.models import EOS, LETTERS, V, build, save
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # vLLM's own

@@ -1,4 +1,4 @@
-"""Rows that continue a shared prefix: its keys and values are kept and read once for all of them.
+"""A KV cache whose rows may continue a shared prefix, which is kept and read once for all of them.
 
 On a CPU, decoding single tokens spends much of its time reading caches. The K successors of a beam continue
 the same prefix, so their queries meet its keys together: in one compiled loop, or else in matrix products.

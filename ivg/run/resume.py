@@ -1,4 +1,4 @@
-"""Work in blocks whose lines are appended to files, so that a run that was killed goes on where it was.
+"""Resume: work in blocks whose lines are appended to files, so that a killed run goes on where it was.
 
 Every line of a file has its place and says what it answers (its key). On opening, lines are compared with
 what belongs there; what is no longer as it was written is named, cut off, and made again. Decoding, whose

@@ -9,7 +9,7 @@ from ivg.config import SamplingConfig
 from ivg.decoding.sequences import Task
 from ivg.errors import UserError
 from ivg.models.inspection import ModelInfo
-from ivg.models.prompts import Row, encode_prompt, identities
+from ivg.models.prompts import Record, encode_prompt, identities
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -21,7 +21,11 @@ class BadRecord:
 
 
 def make_tasks(
-    rows: Sequence[Row], infos: Sequence[ModelInfo], sampling: SamplingConfig, *, on_overflow: str = "error"
+    rows: Sequence[Record],
+    infos: Sequence[ModelInfo],
+    sampling: SamplingConfig,
+    *,
+    on_overflow: str = "error",
 ) -> tuple[list[Task], list[BadRecord]]:
     """Encode every prompt for every model, before any weights are loaded.
 
@@ -54,7 +58,7 @@ def make_tasks(
                     max_tokens=min(room, sampling.max_new_tokens),
                     sample=sample,
                     limited_by="length" if room >= sampling.max_new_tokens else "context",
-                    row=row,
+                    record=row,
                 )
             )
     return tasks, bad
