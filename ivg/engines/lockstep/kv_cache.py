@@ -3,6 +3,7 @@
 transformers' `DynamicCache` concatenates at every step; here tokens are written into buffers that keep some
 room. All layers hold full attention states: models with sliding windows mask by column, which is exact
 because a row's tokens are contiguous. Rows are right-aligned, so that all share the next column.
+On a CPU, rows that continue one prefix may share it instead of holding copies (`cpu/shared_prefix.py`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""One model over the rows of the batch: prefill prompts, feed tokens, keep the cache aligned."""
+"""One model over the rows of the batch: prefill prompts, feed tokens, keep the cache aligned.
+
+A LoRA pair runs as one model in which each row stands twice, with the adapter and without (`branches`).
+"""
 
 from __future__ import annotations
 
