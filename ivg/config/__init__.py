@@ -4,13 +4,21 @@ Nothing here touches a disk, a network or a device; `yaml_file.py` reads YAML in
 """
 
 from ivg.config.models import Dtype, ModelConfig, PairConfig, Quantization, ValueConfig, VocabMapping
-from ivg.config.run import DatasetConfig, DecodeConfig, OnOverflow, check_guidance, check_rows
+from ivg.config.run import (
+    DatasetConfig,
+    DecodeConfig,
+    EngineName,
+    OnOverflow,
+    check_guidance,
+    check_rows,
+)
 from ivg.config.search import Guidance, SamplingConfig, SearchConfig
 
 __all__ = [
     "DatasetConfig",
     "DecodeConfig",
     "Dtype",
+    "EngineName",
     "Guidance",
     "ModelConfig",
     "OnOverflow",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
 from ivg.config.checks import require, require_choice, require_integer
 from ivg.config.models import ModelConfig, PairConfig, ValueConfig
 from ivg.config.search import SamplingConfig, SearchConfig
 
+EngineName = Literal["lockstep", "vllm"]
 OnOverflow = Literal["error", "stop"]
 
 
@@ -28,6 +29,9 @@ class DecodeConfig:
     """A whole `ivg-decode` run.
 
     Attributes:
+        engine: what decodes: `lockstep`, Hugging Face models side by side, or `vllm`.
+        vllm: arguments of vLLM's own engine (`tensor_parallel_size`, ...); read where it decodes, which
+            checks them.
         max_batch_rows: rows (prompts x W x K) decoded side by side.
         max_batch_tokens: rows times the columns that they may come to fill (prompt + max_new_tokens of the
             longest), at most; None: only the rows are bounded.
@@ -50,6 +54,8 @@ class DecodeConfig:
     input: str | None = None
     dataset: DatasetConfig | None = None
     output: str | None = None
+    engine: EngineName = "lockstep"
+    vllm: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     max_batch_rows: int = 64
     max_batch_tokens: int | None = None
     block_size: int = 128
@@ -63,7 +69,9 @@ class DecodeConfig:
 
     def __post_init__(self) -> None:
         check_guidance(self.search, self.sampling, self.pairs, self.values)
-        check_rows(self.search, self.max_batch_rows)
+        require_choice("engine", self.engine, get_args(EngineName))
+        if self.engine == "lockstep":  # vLLM lets rows wait
+            check_rows(self.search, self.max_batch_rows)
         require(
             self.static_steps is False,
             f"static_steps is {str(self.static_steps).lower()}, but lockstep has no CUDA graphs any more; "

@@ -247,6 +247,8 @@ def _describe(wanted: Any) -> str:
         return " or ".join(_describe(one) for one in get_args(wanted))
     if dataclasses.is_dataclass(wanted):
         return f"keys, such as {dataclasses.fields(wanted)[0].name}"
+    if get_origin(wanted) is Mapping:
+        return "keys with their values"
     if get_origin(wanted) is tuple:
         return f"a list, each of its entries {_describe(get_args(wanted)[0])}"
     return _WORDS.get(wanted, str(wanted))

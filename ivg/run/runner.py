@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
@@ -17,19 +17,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ivg.decoding.engine import in_order
-from ivg.decoding.streaming import NewText
-from ivg.engines.lockstep.engine import LockstepEngine
 from ivg.errors import is_main_process
-from ivg.models.loading import load_inspected
 from ivg.run.api import Response, response, result_fields
+from ivg.run.engines import OnText, RunEngine
 from ivg.run.environment import describe_environment
 from ivg.run.job import Job, own_fields, settings
 from ivg.run.lock import hold_lock, lock_path
 from ivg.run.output_files import Outputs, join_parts, part_path
 from ivg.run.resume import Digest, Line, LineFile, fill, scan_lines
 from ivg.run.trace import trace_line
-
-OnText = Callable[[NewText], None] | None
 
 
 def run(job: Job, *, overwrite: bool = False, on_text: OnText = None) -> None:
@@ -40,6 +36,7 @@ def run(job: Job, *, overwrite: bool = False, on_text: OnText = None) -> None:
     Raises:
         UserError: an existing output was made with other settings, or cannot be written.
         NumericalError: a model returned NaN or infinite numbers.
+        EngineError: the engine could not start, or died.
     """
     if job.config.output == "-":
         _run_to_standard_output(job)
@@ -64,7 +61,7 @@ def _run_alone(job: Job, output: Path, *, overwrite: bool, on_text: OnText) -> N
         decoder = stack.enter_context(BlockDecoder(job, on_text))
         if overwrite and outputs.have_begun():
             decoder.begin(0)
-        outputs.start(describe_environment(), overwrite=overwrite)
+        outputs.start(describe_environment(job.config.engine), overwrite=overwrite)
         every = range(len(job.records))
         files = [
             stack.enter_context(LineFile(path, expected, outputs.digest(path)))
@@ -103,7 +100,7 @@ def _run_share(job: Job, output: Path, *, overwrite: bool, on_text: OnText) -> N
             decoder.begin(mine[0])
         wait_for_others()
         if state.is_main_process:
-            outputs.start(describe_environment(), overwrite=overwrite)
+            outputs.start(describe_environment(job.config.engine), overwrite=overwrite)
             if outputs.is_complete():
                 _reopen_if_damaged(job, outputs)
         wait_for_others()
@@ -162,7 +159,7 @@ class BlockDecoder:
     def __init__(self, job: Job, on_text: OnText = None, *, num_records: int | None = None) -> None:
         self.job = job
         self._on_text = on_text
-        self._engine: LockstepEngine | None = None
+        self._engine: RunEngine | None = None
         self._begun: tuple[int, Iterator[tuple[Line, ...]]] | None = None
         self._num_tokens = 0
         self._seconds = 0.0
@@ -183,6 +180,7 @@ class BlockDecoder:
     def __exit__(self, *error: object) -> None:
         if self._engine is not None:  # stopping what was never started prints an empty line
             self._progress.stop()
+            self._engine.close()
 
     def skip(self, block: int) -> None:
         """Count a block that is complete already."""
@@ -230,19 +228,9 @@ class BlockDecoder:
     def _with_trace(self, result: Line, traced: Line) -> tuple[Line, ...]:
         return (result, traced) if self.job.config.trace is not None else (result,)
 
-    def _load_engine(self) -> LockstepEngine:
+    def _load_engine(self) -> RunEngine:
         if self._engine is None:
-            config = self.job.config
-            self._engine = LockstepEngine(
-                load_inspected(self.job.infos),
-                config.search,
-                config.sampling,
-                max_batch_rows=config.max_batch_rows,
-                max_batch_tokens=config.max_batch_tokens,
-                plans=self.job.plans,
-                keep_trace=config.trace is not None,
-                on_text=self._on_text,
-            )
+            self._engine = self.job.start_engine(self._on_text)
             self._progress.start()  # not before: what loading has to say stands alone
         return self._engine
 

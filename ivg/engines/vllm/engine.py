@@ -4,33 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import difflib
+import os
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-from vllm import ModelRegistry
+from vllm import ModelRegistry, envs
+from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import SamplingParams
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.executor import Executor
 
 from ivg.config import ModelConfig, SamplingConfig, SearchConfig
-from ivg.decoding.engine import PrefixScorer, Refusal, Watcher, refuse
+from ivg.decoding.engine import EngineError, PrefixScorer, Refusal, Watcher, refuse
 from ivg.decoding.sequences import Finished, Task
+from ivg.decoding.stopping import StopChecker
+from ivg.engines.prefix_scorers import add_scorers, build_function_scorers
 from ivg.engines.stop_checker import build_stop_checker
 from ivg.engines.vllm.description import Description, describe
 from ivg.engines.vllm.plugin import ARCHITECTURE, register
 from ivg.engines.vllm.prompt_search import PromptSearch, SearchSettings
-from ivg.engines.vllm.refusals import LOCKSTEP, find_refusals
+from ivg.engines.vllm.refusals import LOCKSTEP, check_prompt, find_refusals, shortest_context
 from ivg.engines.vllm.row_settings import RowSettings, RowSettingsProcessor
 from ivg.errors import UserError
 from ivg.models.inspection import ModelInfo
-from ivg.models.plan import GuidePlan, ModelInfos, PairInfo, plan_guides
+from ivg.models.plan import GuidePlan, ModelInfos, PairInfo, plan_functions, plan_guides
+from ivg.models.rendering import Renderer
 from ivg.models.vocab import stop_token_ids
+
+_CPU_CACHE_BYTES = 4 * 2**30  # vLLM would take most of a machine's memory, and fail where it is not free
 
 
 class Prepared(NamedTuple):
@@ -56,7 +65,7 @@ def prepare(
         search: guidance and beam search.
         sampling: lengths, temperature, seed.
         engine_args: vLLM's own arguments (`tensor_parallel_size`, `gpu_memory_utilization`, ...).
-        scorer: adds to the values at boundaries.
+        scorer: adds to the values at boundaries, beside the value functions of `infos`.
         keep_trace: record boundaries.
 
     Raises:
@@ -64,29 +73,95 @@ def prepare(
     """
     plans = plan_guides(infos, search)
     given = dict(engine_args or {})
-    size = int(given.get("tensor_parallel_size", 1))
-    refusals = find_refusals(infos.base, plans, sampling, keep_trace=keep_trace, tensor_parallel_size=size)
+    refusals = find_refusals(infos.base, plans, sampling, engine_args=given, keep_trace=keep_trace)
+    refuse("vllm", [*refusals, *find_refusals_here(infos.base, plans, sampling, given)])
     models = (infos.base, *(info for plan in plans for info in plan.models))
-    refuse("vllm", [*refusals, *_refuse_architectures(models), *_refuse_pieces(sampling, given)])
     description = describe(infos.base, plans)
+    stop_checker = build_stop_checker(infos.base, sampling)
+    scorers = build_function_scorers(plan_functions(infos, search), stop_checker)
+    ranking = [plan for plan in plans if plan.chunk_weight]
+    context = shortest_context(models)
     settings = SearchSettings(
         description=description,
         rows=_row_settings(plans),
         search=search,
         sampling=sampling,
-        stop_checker=build_stop_checker(infos.base, sampling),
+        stop_checker=stop_checker,
         last_ids=(*infos.base.eos_ids, *stop_token_ids(infos.base.tokenizer, sampling.stop)),
-        scorer=scorer,
-        average=any(
-            isinstance(plan.info, PairInfo) and plan.info.config.average and plan.chunk_weight != 0
-            for plan in plans
-        ),
+        scorer=add_scorers([*scorers, *([] if scorer is None else [scorer])]),
+        renderer=_renderer(ranking[0].models[-1]) if ranking else None,
+        max_length=context,
+        average=any(isinstance(plan.info, PairInfo) and plan.info.config.average for plan in ranking),
         keep_trace=keep_trace,
     )
-    defaults = guided_model_args(infos.base.source, description, _context(models))
+    args = guided_model_args(infos.base.source, description, context) | given
+    if "max_model_len" in given:  # of prompt and response; one token more is sampled
+        args["max_model_len"] = given["max_model_len"] + 1
+    if current_platform.is_cpu():
+        args = _defaults_on_cpus(sampling, given) | args
+    _try_config(args)
+    return Prepared(settings, args)
+
+
+def find_refusals_here(
+    base: ModelInfo, plans: Sequence[GuidePlan], sampling: SamplingConfig, engine_args: Mapping[str, Any]
+) -> list[Refusal]:
+    """Return what the vLLM that is installed here, on this machine, cannot do."""
+    models = (base, *(info for plan in plans for info in plan.models))
+    return [
+        *_refuse_unknown(engine_args),
+        *_refuse_architectures(models),
+        *_refuse_head_sizes(models),
+        *_refuse_pieces(sampling, engine_args),
+        *_refuse_second_runner(),
+    ]
+
+
+def _renderer(info: ModelInfo) -> Renderer:
+    return Renderer(info.tokenizer, info.template)
+
+
+def _defaults_on_cpus(sampling: SamplingConfig, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what serves better on CPUs than vLLM's own defaults."""
+    defaults: dict[str, Any] = {
+        "enforce_eager": True,  # compiling takes longer than most runs
+        "block_size": 32,  # the least its kernels take: what beams have in common is found sooner
+    }
+    if "gpu_memory_utilization" not in given:
+        defaults["kv_cache_memory_bytes"] = _CPU_CACHE_BYTES
     if _must_prefill_whole(sampling):
         defaults["enable_chunked_prefill"] = False
-    return Prepared(settings, defaults | given)
+    return defaults
+
+
+def _try_config(engine_args: Mapping[str, Any]) -> VllmConfig:
+    """Let vLLM judge its arguments; nothing is loaded.
+
+    Raises:
+        UserError: what it says against them.
+    """
+    register()
+    _use_first_runner()
+    try:
+        return EngineArgs(**engine_args).create_engine_config()
+    except Exception as error:  # pydantic's, vLLM's and torch's own
+        raise UserError(f"engine vllm: vLLM refuses this run: {_in_one_line(error)}") from error
+
+
+def _use_first_runner() -> None:
+    """Choose vLLM's model runner V1, whose processors carry the settings of single requests."""
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+
+
+def _refuse_second_runner() -> Iterator[Refusal]:
+    if envs.VLLM_USE_V2_MODEL_RUNNER:
+        reason = "guided decoding needs vLLM's model runner V1"
+        yield Refusal("VLLM_USE_V2_MODEL_RUNNER", reason, "unset it in the environment, or set it to 0")
+
+
+def _in_one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:300] + " ..."
 
 
 def _row_settings(plans: Sequence[GuidePlan]) -> RowSettings:
@@ -96,44 +171,37 @@ def _row_settings(plans: Sequence[GuidePlan]) -> RowSettings:
     return RowSettings(betas, weights if any(weights) else None)
 
 
-def start(prepared: Prepared) -> VllmEngine:
+def start(prepared: Prepared, watcher: Watcher | None = None) -> VllmEngine:
     """Load the models and return the engine.
 
     vLLM runs in this process: its synchronous client would wait for ever for a process of its own that was
-    killed. Ranks of tensor parallelism are processes, which vLLM watches.
+    killed. Its workers (on CPUs, and the ranks of tensor parallelism) are processes, which vLLM watches.
+
+    Args:
+        prepared: what `prepare` returned.
+        watcher: is told of every chunk boundary.
+
+    Raises:
+        EngineError: vLLM could not start.
     """
-    register()
-    config = EngineArgs(**prepared.engine_args).create_engine_config()
-    engine = LLMEngine(
-        vllm_config=config,
-        executor_class=Executor.get_class(config),
-        log_stats=False,
-        multiprocess_mode=False,
-    )
-    return VllmEngine(engine, prepared.settings)
+    config = _try_config(prepared.engine_args)
+    with _one_line("could not start"):
+        engine = LLMEngine(
+            vllm_config=config,
+            executor_class=Executor.get_class(config),
+            log_stats=False,
+            multiprocess_mode=False,
+        )
+    return VllmEngine(engine, prepared.settings, watcher)
 
 
 def start_async(prepared: Prepared) -> AsyncVllmEngine:
     """Load the models and return the asynchronous twin."""
     register()
-    return AsyncVllmEngine(
-        AsyncLLM.from_engine_args(AsyncEngineArgs(**prepared.engine_args)), prepared.settings
-    )
-
-
-def check_prompt(task: Task) -> None:
-    """Refuse a prompt that the models read in different ids.
-
-    Raises:
-        UserError: naming the model.
-    """
-    (first, ids), *others = task.prompt_ids.items()
-    for name, other in others:
-        if other != ids:
-            raise UserError(
-                f"prompt {task.prompt_id}: {name} reads it in other ids than {first}, and vLLM feeds all "
-                f"models the same; give it the base's template and special tokens, or {LOCKSTEP}"
-            )
+    _use_first_runner()
+    with _one_line("could not start"):
+        engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**prepared.engine_args))
+    return AsyncVllmEngine(engine, prepared.settings)
 
 
 def guided_model_args(source: ModelConfig, description: Description, context: int | None) -> dict[str, Any]:
@@ -158,13 +226,9 @@ def guided_model_args(source: ModelConfig, description: Description, context: in
         "logits_processors": [RowSettingsProcessor],
         "logprobs_mode": "raw_logits",
         "disable_log_stats": True,
+        "use_tqdm_on_load": False,
         **length,
     }
-
-
-def _context(models: Sequence[ModelInfo]) -> int | None:
-    """Return the shortest context, in tokens."""
-    return min((info.max_length for info in models if info.max_length is not None), default=None)
 
 
 def _must_prefill_whole(sampling: SamplingConfig) -> bool:
@@ -187,17 +251,38 @@ def _refuse_architectures(models: Sequence[ModelInfo]) -> Iterator[Refusal]:
             yield Refusal(info.name, f"vLLM has no {name}", LOCKSTEP)
 
 
+def _refuse_unknown(engine_args: Mapping[str, Any]) -> Iterator[Refusal]:
+    known = [field.name for field in dataclasses.fields(EngineArgs)]
+    for name in map(str, engine_args):
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            instead = f"did you mean {close[0]!r}?" if close else "see vllm serve --help=all"
+            yield Refusal(f"vllm.{name}", "vLLM has no such argument", instead)
+
+
+def _refuse_head_sizes(models: Sequence[ModelInfo]) -> Iterator[Refusal]:
+    if not current_platform.is_cpu():
+        return
+    supported = CPUAttentionBackend.get_supported_head_sizes()
+    for info in models:
+        config = info.config.get_text_config()
+        size = config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads
+        if size not in supported:
+            reason = f"on CPUs vLLM takes {', '.join(map(str, supported))}"
+            yield Refusal(f"{info.name}: attention heads of size {size}", reason, LOCKSTEP)
+
+
 @contextlib.contextmanager
-def _one_line() -> Iterator[None]:
-    """Say in one line that vLLM's own process has ended.
+def _one_line(what: str = "has ended") -> Iterator[None]:
+    """Say in one line what became of vLLM.
 
     Raises:
-        ConnectionError: in place of vLLM's error.
+        EngineError: in place of vLLM's error.
     """
     try:
         yield
-    except EngineDeadError as error:
-        raise ConnectionError("vLLM's process has died; what it said last stands above") from error
+    except Exception as error:  # of whatever lies below vLLM too, such as a worker's that was killed
+        raise EngineError(f"vLLM {what}: {_in_one_line(error)}") from error
 
 
 class VllmEngine:
@@ -206,10 +291,13 @@ class VllmEngine:
     Args:
         engine: vLLM with the guided model.
         settings: what is decoded, and how.
+        watcher: is told of every chunk boundary.
     """
 
-    def __init__(self, engine: LLMEngine, settings: SearchSettings) -> None:
+    def __init__(self, engine: LLMEngine, settings: SearchSettings, watcher: Watcher | None = None) -> None:
         self._engine = engine
+        self._watcher = watcher
+        self.stop_checker: StopChecker = settings.stop_checker
         self._waiting: dict[str, asyncio.Future[CompletionOutput]] = {}
         self._search = PromptSearch(self._generate, settings)
         # As many prompts as fill the batch, and as many again whose requests wait at its door.
@@ -221,7 +309,7 @@ class VllmEngine:
 
         Raises:
             NumericalError: a model returned NaN or infinite numbers.
-            ConnectionError: vLLM's process died.
+            EngineError: vLLM, or one of its processes, died.
             UserError: a prompt that the models read in different ids.
         """
         for task in tasks:
@@ -232,7 +320,7 @@ class VllmEngine:
         try:
             while True:
                 for task in waiting:
-                    running.add(loop.create_task(self._search.decode(task)))
+                    running.add(loop.create_task(self._search.decode(task, self._watcher)))
                     if len(running) >= self._max_prompts:
                         break
                 if not running:

