@@ -131,7 +131,7 @@ CASES = [
     ("gold_reward", "weights cut off", truncate("base/model.safetensors"), [*GOLD, "--base", "base"], "base (base): cannot be loaded"),
     ("gold_reward", "no weights", remove("base/model.safetensors"), [*GOLD, "--base", "base"], "base (base): cannot be loaded"),
     ("gold_reward", "config no JSON", write("base/config.json", b"{"), [*GOLD, "--base", "base"], "base (base)"),
-    ("gold_reward", "model brings code", ship_code, [*GOLD, "--base", "base"], "contains custom code"),
+    ("gold_reward", "model brings code", ship_code, [*GOLD, "--base", "base"], "ships code of its own"),
     ("gold_reward", "guide cut off", truncate("untuned/model.safetensors"), KL, "untuned (untuned): cannot be loaded"),
     ("gold_reward", "beta is NaN", nothing, [*KL, "--beta", "nan"], "beta nan; expected"),
     ("gold_reward", "function with a syntax error", nothing, [*GOLD[:-1], "function_syntax.reward"], "cannot import function_syntax"),

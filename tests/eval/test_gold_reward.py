@@ -108,7 +108,9 @@ def decode(files, models, *more):
         "--input",
         files / "base.jsonl",
     ]
-    options += ["--output", files / "ivg.jsonl", "--overwrite", "--return_token_ids"]
+    output = files / "ivg.jsonl"
+    output.unlink(missing_ok=True)  # one without a manifest would not be written over
+    options += ["--output", output, "--overwrite", "--return_token_ids"]
     assert cli.main([*map(str, models), *map(str, options)]) == 0
 
 

@@ -143,13 +143,13 @@ CASES: list[tuple[str, str, Spoil, dict[str, Any], str]] = [
         {},
         r"another shape .*wpe.*\(64, 16",
     ),
-    ("value", "a FIFO for weights", instead("model/model.safetensors", os.mkfifo), {}, "cannot be loaded"),
+    ("value", "a FIFO for weights", instead("model/model.safetensors", os.mkfifo), {}, "is no regular file"),
     (
         "sft",
         "a device for weights",
         instead("model/model.safetensors", lambda path: path.symlink_to("/dev/zero")),
         {},
-        "cannot be loaded",
+        "is no regular file",
     ),
     ("reward", "deep JSON", write("model/config.json", b"[" * DEEP), {}, "cannot be read: maximum recursion"),
     ("dpo", "NUL bytes", write("model/config.json", b"\0" * 99), {}, "cannot be read: .*not a valid JSON"),
@@ -371,7 +371,7 @@ def test_refused_in_one_line(
 
 
 FILES: list[tuple[str, Callable[[Path], object], str]] = [
-    ("a folder", Path.mkdir, "Is a directory"),
+    ("a folder", Path.mkdir, "is no regular file"),
     ("binary", lambda path: path.write_bytes(bytes(range(256))), "not valid YAML"),
     ("deep", lambda path: path.write_text("[" * DEEP), "not valid YAML"),
     ("a long number", lambda path: path.write_text("seed: " + "9" * 5000), "not valid YAML|integer of"),
@@ -430,7 +430,12 @@ CONVERSIONS: list[tuple[str, Spoil, tuple[str, str], str]] = [
         ("source", "value"),
         "no model.safetensors",
     ),
-    ("a FIFO", instead("source/model.safetensors", os.mkfifo), ("source", "value"), "no model.safetensors"),
+    (
+        "a FIFO",
+        instead("source/model.safetensors", os.mkfifo),
+        ("source", "value"),
+        "no regular file",
+    ),
     (
         "a config of words",
         write("source/config.json", b"words"),

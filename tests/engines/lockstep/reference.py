@@ -137,7 +137,7 @@ class Reference:
             weight = pair.chunk_weight if pair.chunk_weight is not None else float(kind == "implicit")
             total += weight * pair.chunk_value(prompt, ids) if weight else 0.0
         for value in self.values:
-            weight = value.chunk_weight if value.chunk_weight is not None else float(kind == "explicit")
+            weight = value.weight if value.weight is not None else float(kind == "explicit")
             total += weight * value.chunk_value(prompt, ids) if weight else 0.0
         return total
 

@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from ivg.run.engine import Engine
 from torch import nn
 
 import ivg
 from ivg.config import ModelConfig, PairConfig, SamplingConfig, SearchConfig, ValueConfig
 from ivg.engines.lockstep.acceleration import VARIABLE, Accelerations, has_compiled_loops
+from ivg.engines.lockstep.engine import LockstepEngine
 from ivg.errors import UserError
 from ivg.models.loading import LoadedModel, Models, load_inspected, load_models
 from tests import tiny
@@ -76,17 +76,17 @@ def test_an_engine_replaces_layers_of_models_that_were_loaded_here_alone(
     before = types(models.base.module)
     given = LoadedModel(models.base.info, load(folders, "float32").base.module)  # as `ivg.hf.Guidance` does
     handed_in = load_inspected(models.infos, given)
-    Engine(handed_in, SEARCH, SAMPLING)
+    LockstepEngine(handed_in, SEARCH, SAMPLING)
     assert types(given.module) == before
     assert given.module.config._attn_implementation == "sdpa"
     assert types(handed_in.pairs[0].tuned.module) != types(models.pairs[0].tuned.module)
-    Engine(models, SEARCH, SAMPLING)
+    LockstepEngine(models, SEARCH, SAMPLING)
     changed = types(models.base.module) - before
     assert {layer.__name__ for layer in changed} == {"PackedLinear", "FastGELU"}
     assert models.base.module.config._attn_implementation != "sdpa"
     assert type(models.values[0].model.head) is nn.Linear
     assert {layer.__name__ for layer in types(models.values[0].model.module)} >= {"PackedLinear"}
-    Engine(models, SEARCH, SAMPLING)  # once more over the same: nothing is left to replace
+    LockstepEngine(models, SEARCH, SAMPLING)  # once more over the same: nothing is left to replace
     assert (
         types(models.base.module)
         == before
@@ -137,8 +137,8 @@ ivg_search = SearchConfig(
 searched = ivg.generate(
     prompts, models, search=ivg_search, sampling=SamplingConfig(max_new_tokens=14, temperature=1e-4)
 )
-from ivg.run.output_files import environment
-print(json.dumps([[r.token_ids for r in [*greedy, *searched]], environment()["compiled_loops"]]))
+from ivg.run.environment import describe_environment
+print(json.dumps([[r.token_ids for r in [*greedy, *searched]], describe_environment()["compiled_loops"]]))
 """
 
 

@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 from transformers import GPT2ForTokenClassification, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from ivg.config import SamplingConfig, SearchConfig
+from ivg.decoding.engine import in_order
 from ivg.decoding.sequences import Finished, Hypothesis
 from ivg.decoding.stopping import StopChecker
 from ivg.engines.lockstep.engine import LockstepEngine
@@ -29,10 +30,10 @@ def _run(
     models: Models, *, stop: Sequence[str] = (), search: SearchConfig = SEARCH, temperature: float = 1.5
 ) -> list[Finished]:
     sampling = SamplingConfig(max_new_tokens=12, temperature=temperature, stop=tuple(stop))
-    engine = LockstepEngine(models, search, sampling, keep_trace=True)
+    engine = LockstepEngine(models, search, sampling, max_batch_rows=16, keep_trace=True)
     tasks, bad = make_tasks(PROMPTS, engine.infos, sampling)
     assert not bad
-    return list(engine.run(tasks, max_batch_rows=16, block_size=12))
+    return list(in_order(tasks, engine.run(tasks)))
 
 
 def _candidates(finished: Sequence[Finished], reason: str) -> list[Hypothesis]:

@@ -141,7 +141,7 @@ def test_out_of_memory_gives_everything_back_before_it_goes_on(monkeypatch: pyte
     engine = LockstepEngine(models(), SEARCH, SAMPLING)
     tasks, _ = make_tasks(PROMPTS, engine.infos, SAMPLING)
     assert len(list(engine.run(tasks))) == len(tasks)
-    assert len(alive) > 4
+    assert len(alive) == 4  # what two steps had at hand, and the caches of two layers
     assert not any(alive)
 
 
