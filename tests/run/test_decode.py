@@ -93,7 +93,7 @@ def test_a_complete_output_is_left_alone(
     command = [*models, "--input", prompts, "--output", output]
     decode(*command)
     before = output.read_bytes()
-    monkeypatch.setattr("ivg.run.runner.load_inspected", lambda infos: pytest.fail("loaded again"))
+    monkeypatch.setattr("ivg.run.engines.load_inspected", lambda infos: pytest.fail("loaded again"))
     assert decode(*command) == 0
     assert output.read_bytes() == before
 

@@ -110,6 +110,10 @@ def read_grid(path: str, overrides: Sequence[str] = ()) -> GridConfig:
     if "search" in data:
         raise UserError(f"{path}: search belongs to the grid's entries; move its keys there")
     decode = config_from_dict(data)
+    if decode.engine != "lockstep":
+        raise UserError(
+            f"{path}: engine is {decode.engine}, but a grid counts what lockstep feeds its models; leave it out"
+        )
     runs = (BASE, *expand(own["grid"], path))
     _check_names([run.name for run in runs], path)
     for run in runs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -52,13 +53,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_config(folder: Path, name: str, **keys: Any) -> str:
-    models = {
+    models: dict[str, Any] = {
         "base": {"path": str(folder / "base"), "dtype": "float32"},
         "pairs": [
             {m: {"path": str(folder / m), "dtype": "float32"} for m in ("tuned", "untuned")} | {"beta": 0.7}
         ],
         "values": [{"path": str(folder / "value"), "dtype": "float32"}],
         "input": str(folder / "prompts.jsonl"),
+        "sampling": {"max_new_tokens": 30},
     }
     file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(models | keys), encoding="utf-8")
@@ -230,7 +232,7 @@ def test_what_vllm_cannot_do_here_is_one_line(
     message: str,
 ) -> None:
     monkeypatch.chdir(folder)
-    config = write_config(folder, "refused", engine="vllm", sampling={"max_new_tokens": 30}, limit=4)
+    config = write_config(folder, "refused", engine="vllm", limit=4)
     assert message in refusal_of(capsys, config, override)
 
 
@@ -243,7 +245,7 @@ def test_the_second_model_runner_is_refused(
 
 
 def test_a_dry_run_lists_every_refusal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = write_config(folder, "dry", engine="vllm", sampling={"max_new_tokens": 30})
+    config = write_config(folder, "dry", engine="vllm")
     assert cli.main(["--config", config, "--dry_run"]) == 0
     assert "engine: vllm 0." in capsys.readouterr().out
     overrides = ["sampling.temperature=0.005", "vllm.nothing=1", "vllm.dtype=float16", "max_batch_rows=8"]
@@ -260,6 +262,7 @@ def test_vllm_that_cannot_start_is_one_line(
     config = write_config(folder, "memory", engine="vllm", vllm={"kv_cache_memory_bytes": 2**50})
     output = folder / "memory.jsonl"
     assert cli.main(["--config", config, "--output", str(output)]) == 1
+    gc.collect()  # what was half started ends now, not while another test's engine runs
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: vLLM could not start: Available memory on node")
     assert last.endswith(f"; the same command goes on from {output}")

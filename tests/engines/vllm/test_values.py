@@ -26,6 +26,7 @@ FOREIGN_EOS = 40  # ends the base's responses, while the guides were trained on 
 # The last tokens are two letters, of which the second is a stop string.
 NUM_LETTERS = 130
 TOKENS = [*LETTERS[:NUM_LETTERS], *(LETTERS[i] + LETTERS[11] for i in range(len(LETTERS) - NUM_LETTERS))]
+TEXTS = [*TOKENS, "", ""]  # of every id: special tokens have none
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # vLLM's own
 Ids = tuple[int, ...]
@@ -113,10 +114,10 @@ def as_trained(ids: Ids, reason: str | None) -> Ids:
     if reason == "eos":
         return (*ids[:-1], EOS)
     if reason == "stop":
-        texts = ["".join(TOKENS[i] for i in ids[:n]) for n in range(len(ids) + 1)]
+        texts = ["".join(TEXTS[i] for i in ids[:n]) for n in range(len(ids) + 1)]
         text = texts[-1][: min(at for at in map(texts[-1].find, SAMPLING.stop) if at >= 0)]
         if text in texts:
-            return (*ids[: texts.index(text)], EOS)
+            return (*ids[: max(n for n in range(len(texts)) if texts[n] == text)], EOS)
         return (*map(LETTERS.index, text), EOS)
     return ids
 
