@@ -112,7 +112,8 @@ def read_grid(path: str, overrides: Sequence[str] = ()) -> GridConfig:
     decode = config_from_dict(data)
     if decode.engine != "lockstep":
         raise UserError(
-            f"{path}: engine is {decode.engine}, but a grid counts what lockstep feeds its models; leave it out"
+            f"{path}: engine is {decode.engine}, but a grid counts what lockstep feeds its models; "
+            "leave it out"
         )
     runs = (BASE, *expand(own["grid"], path))
     _check_names([run.name for run in runs], path)
