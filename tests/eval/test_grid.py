@@ -204,6 +204,7 @@ def test_a_report_shows_all_of_it_on_one_page(config):
         ({"reward": {"function": "ivg.rewards.vador"}}, "defines no vador"),
         ({"sampling": {"num_samples": 2}}, "num_samples"),
         ({"input": "absent.jsonl"}, "absent.jsonl"),
+        ({"engine": "vllm"}, "engine is vllm, but a grid counts what lockstep feeds"),
     ],
 )
 @pytest.mark.parametrize("script", [sweep, speed], ids=["sweep", "speed"])

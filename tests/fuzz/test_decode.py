@@ -133,6 +133,8 @@ config = st.tuples(
         return_beams=st.booleans(),
         return_token_ids=st.booleans(),
         static_steps=st.booleans(),
+        engine=st.sampled_from(["lockstep"] * 8 + ["vllm"]),
+        vllm=keys(tensor_parallel_size=sizes, max_model_len=sizes, block_size=sizes, dtype=st.just("auto")),
         limit=sizes,
     ),
     or_anything(model(st.sampled_from(["base"] * 5 + ["other"])), 20),

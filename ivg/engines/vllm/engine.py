@@ -17,7 +17,6 @@ from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import SamplingParams
-from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.executor import Executor
@@ -90,7 +89,7 @@ def prepare(
         last_ids=(*infos.base.eos_ids, *stop_token_ids(infos.base.tokenizer, sampling.stop)),
         scorer=add_scorers([*scorers, *([] if scorer is None else [scorer])]),
         renderer=_renderer(ranking[0].models[-1]) if ranking else None,
-        max_length=context,
+        max_length=given.get("max_model_len", context),
         average=any(isinstance(plan.info, PairInfo) and plan.info.config.average for plan in ranking),
         keep_trace=keep_trace,
     )
@@ -263,6 +262,8 @@ def _refuse_unknown(engine_args: Mapping[str, Any]) -> Iterator[Refusal]:
 def _refuse_head_sizes(models: Sequence[ModelInfo]) -> Iterator[Refusal]:
     if not current_platform.is_cpu():
         return
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend  # the CPU build's
+
     supported = CPUAttentionBackend.get_supported_head_sizes()
     for info in models:
         config = info.config.get_text_config()
