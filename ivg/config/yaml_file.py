@@ -187,7 +187,7 @@ def _check_lists(data: Mapping[str, Any], cls: type, where: str) -> None:
     """Refuse anything but a list for a field that is one: a text would be read as its letters."""
     hints = typing.get_type_hints(cls)
     for key, value in data.items():
-        if get_origin(hints[key]) is tuple and not isinstance(value, list | tuple):
+        if get_origin(hints[key]) in (tuple, list) and not isinstance(value, list | tuple):
             raise UserError(
                 f"{where}: {key} is {value!r:.60}; give a list (in YAML, lines that open with '- ')"
             )
@@ -249,6 +249,6 @@ def _describe(wanted: Any) -> str:
         return f"keys, such as {dataclasses.fields(wanted)[0].name}"
     if get_origin(wanted) is Mapping:
         return "keys with their values"
-    if get_origin(wanted) is tuple:
+    if get_origin(wanted) in (tuple, list):
         return f"a list, each of its entries {_describe(get_args(wanted)[0])}"
     return _WORDS.get(wanted, str(wanted))

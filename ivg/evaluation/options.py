@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-import sys
+import typing
 from collections.abc import Sequence
-from typing import Any, NoReturn, TypeVar
+from types import NoneType
+from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
-from transformers import HfArgumentParser
-
-from ivg.config.yaml_file import nearest, read_yaml
+from ivg.config.yaml_file import build, nearest, read_yaml
 from ivg.errors import UserError
 
 T = TypeVar("T")
 
 
-class _Parser(HfArgumentParser):  # type: ignore[misc]
+class _Parser(argparse.ArgumentParser):
     """Raises where argparse would print its usage and leave."""
 
     def error(self, message: str) -> NoReturn:
@@ -31,35 +31,65 @@ def parse_options(cls: type[T], argv: Sequence[str] | None, description: str) ->
     """Read flags, and under them the YAML file that `--config` names.
 
     Args:
-        cls: a dataclass; each field has a default and a `help` in its metadata (see `option`).
+        cls: a dataclass; each field has a default and a `help` in its metadata (see `option`). Its types are
+            text, numbers, booleans, lists of these, or one of these and None.
         argv: the command line; None for the process's own.
         description: what `--help` opens with.
 
     Raises:
         UserError: an unknown key or flag (naming the nearest valid one), or a value of the wrong type.
     """
-    parser = _Parser(cls, description=description.strip(), allow_abbrev=False)
-    parser.add_argument("--config", help="YAML file with any of these options; flags win over it")
-    valid = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    flags = list(sys.argv[1:] if argv is None else argv)
-    config = parser.parse_known_args(flags)[0].config
-    from_file = [] if config is None else _as_flags(read_yaml(config), config, valid)
-    known, unknown = parser.parse_known_args([*from_file, *flags])
+    parser = _flag_parser(cls, description)
+    known, unknown = parser.parse_known_args(argv)
+    given = vars(known)
     if unknown:
         name = unknown[0].lstrip("-").partition("=")[0].replace("-", "_")
-        raise UserError(f"unknown argument {unknown[0]!r}; {nearest(name, {*valid, 'config'})}")
-    return cls(**{name: value for name, value in vars(known).items() if name in valid})
+        raise UserError(f"unknown argument {unknown[0]!r}; {nearest(name, {*_hints(cls), 'config'})}")
+    path = given.pop("config", None)
+    from_file = {} if path is None else _with_lists(read_yaml(path), cls)
+    built: T = build(cls, {**from_file, **given}, "options" if path is None else f"config {path}")
+    return built
 
 
-def _as_flags(data: dict[str, Any], path: str, valid: set[str]) -> list[str]:
-    """Write a YAML file's options as flags, so that both are checked by the same types."""
-    flags = []
-    for key, value in data.items():
-        if key not in valid:
-            raise UserError(f"{path}: unknown key {key!r}; {nearest(key, valid)}")
-        if value is not None:
-            flags += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
-    return flags
+def _flag_parser(cls: type, description: str) -> _Parser:
+    """Return a parser of a dataclass's fields; what is not given is absent from what it returns."""
+    parser = _Parser(description=description.strip(), allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--config", metavar="FILE", help="YAML with any of these options; flags win over it")
+    for field in dataclasses.fields(cls):
+        hint = _without_none(_hints(cls)[field.name])
+        names = [f"--{field.name}"]
+        if "_" in field.name:
+            names.append(f"--{field.name.replace('_', '-')}")
+        text = field.metadata["help"].replace("%", "%%")
+        if field.default not in (None, "", False, dataclasses.MISSING):
+            text += f" ({field.default})"
+        if hint is bool:
+            parser.add_argument(*names, action=argparse.BooleanOptionalAction, help=text)
+        elif get_origin(hint) is list:
+            parser.add_argument(*names, nargs="+", type=get_args(hint)[0], metavar="X", help=text)
+        else:
+            parser.add_argument(*names, type=hint, metavar="X", help=text)
+    return parser
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _without_none(hint: Any) -> Any:
+    """Return `X` for `X | None`."""
+    is_optional = NoneType in get_args(hint)
+    return next(kind for kind in get_args(hint) if kind is not NoneType) if is_optional else hint
+
+
+def _with_lists(data: dict[str, Any], cls: type) -> dict[str, Any]:
+    """Let one value stand for a list of it, as a flag does, and null for what is left out."""
+    lists = {name for name, hint in _hints(cls).items() if get_origin(hint) is list}
+    return {
+        key: [value] if key in lists and not isinstance(value, list) else value
+        for key, value in data.items()
+        if value is not None
+    }
 
 
 def config_and_overrides(argv: Sequence[str] | None, description: str) -> tuple[str, list[str]]:
@@ -68,7 +98,7 @@ def config_and_overrides(argv: Sequence[str] | None, description: str) -> tuple[
     Raises:
         UserError: no file, an unknown flag, or an override without `=`.
     """
-    parser = _Parser((), description=description.strip(), allow_abbrev=False)
+    parser = _Parser(description=description.strip(), allow_abbrev=False)
     parser.add_argument("--config", required=True, help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="override a key: sampling.seed=1")
     known = parser.parse_intermixed_args(argv)

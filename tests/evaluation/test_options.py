@@ -41,3 +41,33 @@ def test_unknown_keys_name_the_nearest(tmp_path):
     path.write_text("nums: 4\n")
     with pytest.raises(UserError, match="unknown key 'nums'; did you mean 'num'"):
         parse_options(Options, ["--config", str(path)], "d")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("num: four\n", "num is 'four'; give an integer"),
+        ("num: true\n", "found true where a number belongs"),
+        ("limit: [1]\n", r"limit is \[1\]; give a number or null"),
+        ("files: [1]\n", "files"),
+        ("- num\n", "expected a mapping of keys"),
+    ],
+)
+def test_a_wrong_type_in_the_file_is_one_line(tmp_path, text, message):
+    path = tmp_path / "options.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        parse_options(Options, ["--config", str(path)], "d")
+
+
+def test_one_value_stands_for_a_list_of_it_and_dashes_for_underscores(tmp_path):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Dashed(Options):
+        base_template: str | None = option(None, "100% of it")
+
+    path = tmp_path / "options.yaml"
+    path.write_text("files: a\nlimit: 2\n")
+    parsed = parse_options(Dashed, ["--config", str(path), "--base-template", "x", "--no-sure"], "d")
+    assert parsed == Dashed(files=["a"], limit=2.0, base_template="x")
+    with pytest.raises(SystemExit):
+        parse_options(Dashed, ["--help"], "d")

@@ -35,6 +35,11 @@ class Shape:
     heads: int
     intermediate: int = 0  # Llama only
 
+    def num_weights(self, vocab_size: int) -> int:
+        """Count a Llama's weights of this size, with an output layer of its own; norms are left out."""
+        per_layer = 4 * self.hidden**2 + 3 * self.hidden * self.intermediate
+        return self.layers * per_layer + 2 * vocab_size * self.hidden
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
@@ -144,13 +149,18 @@ class BenchmarkModels:
     value: PreTrainedModel
 
 
+def build_model(workload: Workload, shape: Shape, dtype: torch.dtype, device: str) -> PreTrainedModel:
+    """Build a causal LM with random weights on a device."""
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(_config(workload, shape), dtype=dtype).eval()
+
+
 def build_models(workload: Workload, dtype: torch.dtype, device: str) -> BenchmarkModels:
     """Build the four models on a device."""
     torch.manual_seed(0)
 
     def causal(shape: Shape) -> PreTrainedModel:
-        with torch.device(device):
-            return AutoModelForCausalLM.from_config(_config(workload, shape), dtype=dtype).eval()
+        return build_model(workload, shape, dtype, device)
 
     def value(shape: Shape) -> PreTrainedModel:
         config = _config(workload, shape)

@@ -82,12 +82,13 @@ def build_loop(
     sampling: SamplingConfig,
     stop_checker: StopChecker,
     scorer: PrefixScorer | None,
+    device: str = "cpu",
 ) -> Loop:
     base, tuned, untuned = (
-        build_runner(Table(torch.from_numpy(table)), name, world.size)
+        build_runner(Table(torch.from_numpy(table)).to(device), name, world.size)
         for name, table in (("base", world.base), ("tuned", world.tuned), ("untuned", world.untuned))
     )
-    head = nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    head = nn.Linear(1, 1, bias=False, dtype=torch.float64, device=device)
     nn.init.ones_(head.weight)
     pair = PairGuide(
         (tuned, untuned),
@@ -99,7 +100,9 @@ def build_loop(
         ),
     )
     value = ScalarValueGuide(
-        build_runner(ValueTable(torch.from_numpy(world.values)), "value", world.size, has_logits=False),
+        build_runner(
+            ValueTable(torch.from_numpy(world.values)).to(device), "value", world.size, has_logits=False
+        ),
         head.requires_grad_(False),
         Weights(chunk=float(search.chunk_guidance == "explicit")),
     )

@@ -15,6 +15,7 @@ from ivg.engines.lockstep.loop import Loop
 from ivg.evaluation.benchmark import naive
 from ivg.evaluation.benchmark.ablation import measure_ablation
 from ivg.evaluation.benchmark.floor import Floor, bytes_per_prompt
+from ivg.evaluation.benchmark.gpu import measure_on_gpu, rows_that_fit
 from ivg.evaluation.benchmark.measure import RUNGS, measure
 from ivg.evaluation.benchmark.workloads import WORKLOADS, Shape, Workload, build_models, build_rows
 from tests.eval.scripts import load
@@ -179,3 +180,21 @@ def test_the_command_measures_one_rung(
     monkeypatch.setattr("sys.argv", ["bench.py", "--one", "short", "batched prompts", "--prompts", "2"])
     load("bench").main()
     assert json.loads(capsys.readouterr().out)["num_prompts"] == 2
+
+
+def test_the_rungs_of_the_gpu_check_run_where_there_is_no_gpu() -> None:
+    work = workload("llama")
+    found = dict(measure_on_gpu(work, dtype=torch.float32, device="cpu"))
+    assert list(found) == ["naive", "kept caches", "continuous batching", "base alone, as many rows"]
+    assert [figures["rows"] for figures in found.values()] == [4, 4, 12, 12]
+    for figures in found.values():
+        assert figures["milliseconds_per_step"] > 0
+
+
+def test_rows_that_fit_the_card_are_whole_prompts() -> None:
+    work = WORKLOADS["chat-7b"]
+    # Four Llamas of 7 billion weights in two bytes take 50.2 GiB; 632 columns of 4 x 32 layers of 2 x 4,096
+    # numbers, with 1.4 times the room, take 1.73 GiB a row.
+    assert rows_that_fit(work, 2, 80 * 2**30) == 12
+    assert rows_that_fit(work, 2, 40 * 2**30) < 4
+    assert rows_that_fit(work, 2, 10**15) == 128
