@@ -180,11 +180,12 @@ def test_the_command_decodes_on_the_gpu_by_default(
     prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in TEXTS))
     files = []
     for device in ([], ["--device", "cpu"]):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
         output = tmp_path / f"{len(files)}.jsonl"
         flags = ["--tuned", tuned, "--untuned", untuned, "--token_guidance", "implicit", "--dtype", "float64"]
         flags += ["--max_new_tokens", "12", "--seed", "5", *device]
         assert main(["--base", base, "--input", str(prompts), "--output", str(output), *flags]) == 0
         files.append([json.loads(line)["response"] for line in output.read_text().splitlines()])
+        assert (torch.cuda.max_memory_allocated() > before) == (not device)
     assert files[0] == files[1]
-    manifest = json.loads((tmp_path / "0.jsonl.manifest.json").read_text())
-    assert "cuda" in json.dumps(manifest)
