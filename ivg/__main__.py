@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif verb == "eval":
         return _evaluate(rest)
     elif verb == "convert-value":
-        from ivg.training.value.convert import main as convert
+        from ivg.training.value.convert_command import main as convert
 
         convert(rest)
     elif verb == "env":

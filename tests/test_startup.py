@@ -86,6 +86,8 @@ IVG = [
     ("eval --help", 0, "gold-reward"),
     ("eval golden", 2, "'golden' is none; give one of gold-reward"),
     ("env now", 2, "env takes no arguments"),
+    ("convert-value --help", 0, "score_head.weight"),
+    ("convert-value none x", 2, "no config.json there"),
 ]
 
 

@@ -38,7 +38,7 @@ def log_ratio(tuned_logits: Tensor, untuned_logits: Tensor) -> Tensor:
     Returns:
         (..., V) log-ratios.
     """
-    ratio = log_probs(tuned_logits) - log_probs(untuned_logits)
+    ratio = log_probs(tuned_logits).sub_(log_probs(untuned_logits))  # in place: whole vocabularies are large
     return ratio.nan_to_num_(nan=0.0, posinf=_CERTAIN, neginf=-_CERTAIN)
 
 

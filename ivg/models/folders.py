@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ivg.config import ModelConfig, PairConfig, ValueConfig
-from ivg.errors import UserError
+from ivg.errors import UserError, readable
 
 MODEL_FILES = (".json", ".safetensors", ".bin", ".model", ".jinja")
 
@@ -63,3 +63,21 @@ def require_folder(path: str, name: str) -> None:
 def looks_local(path: str) -> bool:
     """Tell what cannot be a Hub name: absolute, with a dot in front, or deeper than owner/name."""
     return Path(path).is_absolute() or path.startswith(".") or path.count("/") > 1
+
+
+def check_conversion(source: str, destination: str) -> None:
+    """Check that there is a token-reward checkpoint to read and a new folder to write.
+
+    Raises:
+        UserError: there is none, or the destination holds files.
+    """
+    if "\0" in source + destination:
+        raise UserError(f"{source!r}, {destination!r}: a name holds a NUL byte; give names of folders")
+    folder, target = Path(source), Path(destination)
+    with readable(f"{source}, {destination}: not names of folders"):
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{source}: no config.json there; give the folder of a token-reward checkpoint")
+        if (target / "config.json").exists():
+            raise UserError(f"{destination}: holds a model already; give a new folder")
+        if target.is_file() or target.is_symlink() or (target.is_dir() and any(target.iterdir())):
+            raise UserError(f"{destination}: is a file or holds files; give a new folder")

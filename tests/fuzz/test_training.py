@@ -23,7 +23,7 @@ from transformers import GPT2ForSequenceClassification
 from ivg.training.arguments import DataArguments, ModelArguments
 from ivg.training.merging import SFTArguments
 from ivg.training.rollouts.arguments import RolloutArguments
-from ivg.training.value import convert
+from ivg.training.value import convert_command
 from ivg.training.value.arguments import ValueTrainingArguments
 from tests import tiny
 from tests.fuzz.profile import fuzz
@@ -269,7 +269,7 @@ def test_convert_value(
             elif kind != "head":
                 _spoil_file(folder / "source" / name, kind, value)
         try:
-            convert.main([f"{folder}/{places[name]}" for name in ("source", "value")])
+            convert_command.main([f"{folder}/{places[name]}" for name in ("source", "value")])
             code = 0
         except SystemExit as exit_:
             code = int(exit_.code or 0)

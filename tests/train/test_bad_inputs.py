@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2ForSequenceClassification
 
-from ivg.training.value import convert
+from ivg.training.value import convert_command
 from tests import tiny
 from tests.train.launching import (
     COMPLETIONS,
@@ -510,11 +510,11 @@ def test_conversions_are_refused_in_one_line(
     spoil(folder)
     before = sorted(folder.rglob("*"))
     with pytest.raises(SystemExit, match="2"):
-        convert.main([f"{folder}/{place}" for place in places])
+        convert_command.main([f"{folder}/{place}" for place in places])
     assert re.search(message, the_one_line(capsys))
     assert sorted(folder.rglob("*")) == before
 
 
 def test_what_is_not_spoilt_is_converted(whole: Path, tmp_path: Path) -> None:
-    convert.main([str(whole / "source"), str(tmp_path / "value")])
+    convert_command.main([str(whole / "source"), str(tmp_path / "value")])
     assert (tmp_path / "value" / "model.safetensors").is_file()

@@ -18,7 +18,7 @@ from ivg.decoding.shared_ids import SharedIds
 from ivg.decoding.value_head import chosen_values, scalar_values, vocabulary_values
 from ivg.engines.lockstep.model_runner import BatchState, ModelRunner
 
-_MAX_SCORES = 2**26  # vocabulary-sized scores held at once while a chunk is fed
+MAX_SCORES = 2**26  # vocabulary-sized scores held at once while a chunk is fed
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +144,7 @@ class ScalarValueGuide:
 
 def _pieces(ids: Tensor, num_ids: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Split a chunk (R, L) into (tokens fed, tokens that follow them) whose scores fit in memory."""
-    step = max(1, _MAX_SCORES // (ids.shape[0] * num_ids))
+    step = max(1, MAX_SCORES // (ids.shape[0] * num_ids))
     last = ids.shape[1] - 1
     for start in range(0, last, step):
         end = min(start + step, last)

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from ivg.decoding.log_ratio import chosen, log_probs
 from ivg.decoding.value_head import chosen_values, scalar_values
+from ivg.engines.lockstep.guides import MAX_SCORES
 from ivg.engines.lockstep.model_runner import BatchState, ModelRunner, Part
 from ivg.engines.lockstep.variable_length import Piece, drop_last, feed_variable_length
-
-_MAX_SCORES = 2**26  # vocabulary-sized scores held at once
 
 
 class TokenSequence(NamedTuple):
@@ -134,7 +133,7 @@ class LogpRescorer:
         known = dict(enumerate(self._logps))
         self._logps = []
         origins = self.reader.origins(readings, num_again=1)
-        columns = max(1, _MAX_SCORES // (len(readings) * self._num_ids))
+        columns = max(1, MAX_SCORES // (len(readings) * self._num_ids))
         following = self._following(readings, origins)
         pieces = [
             chosen(log_probs(output[..., : self._num_ids]), following[:, start : start + output.shape[1]])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
@@ -27,18 +27,3 @@ def distinct(text: str, n: int) -> float:
     """
     grams = ngrams(words(text), n)
     return len(set(grams)) / len(grams) if grams else math.nan
-
-
-def corpus_distinct(texts: Iterable[str], n: int) -> float:
-    """Return the share of distinct word n-grams among those of all texts together.
-
-    Falls when a method gives every prompt the same answer. It also falls with the number of texts, so
-    compare it only between sets of equal size.
-
-    Raises:
-        ValueError: no text has n words.
-    """
-    grams = [gram for text in texts for gram in ngrams(words(text), n)]
-    if not grams:
-        raise ValueError(f"no text has {n} words: the share of distinct {n}-grams is undefined")
-    return len(set(grams)) / len(grams)

@@ -1,4 +1,4 @@
-"""`ivg-convert-value`: token-reward checkpoints of the paper's authors become stock token classifiers.
+"""Token-reward checkpoints of the paper's authors become stock token classifiers (`ivg-convert-value`).
 
 Those checkpoints hold a GPT-2 or Llama backbone and `score_head.weight` of shape (V, H), without a bias; the
 stock head has a bias, which is set to zero.
@@ -6,10 +6,8 @@ stock head has a bias, which is set to zero.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,7 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForTokenClassification, PretrainedConfig, PreTrainedModel
 
-from ivg.errors import UserError, exit_on_user_error, first_line, readable
+from ivg.errors import UserError, first_line, readable
+from ivg.models.folders import check_conversion
 from ivg.models.inspection import read_config, read_tokenizer
 from ivg.models.memory import refuse_absurd_size
 from ivg.training.value.heads import check_architecture, compact_labels, head_name
@@ -48,8 +47,8 @@ def convert_value(source: str, destination: str) -> int:
     Raises:
         UserError: not such a checkpoint, or the destination holds a model already.
     """
+    check_conversion(source, destination)
     folder, target = Path(source), Path(destination)
-    _check_places(folder, target, source, destination)
     config = read_config(source, source)
     check_architecture(config)
     refuse_absurd_size(config, source)
@@ -67,18 +66,6 @@ def convert_value(source: str, destination: str) -> int:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"{destination}: cannot be written: {first_line(error)}") from error
     return int(model.config.num_labels)
-
-
-def _check_places(folder: Path, target: Path, source: str, destination: str) -> None:
-    if "\0" in source + destination:
-        raise UserError(f"{source!r}, {destination!r}: a name holds a NUL byte; give names of folders")
-    with readable(f"{source}, {destination}: not names of folders"):
-        if not (folder / "config.json").is_file():
-            raise UserError(f"{source}: no config.json there; give the folder of a token-reward checkpoint")
-        if (target / "config.json").exists():
-            raise UserError(f"{destination}: holds a model already; give a new folder")
-        if target.is_file() or target.is_symlink() or (target.is_dir() and any(target.iterdir())):
-            raise UserError(f"{destination}: is a file or holds files; give a new folder")
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -167,17 +154,3 @@ def _bare(key: str) -> str:
         if key.startswith(prefix):
             return _bare(key.removeprefix(prefix))
     return key
-
-
-@exit_on_user_error
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Convert a checkpoint from the command line."""
-    parser = argparse.ArgumentParser(prog="ivg-convert-value", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("source", help="folder of a token-reward checkpoint (score_head.weight)")
-    parser.add_argument("destination", help="folder to write")
-    given = parser.parse_args(arguments)
-    convert_value(given.source, given.destination)
-
-
-if __name__ == "__main__":
-    main()

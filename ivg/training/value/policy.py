@@ -14,6 +14,7 @@ from ivg.errors import UserError
 from ivg.models.inspection import context_length, read_config, read_tokenizer
 from ivg.models.loading import load_weights
 from ivg.models.prompts import encode_prompt
+from ivg.models.rendering import Renderer
 from ivg.models.vocab import compare
 from ivg.training.models import whole_weights
 from ivg.training.rows import as_prompt_row, refuse
@@ -86,6 +87,7 @@ def add_policy_prompts(
     name: str,
     training: ValueTrainingArguments,
     tokenizer: PreTrainedTokenizerBase,
+    template: str | None,
 ) -> None:
     """Give every encoded row `policy_prompt`, the ids of its prompt as the policy sees it.
 
@@ -95,6 +97,7 @@ def add_policy_prompts(
         name: what to call them in an error message.
         training: the settings.
         tokenizer: the value model's.
+        template: how the value model sees a prompt.
 
     Raises:
         UserError: no such model, its ids mean other tokens, or rows are longer than its context.
@@ -109,7 +112,8 @@ def add_policy_prompts(
         )
         for read in (read_config, read_tokenizer)
     )
-    check_vocabulary(policy_tokenizer, tokenizer, training.policy_model)
+    ends = (Renderer(policy_tokenizer, training.policy_template), Renderer(tokenizer, template))
+    check_vocabulary(*ends, training.policy_model)
     for new, row in zip(encoded, rows, strict=True):
         prompt = as_prompt_row(row["prompt"])
         new["policy_prompt"] = encode_prompt(policy_tokenizer, prompt, training.policy_template)
@@ -122,21 +126,32 @@ def add_policy_prompts(
         refuse(name, what, [length > context for length in lengths], "remove them")
 
 
-def check_vocabulary(policy: PreTrainedTokenizerBase, value: PreTrainedTokenizerBase, name: str) -> None:
-    """Refuse a policy whose ids do not mean the value model's tokens, EOS included.
+def check_vocabulary(policy: Renderer, value: Renderer, name: str) -> None:
+    """Refuse a policy whose ids do not mean the value model's tokens, or which ends responses otherwise.
 
     Args:
-        policy: the policy's tokenizer.
-        value: the value model's.
+        policy: how the policy reads text.
+        value: how the value model does.
         name: of the policy, for the message.
 
     Raises:
-        UserError: saying how far the two token-to-id maps agree.
+        UserError: saying how far the two token-to-id maps agree, or which token ends a response.
     """
-    match = compare(policy, value)
-    if not match.agrees or policy.eos_token_id != value.eos_token_id:
-        first = match.differing[0] if match.differing else policy.eos_token
+    match = compare(policy.tokenizer, value.tokenizer)
+    if not match.agrees:
         raise UserError(
-            f"policy_model {name}: its ids are not the value model's ({match.summary()}; {first!r} differs); "
-            "give a model of the same vocabulary, or leave policy_model out"
+            f"policy_model {name}: its ids are not the value model's ({match.summary()}; "
+            f"{match.differing[0]!r} differs); give a model of the same vocabulary, or leave policy_model out"
         )
+    if policy.end_id != value.end_id:
+        raise UserError(
+            f"policy_model {name}: it ends a response with {_end_of(policy)}, the value model with "
+            f"{_end_of(value)}, so the policy's end would be valued by an output that is never trained; give "
+            "both a template with one end (policy_template, prompt_template), or leave policy_model out"
+        )
+
+
+def _end_of(renderer: Renderer) -> str:
+    if renderer.end_id is None:
+        return "no token"
+    return repr(renderer.tokenizer.convert_ids_to_tokens(renderer.end_id))

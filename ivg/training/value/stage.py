@@ -108,7 +108,7 @@ def encode(
         refuse(name, "a reward other than 0 and 1", [r not in (0, 1) for r in rows["reward"]], remedy)
     Renderer(tokenizer, data.prompt_template).require_end(name)
     encoded = (encode_pairs if paired else encode_rewarded)(rows, tokenizer, data.prompt_template)
-    add_policy_prompts(encoded, rows, name, training, tokenizer)
+    add_policy_prompts(encoded, rows, name, training, tokenizer, data.prompt_template)
     return _within_limit(encoded, name, training, context_length(config))
 
 

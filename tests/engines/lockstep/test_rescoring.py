@@ -66,7 +66,7 @@ def test_response_logps_equal_recomputation(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["gpt2", "mistral", "llama"])
 def test_pieces_of_columns_change_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ivg.engines.lockstep.rescoring._MAX_SCORES", 1)
+    monkeypatch.setattr("ivg.engines.lockstep.rescoring.MAX_SCORES", 1)
     model = _causal(kind)
     reader = LogpRescorer(_lane(model), num_ids=VOCAB)
     for call in _growing(random.Random(1), 6):

@@ -19,7 +19,8 @@ from transformers import (
 )
 
 from ivg.errors import UserError
-from ivg.training.value.convert import convert_value, main
+from ivg.training.value.convert import convert_value
+from ivg.training.value.convert_command import main
 from tests import tiny
 from tests.models import tiny as guides
 

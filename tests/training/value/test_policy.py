@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from ivg.errors import UserError
+from ivg.models.rendering import Renderer
 from ivg.training.value.policy import Policy, check_vocabulary
 from tests import tiny
 
@@ -41,13 +42,21 @@ def test_a_model_that_changes_its_logits_is_refused(kind: str, keys: dict[str, f
 
 
 def test_ids_must_mean_the_same_tokens() -> None:
-    ours = tiny.tokenizer()
-    check_vocabulary(tiny.tokenizer(), ours, "base")
+    ours = Renderer(tiny.tokenizer(), None)
+    check_vocabulary(Renderer(tiny.tokenizer(), None), ours, "base")
     with pytest.raises(
         UserError, match=r"policy_model base: its ids are not the value model's .*' ' differs"
     ):
-        check_vocabulary(tiny.tokenizer(tiny.LETTERS[::-1]), ours, "base")
-    other_end = tiny.tokenizer()
-    other_end.eos_token = "a"
-    with pytest.raises(UserError, match="'a' differs"):
-        check_vocabulary(other_end, ours, "base")
+        check_vocabulary(Renderer(tiny.tokenizer(tiny.LETTERS[::-1]), None), ours, "base")
+
+
+def test_responses_must_end_alike() -> None:
+    """A chat policy closes a turn with another token than a value model that reads bare prompts."""
+    ours = Renderer(tiny.tokenizer(), None)
+    chat = tiny.tokenizer(chat=True)
+    closing = "{% if m['role'] == 'assistant' %}<pad>{% endif %}"
+    chat.chat_template = f"{{% for m in messages %}}{{{{ m['content'] }}}}{closing}{{% endfor %}}"
+    with pytest.raises(UserError, match="ends a response with '<pad>', the value model with '<eos>'"):
+        check_vocabulary(Renderer(chat, "chat"), ours, "base")
+    check_vocabulary(Renderer(chat, "{prompt}"), ours, "base")
+    check_vocabulary(Renderer(chat, "chat"), Renderer(chat, "chat"), "base")
