@@ -24,6 +24,7 @@ VERBS = {
     "train": "train the models that guide, or sample their training data: ivg train STAGE ...",
     "eval": "measure, compare and report: ivg eval WHAT ...",
     "convert-value": "turn a released token-reward checkpoint into a value model (= ivg-convert-value)",
+    "convert-gguf": "turn a GGUF file into a model folder: ivg convert-gguf FILE.gguf FOLDER",
     "env": "print versions, devices and what was compiled, for a report of a fault",
 }
 
@@ -88,6 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ivg.training.value.convert_command import main as convert
 
         convert(rest)
+    elif verb == "convert-gguf":
+        from ivg.run.convert_gguf import main as convert_gguf
+
+        convert_gguf(rest)
     elif verb == "env":
         if rest:
             raise UserError(f"env takes no arguments, got {rest[0]!r}")

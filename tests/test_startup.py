@@ -78,13 +78,15 @@ IVG = [
     ("", 0, "convert-value"),
     ("--help", 0, "ivg-decode"),
     ("--version", 0, "ivg "),
-    ("dekode", 2, "'dekode' is no verb; give one of decode, train, eval, convert-value, env"),
+    ("dekode", 2, "'dekode' is no verb; give one of decode, train, eval, convert-value, convert-gguf, env"),
     ("decode --help", 0, "exit codes"),
     ("train --help", 0, "rollouts"),
     ("train", 2, "is missing; give one of sft"),
     ("train dpo --help", 0, "--help_all"),
     ("eval --help", 0, "gold-reward"),
     ("eval golden", 2, "'golden' is none; give one of gold-reward"),
+    ("convert-gguf --help", 0, "folder to write"),
+    ("convert-gguf nowhere.gguf out", 2, "nowhere.gguf: no such file; give a GGUF file"),
     ("env now", 2, "env takes no arguments"),
     ("convert-value --help", 0, "score_head.weight"),
     ("convert-value none x", 2, "no config.json there"),
@@ -120,7 +122,7 @@ from ivg import *
 def test_every_verb_that_is_a_script_has_one() -> None:
     for script in (*STAGES.values(), *EVALUATIONS.values()):
         assert (CHECKOUT / script.path).is_file()
-    assert list(VERBS) == ["decode", "train", "eval", "convert-value", "env"]
+    assert list(VERBS) == ["decode", "train", "eval", "convert-value", "convert-gguf", "env"]
 
 
 def test_own_keys_are_those_of_the_dataclasses() -> None:

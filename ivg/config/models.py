@@ -67,7 +67,8 @@ class PairConfig:
         beta: weight of the log-ratio in token guidance, >= 0; larger follows the pair more.
         chunk_weight: weight in the chunk score; unset: 1 where chunk guidance is implicit, else 0.
         average: divide the chunk score by the number of tokens.
-        vocab_mapping: what to do where the pair's token-to-id map differs from the base's.
+        vocab_mapping: what to do where the pair's token-to-id map differs from the base's: `refuse`, or
+            `shared-strings`: guide the tokens for whose bytes of text the pair has a token.
     """
 
     tuned: ModelConfig

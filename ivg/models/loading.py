@@ -198,12 +198,12 @@ def load_weights(
     """
     brought = {} if adapter is None else adapter_weights(adapter, name)
     check_weights(kind, path, name, brought=brought, trust_remote_code=trust_remote_code, **kwargs)
-    with readable(f"{name}: cannot be loaded"), _quiet():
+    with readable(f"{name}: cannot be loaded"), quiet():
         module: PreTrainedModel
         module, report = CLASSES[kind].from_pretrained(
             path, trust_remote_code=trust_remote_code, output_loading_info=True, **kwargs
         )
-    _refuse_missing(report, name, brought)
+    refuse_missing(report, name, brought)
     return module if adapter is None else merge_adapter(module, adapter, brought, name)
 
 
@@ -237,7 +237,7 @@ def check_weights(
         return
     of_place = ("device_map", "quantization_config", "max_memory", "offload_folder", "low_cpu_mem_usage")
     given = {key: value for key, value in kwargs.items() if key not in of_place}
-    with readable(f"{name}: cannot be loaded"), _quiet():
+    with readable(f"{name}: cannot be loaded"), quiet():
         _, report = CLASSES[kind].from_pretrained(
             path,
             trust_remote_code=trust_remote_code,
@@ -256,10 +256,10 @@ def check_weights(
         )
     own_start = HEAD_NAMES if starts_head else ()
     started = [key for key in report["missing_keys"] if key.split(".")[0] in own_start]
-    _refuse_missing(report, name, {*brought, *started})
+    refuse_missing(report, name, {*brought, *started})
 
 
-def _refuse_missing(report: Mapping[str, Collection[str]], name: str, expected: Collection[str]) -> None:
+def refuse_missing(report: Mapping[str, Collection[str]], name: str, expected: Collection[str]) -> None:
     """Refuse a loading report with weights missing that are not expected to be."""
     missing = [key for key in report["missing_keys"] if key not in expected]
     if missing:
@@ -326,7 +326,7 @@ def _untie(module: PreTrainedModel, changed: Collection[str]) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers' own report of missing weights off the screen: what is wrong is raised in a line."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()

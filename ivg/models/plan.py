@@ -12,11 +12,13 @@ from typing import Literal, NamedTuple
 
 from ivg.config import ModelConfig, PairConfig, SearchConfig, ValueConfig
 from ivg.errors import UserError
+from ivg.models.cross_vocab import SAMPLE_TEXT, TokenReadings, guided_share, read_tokens
 from ivg.models.inspection import ModelInfo, inspect_model
 from ivg.models.rendering import Renderer
 from ivg.models.vocab import VocabMatch, compare
 
 Route = Literal["ids", "text", "strings"]
+MIN_GUIDED_SHARE = 0.5  # of running text; below, guidance would leave most tokens alone
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,7 @@ class Fit:
         num_shared: ids below this are scored by both.
         unguided: ids below it that stand for different special tokens.
         warnings: what the user should know.
+        readings: how the guide reads the base's tokens, where its route is `strings`.
     """
 
     route: Route
@@ -36,6 +39,7 @@ class Fit:
     num_shared: int
     unguided: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
+    readings: TokenReadings | None = None
 
 
 def fit_guide(base: ModelInfo, guide: ModelInfo, *, guides_tokens: bool, mapping: str = "refuse") -> Fit:
@@ -84,6 +88,30 @@ def _fit_by_ids(base: ModelInfo, guide: ModelInfo, match: VocabMatch, *, guides_
         else ()
     )
     return Fit(route="ids", match=match, num_shared=num_shared, unguided=unguided, warnings=warnings)
+
+
+def _read_base(base: ModelInfo, guide: ModelInfo) -> TokenReadings:
+    """Work out how a pair reads the base's tokens.
+
+    Raises:
+        UserError: it could guide too few of them.
+    """
+    readings = read_tokens(
+        base.tokenizer,
+        guide.tokenizer,
+        num_ids=base.num_outputs,
+        eos_ids=base.eos_ids,
+        end_id=Renderer(guide.tokenizer, guide.template).end_id,
+        opens_turn=guide.template == "chat",
+    )
+    share = guided_share(base.tokenizer, readings, [SAMPLE_TEXT])
+    if share is not None and share < MIN_GUIDED_SHARE:
+        raise UserError(
+            f"{guide.name}: its vocabulary has a counterpart for {share:.0%} of the base's tokens in running "
+            f"text, and token guidance needs {MIN_GUIDED_SHARE:.0%}; use chunk guidance, which goes through "
+            "text, or a pair whose vocabulary is nearer to the base's"
+        )
+    return readings
 
 
 def check_value(info: ModelInfo, *, guides_tokens: bool) -> None:
@@ -236,7 +264,10 @@ def plan_guides(infos: ModelInfos, search: SearchConfig) -> list[GuidePlan]:
                     f"{pair.tuned.name} and {pair.untuned.name} have different vocabularies; "
                     "give a pair with one vocabulary"
                 )
-            plans.append(GuidePlan(info=pair, fit=fits[0], guides_tokens=guides_tokens, chunk_weight=weight))
+            fit = fits[0]
+            if fit.route == "strings":
+                fit = dataclasses.replace(fit, readings=_read_base(infos.base, pair.tuned))
+            plans.append(GuidePlan(info=pair, fit=fit, guides_tokens=guides_tokens, chunk_weight=weight))
     for value in infos.values:
         guides_tokens = search.token_guidance == "explicit"
         weight = _chunk_weight(value.config.chunk_weight, "explicit", search)

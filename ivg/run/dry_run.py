@@ -19,11 +19,12 @@ from ivg.config import DecodeConfig, Guidance, SearchConfig, check_guidance
 from ivg.engines.lockstep.acceleration import has_compiled_loops
 from ivg.engines.vllm.refusals import installed_version
 from ivg.errors import UserError
+from ivg.models.cross_vocab import SAMPLE_TEXT, TokenReadings, guided_share
 from ivg.models.inspection import ModelInfo, longrope_length
 from ivg.models.loading import default_device
 from ivg.models.memory import Needs, adapter_bytes, check_it_fits, estimate
 from ivg.models.plan import GuidePlan, ModelInfos, inspect_models, plan_guides
-from ivg.models.prompts import Record, encode_prompt, has_double_bos, render_prompt
+from ivg.models.prompts import Record, encode_prompt, has_double_bos, messages_of, render_prompt
 from ivg.models.vocab import VocabMatch, compare, stop_token_ids
 from ivg.run.engines import find_engine_refusals
 
@@ -39,6 +40,7 @@ class ModelReport:
         needs: memory.
         shares_weights: its weights are counted with another model's.
         match: how its token-to-id map compares with the base's; None for the base.
+        guided_share: of the tokens in the prompts' text, where it guides tokens of another vocabulary.
         eos_ids: every id that ends its responses.
         eos_tokens: their strings.
         template: `chat` or a format string.
@@ -57,6 +59,7 @@ class ModelReport:
     needs: Needs
     shares_weights: bool
     match: VocabMatch | None
+    guided_share: float | None
     eos_ids: tuple[int, ...]
     eos_tokens: tuple[str, ...]
     template: str
@@ -186,12 +189,14 @@ def _examine_all(
     every = [infos.base, *pairs, *(value.model for value in infos.values)]
     asked = every if plans is None else [infos.base, *(info for plan in plans for info in plan.models)]
     used = {info.name for info in asked}
+    readings = {info.name: plan.fit.readings for plan in plans or () for info in plan.models}
     seen: set[str] = set()
     reports = []
     for info in every:
         key = info.adapter_over or info.source.path
         report = _examine(info, infos.base, records, config, shares_weights=key in seen)
-        reports.append(dataclasses.replace(report, is_used=info.name in used))
+        share = _measure_share(infos.base, readings.get(info.name), records)
+        reports.append(dataclasses.replace(report, is_used=info.name in used, guided_share=share))
         if info.name in used:
             seen.add(key)
     return reports
@@ -221,6 +226,7 @@ def _examine(
         needs=needs,
         shares_weights=shares_weights,
         match=None if info is base else compare(base.tokenizer, info.tokenizer),
+        guided_share=None,
         eos_ids=info.eos_ids,
         eos_tokens=tuple(map(str, info.tokenizer.convert_ids_to_tokens(list(info.eos_ids)))),
         template=info.template,
@@ -232,6 +238,15 @@ def _examine(
         refused=tuple(refused),
         is_used=True,
     )
+
+
+def _measure_share(
+    base: ModelInfo, readings: TokenReadings | None, records: Sequence[Record]
+) -> float | None:
+    if readings is None:
+        return None
+    texts = (message["content"] for record in records for message in messages_of(record))
+    return guided_share(base.tokenizer, readings, texts)
 
 
 def _try_guidance(infos: ModelInfos, config: DecodeConfig, level: str, kind: Guidance) -> Possibility:
@@ -250,14 +265,16 @@ def _try_guidance(infos: ModelInfos, config: DecodeConfig, level: str, kind: Gui
         return Possibility(level, kind, False, str(error), is_asked_for)
     if refusals:
         return Possibility(level, kind, False, refusals[0].tell(config.engine), is_asked_for)
-    routes = {
-        "text": "through text, in the guide's own vocabulary",
-        "strings": "over the strings that both vocabularies have",
-        "ids": "by ids",
-    }
-    remarks = [routes[plan.fit.route] for plan in plans]
+    remarks = [_describe_route(infos.base, plan) for plan in plans]
     remarks += [warning for plan in plans for warning in plan.fit.warnings]
     return Possibility(level, kind, True, "; ".join(dict.fromkeys(remarks)), is_asked_for)
+
+
+def _describe_route(base: ModelInfo, plan: GuidePlan) -> str:
+    if plan.fit.readings is not None:
+        share = guided_share(base.tokenizer, plan.fit.readings, [SAMPLE_TEXT])
+        return f"where the guide has a token for the same bytes: {share or 0:.0%} of running text"
+    return "by ids" if plan.fit.route == "ids" else "through text, in the guide's own vocabulary"
 
 
 def _find_bad_prompts(used: Sequence[ModelReport], config: DecodeConfig) -> list[str]:
@@ -363,7 +380,12 @@ def _describe_vocabulary(model: ModelReport) -> str:
     if model.match is None:
         return "the base's own"
     verdict = "agrees" if model.match.agrees else "differs"
-    return f"{verdict}: {model.match.summary()}"
+    reach = (
+        ""
+        if model.guided_share is None
+        else f"; it can guide {model.guided_share:.0%} of the prompts' tokens"
+    )
+    return f"{verdict}: {model.match.summary()}{reach}"
 
 
 def _shorten_example(model: ModelReport) -> str:

@@ -13,7 +13,7 @@ from ivg.engines.lockstep.cross_vocab_guide import CrossVocabPairGuide, CrossVoc
 from ivg.engines.lockstep.guides import Guide, PairGuide, ScalarValueGuide, VocabularyValueGuide, Weights
 from ivg.engines.lockstep.model_runner import pair_runners, runner_of, separate_runners
 from ivg.engines.lockstep.text_guides import TextGuides
-from ivg.models.cross_vocab import read_tokens
+from ivg.models.cross_vocab import TokenReadings
 from ivg.models.inspection import ModelInfo
 from ivg.models.loading import LoadedPair, LoadedValue, Models
 from ivg.models.plan import GuidePlan
@@ -66,7 +66,8 @@ def _bind(guide: LoadedPair | LoadedValue, plan: GuidePlan, base: ModelInfo) -> 
     )
     if isinstance(guide, LoadedPair):
         if plan.fit.route == "strings":
-            return _bind_cross_vocab(guide, base, weights)
+            assert plan.fit.readings is not None
+            return _bind_cross_vocab(guide, plan.fit.readings, weights)
         return PairGuide(pair_runners(guide), shared, weights)
     model = guide.model
     if model.info.kind == "scalar":
@@ -74,8 +75,7 @@ def _bind(guide: LoadedPair | LoadedValue, plan: GuidePlan, base: ModelInfo) -> 
     return VocabularyValueGuide(runner_of(model), model.head, shared, weights)
 
 
-def _bind_cross_vocab(pair: LoadedPair, base: ModelInfo, weights: Weights) -> CrossVocabPairGuide:
+def _bind_cross_vocab(pair: LoadedPair, readings: TokenReadings, weights: Weights) -> CrossVocabPairGuide:
     info = pair.tuned.info
-    readings = read_tokens(base.tokenizer, info.tokenizer, base.num_outputs, base.eos_ids)
     runners = tuple(CrossVocabRunner(runner, readings) for runner in separate_runners(pair))
     return CrossVocabPairGuide(runners, readings, min(info.num_token_ids, info.num_outputs), weights)

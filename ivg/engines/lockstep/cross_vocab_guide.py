@@ -12,9 +12,22 @@ from ivg.decoding.log_ratio import log_ratio
 from ivg.engines.lockstep.guides import Weights
 from ivg.engines.lockstep.model_runner import BatchState, ModelRunner
 from ivg.engines.lockstep.variable_length import feed_variable_length
-from ivg.models.cross_vocab import TokenReadings
+from ivg.models.cross_vocab import Reading, TokenReadings
 
 logger = logging.getLogger(__name__)
+
+
+class _Pieces:
+    """A reading as tensors: `ids` (V of the base, n), padded with 0, and `counts` (V of the base,)."""
+
+    def __init__(self, reading: Reading, width: int, device: torch.device) -> None:
+        self.ids = torch.tensor([[*p, *[0] * (width - len(p))] for p in reading.pieces], device=device)
+        self.counts = torch.tensor([len(p) for p in reading.pieces], device=device)
+
+
+def is_at_opening(state: BatchState) -> Tensor:
+    """Tell which rows (R,) have read nothing of their response yet."""
+    return state.lengths == state.prompt_lengths
 
 
 class CrossVocabRunner(ModelRunner):
@@ -37,9 +50,10 @@ class CrossVocabRunner(ModelRunner):
             branches=runner.branches,
         )
         width = readings.max_pieces
-        padded = [[*p, *[0] * (width - len(p))] for p in readings.pieces]
-        self._pieces = torch.tensor(padded, device=self.device)  # (V of the base, n)
-        self._counts = torch.tensor([len(p) for p in readings.pieces], device=self.device)
+        self._inside = _Pieces(readings.inside, width, self.device)
+        is_alike = readings.opening is readings.inside
+        self._opening = self._inside if is_alike else _Pieces(readings.opening, width, self.device)
+        self._max_pieces = width
         self._has_warned = False
 
     def feed(self, state: BatchState, ids: Tensor) -> Tensor:
@@ -48,12 +62,17 @@ class CrossVocabRunner(ModelRunner):
         The host asks at each of them how many tokens the rows read it as, so a GPU waits for it.
         """
         for column in ids.to(self.device).unbind(dim=1):
-            counts = self._counts[column].where(self.has_room(state), 0)
+            pieces, counts = self._inside.ids[column], self._inside.counts[column]
+            if self._opening is not self._inside:
+                opens = is_at_opening(state)
+                pieces = self._opening.ids[column].where(opens[:, None], pieces)
+                counts = self._opening.counts[column].where(opens, counts)
+            counts = counts.where(self.has_room(state), 0)
             width = int(counts.max())
             if bool((counts == 1).all()):
-                super().feed(state, self._pieces[column, :1])
+                super().feed(state, pieces[:, :1])
             elif width:
-                for _ in feed_variable_length(self, state, self._pieces[column, :width], counts):
+                for _ in feed_variable_length(self, state, pieces[:, :width], counts):
                     pass
         return state.last[:, None]
 
@@ -61,7 +80,7 @@ class CrossVocabRunner(ModelRunner):
         """Tell which rows (R,) can read any next token within the context; the others stay as they are."""
         if self.max_length is None:
             return torch.ones_like(state.lengths, dtype=torch.bool)
-        has_room = state.lengths + self._pieces.shape[1] <= self.max_length
+        has_room = state.lengths + self._max_pieces <= self.max_length
         if not self._has_warned and not bool(has_room.all()):
             self._has_warned = True
             logger.warning(
@@ -73,8 +92,21 @@ class CrossVocabRunner(ModelRunner):
         return has_room
 
 
+class _Counterparts:
+    """Where each base token finds its score among the guide's, if it has one there."""
+
+    def __init__(self, reading: Reading, num_ids: int, device: torch.device) -> None:
+        own = [c if c is not None and c < num_ids else None for c in reading.counterparts]
+        self._ids = torch.tensor([c or 0 for c in own], device=device)  # (V of the base,)
+        self._exists = torch.tensor([c is not None for c in own], device=device)
+
+    def widen(self, ratios: Tensor) -> Tensor:
+        """Return (R, V of the base) from (R, V of the guide); 0 for tokens without a counterpart."""
+        return ratios[:, self._ids].where(self._exists, 0)
+
+
 class CrossVocabPairGuide:
-    """Log-ratio of tuned to untuned, passed to the base tokens whose string the guide has.
+    """Log-ratio of tuned to untuned, passed to the base tokens for whose bytes the guide has a token.
 
     Args:
         runners: tuned and untuned.
@@ -94,18 +126,22 @@ class CrossVocabPairGuide:
         self._sides = runners
         self._num_ids = num_ids
         device = runners[0].device
-        own = [c if c is not None and c < num_ids else None for c in readings.counterparts]
-        self._counterparts = torch.tensor([c or 0 for c in own], device=device)  # (V of the base,)
-        self._has_counterpart = torch.tensor([c is not None for c in own], device=device)
+        self._inside = _Counterparts(readings.inside, num_ids, device)
+        is_alike = readings.opening is readings.inside
+        self._opening = self._inside if is_alike else _Counterparts(readings.opening, num_ids, device)
 
     def token_scores(self, states: Sequence[BatchState]) -> Tensor:
         """Return the (R, V of the base) log-ratios; 0 for tokens without a counterpart."""
         tuned, untuned = (state.last[..., : self._num_ids] for state in states)
-        ratios = log_ratio(tuned, untuned.to(tuned.device))[:, self._counterparts]  # (R, V)
+        ratios = log_ratio(tuned, untuned.to(tuned.device))
+        widened = self._inside.widen(ratios)  # (R, V)
+        opens = is_at_opening(states[0])
+        if self._opening is not self._inside and bool(opens.any()):
+            widened = self._opening.widen(ratios).where(opens[:, None], widened)
         guided = [
             runner.has_room(state).to(tuned.device) for runner, state in zip(self._sides, states, strict=True)
         ]
-        return ratios.where(self._has_counterpart & (guided[0] & guided[1])[:, None], 0)
+        return widened.where((guided[0] & guided[1])[:, None], 0)
 
     def chunk_scores(self, states: Sequence[BatchState], ids: Tensor) -> Tensor:
         """Refuse: this guide is asked at every token, and never scores a chunk at once."""

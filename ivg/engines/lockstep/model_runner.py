@@ -27,6 +27,7 @@ class BatchState:
         cache: keys and values, right-aligned.
         mask: (R, T) which cached columns are real tokens.
         lengths: (R,) real tokens per row, hence each row's next position.
+        prompt_lengths: (R,) how many of them are the prompt's.
         last: (R, V) logits or (R, H) hidden states at each row's last fed token.
         finite: (R,) whether every output so far was a number (minus infinity is allowed in logits).
     """
@@ -34,6 +35,7 @@ class BatchState:
     cache: RowCache
     mask: Tensor
     lengths: Tensor
+    prompt_lengths: Tensor
     last: Tensor
     finite: Tensor
 
@@ -114,7 +116,7 @@ class ModelRunner:
         padded = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in prompts], device=self.device)
         lengths = self.per_branch(torch.tensor([len(ids) for ids in prompts], device=self.device))
         offsets = torch.arange(width, device=self.device) - (width - lengths[:, None])  # (R, T)
-        state = BatchState(self.new_cache(), offsets >= 0, lengths, padded, padded)
+        state = BatchState(self.new_cache(), offsets >= 0, lengths, lengths, padded, padded)
         output = self.forward(
             state.cache, self.per_branch(padded), state.mask, offsets.clamp(min=0), num_outputs=1
         )
@@ -157,6 +159,7 @@ class ModelRunner:
         rows = self.branch_rows(rows)
         state.cache.select(rows, drop)
         state.mask, state.lengths = state.mask[rows, drop:], state.lengths[rows]
+        state.prompt_lengths = state.prompt_lengths[rows]
         state.last, state.finite = state.last[rows], state.finite[rows]
 
     def rebuild(self, parts: Sequence[Part]) -> BatchState:
@@ -174,9 +177,12 @@ class ModelRunner:
         cache = parts[0].state.cache
         cache.rebuild(sources)
         mask = torch.arange(width, device=self.device) >= width - lengths[:, None]
+        prompt_lengths = torch.cat(
+            [part.state.prompt_lengths[r] for part, r in zip(parts, rows, strict=True)]
+        )
         last = torch.cat([part.state.last[r] for part, r in zip(parts, rows, strict=True)])
         finite = torch.cat([part.state.finite[r] for part, r in zip(parts, rows, strict=True)])
-        return BatchState(cache, mask, lengths, last, finite)
+        return BatchState(cache, mask, lengths, prompt_lengths, last, finite)
 
     def forward(
         self, cache: RowCache, ids: Tensor, mask: Tensor, positions: Tensor, num_outputs: int

@@ -21,13 +21,14 @@ from ivg.config import ModelConfig, PairConfig, SamplingConfig, SearchConfig
 from ivg.decoding.draws import Draws
 from ivg.engines.lockstep.engine import LockstepEngine
 from ivg.errors import UserError
-from ivg.models.cross_vocab import read_tokens
+from ivg.models.cross_vocab import TokenReadings, read_tokens
 from ivg.models.loading import Models, load_models
 from ivg.models.plan import inspect_models, plan_guides
-from ivg.models.prompts import as_rows
+from ivg.models.prompts import as_rows, encode_prompt
 from ivg.models.vocab import compare
 from ivg.run.tasks import make_tasks
 from tests.models import tiny
+from tests.models.vocabularies import bytewise, spaced
 from tests.shared_data import TOKENIZERS
 from tests.tiny import llama, mistral, save
 
@@ -48,10 +49,23 @@ def _pair(tuned: str, untuned: str, **kwargs: object) -> PairConfig:
     )
 
 
-def test_tokens_are_read_by_string_else_by_text() -> None:
+def _read(
+    base: PreTrainedTokenizerBase, guide: PreTrainedTokenizerBase, num_ids: int, *, opens_turn: bool = False
+) -> TokenReadings:
+    return read_tokens(
+        base,
+        guide,
+        num_ids=num_ids,
+        eos_ids=(base.eos_token_id,),
+        end_id=guide.eos_token_id,
+        opens_turn=opens_turn,
+    )
+
+
+def test_tokens_are_read_by_their_bytes_else_by_text() -> None:
     # The merged guide as the base: its pairs of characters are two tokens of the other vocabulary.
     base, guide = tiny.pair_tokenizer(), tiny.base_tokenizer()
-    readings = read_tokens(base, guide, num_ids=len(base) + 1, eos_ids=(base.eos_token_id,))
+    readings = _read(base, guide, len(base) + 1).inside
     ids = base.get_vocab()
     theirs = guide.get_vocab()
     assert readings.pieces[ids["c"]] == (theirs["c"],)
@@ -62,7 +76,7 @@ def test_tokens_are_read_by_string_else_by_text() -> None:
     assert readings.pieces[ids["<s>"]] == ()
     assert readings.counterparts[ids["<s>"]] is None
     assert readings.pieces[len(base)] == ()  # a padded tail
-    assert readings.max_pieces == 2
+    assert max(map(len, readings.pieces)) == 2
 
 
 @needs_data
@@ -77,7 +91,7 @@ def test_real_vocabularies_of_equal_size_are_not_equal() -> None:
 @needs_data
 def test_real_tokens_read_back_as_their_text() -> None:
     base, guide = _real("llama-2"), _real("mistral")
-    readings = read_tokens(base, guide, 32_000, (2,))
+    readings = _read(base, guide, 32_000).inside
     assert sum(c is not None for c in readings.counterparts) == 24_184
     assert all(readings.pieces[i] == (c,) for i, c in enumerate(readings.counterparts) if c is not None)
     theirs = guide.get_vocab()
@@ -118,7 +132,7 @@ def test_guidance_over_real_vocabularies_equals_a_slow_reference(tmp_path: Path)
         prompts, models, search=SearchConfig(token_guidance="implicit", chunk_length=5), sampling=sampling
     )
     llama, mistral = _real("llama-2"), _real("mistral")
-    readings = read_tokens(llama, mistral, 32_000, (2,))
+    readings = _read(llama, mistral, 32_000).inside
     shared = [i for i, c in enumerate(readings.counterparts) if c is not None]
     counterparts = [c for c in readings.counterparts if c is not None]
     num_split = 0
@@ -166,24 +180,28 @@ PROMPTS = ["ab", "cafe bad.", "f", "dead ace", "bead"]
 
 
 def _expected_ids(models: Models, prompt: str, name: str, room: int | None) -> list[int]:
-    base, guide = tiny.pair_tokenizer(), tiny.base_tokenizer()
-    readings = read_tokens(base, guide, len(base), (base.eos_token_id,))
-    modules = [m.module for m in (models.base, models.pairs[0].tuned, models.pairs[0].untuned)]
-    ids, own = base(prompt)["input_ids"], guide(prompt)["input_ids"]
+    """Decode one prompt by the definition, each prefix from scratch."""
+    loaded = (models.base, models.pairs[0].tuned, models.pairs[0].untuned)
+    base, guide = (model.info.tokenizer for model in loaded[:2])
+    opens_turn = models.pairs[0].tuned.info.template == "chat"
+    readings = _read(base, guide, len(base), opens_turn=opens_turn)
+    modules = [model.module for model in loaded]
+    ids, own = (encode_prompt(tokenizer, {"prompt": prompt}) for tokenizer in (base, guide))
     uniforms = Draws(4, name, 1).next(14)[0]
-    start = len(ids)
+    start, own_start = len(ids), len(own)
     for uniform in uniforms:
+        reading = readings.opening if len(own) == own_start else readings.inside
         scores = modules[0](torch.tensor([ids])).logits[0, -1].clone()
         is_guided = room is None or len(own) + readings.max_pieces <= room
         if is_guided:
             tuned, untuned = (m(torch.tensor([own])).logits[0, -1].log_softmax(-1) for m in modules[1:])
-            for id_, counterpart in enumerate(readings.counterparts):
+            for id_, counterpart in enumerate(reading.counterparts):
                 if counterpart is not None:
                     scores[id_] += 0.8 * (tuned - untuned)[counterpart]
         mass = scores.softmax(-1).cumsum(-1).numpy()
         token = int(np.searchsorted(mass, uniform * mass[-1], side="right"))
         ids = [*ids, token]
-        own = [*own, *(readings.pieces[token] if is_guided else ())]
+        own = [*own, *(reading.pieces[token] if is_guided else ())]
         if token == base.eos_token_id:
             break
     return ids[start:]
@@ -196,6 +214,31 @@ def test_guided_draws_equal_a_slow_reference(tmp_path: Path, chunk_length: int) 
     sampling = SamplingConfig(max_new_tokens=14, seed=4)
     for response in ivg.generate(PROMPTS, models, search=search, sampling=sampling, max_batch_rows=3):
         assert list(response.token_ids) == _expected_ids(models, response.prompt["prompt"], response.id, None)
+
+
+def _turned_models(tmp_path: Path) -> Models:
+    """Both have a chat template; the base spells text SentencePiece's way, the guides in bytes."""
+    folders = []
+    for seed, name in enumerate(("base", "tuned", "untuned")):
+        tokenizer = spaced(chat=True) if name == "base" else bytewise(chat=True)
+        config = tiny.gpt2_config(len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+        model = tiny.scaled(GPT2LMHeadModel(config), seed, factor=8)
+        folders.append(save(tmp_path / name, model, tokenizer))
+    return load_models(folders[0], pairs=[_pair(*folders[1:], beta=0.8)])
+
+
+def test_the_first_token_of_a_turn_is_read_as_an_opening(tmp_path: Path) -> None:
+    models = _turned_models(tmp_path)
+    (plan,) = plan_guides(models.infos, SearchConfig(token_guidance="implicit"))
+    assert plan.fit.readings is not None
+    assert plan.fit.readings.opening is not plan.fit.readings.inside
+    search = SearchConfig(token_guidance="implicit", chunk_length=4)
+    sampling = SamplingConfig(max_new_tokens=14, seed=4)
+    prompts = [f"{a}{b}" for a in "the a" for b in "the a"][:8]
+    responses = ivg.generate(prompts, models, search=search, sampling=sampling, max_batch_rows=3)
+    for response in responses:
+        assert list(response.token_ids) == _expected_ids(models, response.prompt["prompt"], response.id, None)
+    assert len({response.token_ids[0] for response in responses}) > 4
 
 
 def test_guidance_ends_where_the_guides_context_does(
