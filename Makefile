@@ -16,7 +16,7 @@ VLLM_VENV := .venv-vllm
 VLLM_PIP := $(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help quickstart test fuzz check format bench recipes chaos vllm test-vllm clean
+.PHONY: help quickstart test fuzz check format bench bench-engines recipes chaos vllm test-vllm clean
 
 help:
 	@echo "make quickstart  train, guide and report on a small made-up task (10 minutes on 2 cores)"
@@ -25,6 +25,7 @@ help:
 	@echo "make check       formatting, lint and types"
 	@echo "make format      mend formatting and what lint can mend"
 	@echo "make bench       measure decoding speed"
+	@echo "make bench-engines  lockstep and vLLM side by side, and vLLM unguided (an hour on 2 cores)"
 	@echo "make recipes     run every recipe with tiny stand-in models"
 	@echo "make vllm        install the vLLM engine (CPU build) into $(VLLM_VENV)"
 	@echo "make test-vllm   run its tests, and those that its transformers could break (minutes)"
@@ -51,6 +52,10 @@ format: $(VENV)/installed-all
 
 bench: $(VENV)/installed-all
 	@$(BIN)/python eval/bench.py
+
+# BASE=FOLDER stands for the base of the workload smollm2, such as SmolLM2-135M.
+bench-engines: $(VLLM_VENV)/installed
+	@$(VLLM_VENV)/bin/python eval/bench_engines.py --runs 3 $(if $(BASE),--base $(BASE))
 
 recipes: $(VENV)/installed-all
 	@$(BIN)/python recipes/run_all.py

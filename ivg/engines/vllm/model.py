@@ -152,7 +152,8 @@ class IvgForCausalLM(nn.Module):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
-        self.description = Description.from_dict(vllm_config.model_config.hf_config.ivg)
+        config = vllm_config.model_config
+        self.description = Description.from_dict(config.hf_config.ivg).located(config.model)
         self.base = MemberModel(vllm_config, self.description.base, "base")
         guides = [
             Guide(vllm_config, guide, number, self.description.num_base)
