@@ -136,7 +136,7 @@ def _overrides(base: ModelInfo, description: Description, context: int | None) -
     overrides: dict[str, Any] = {
         "architectures": [ARCHITECTURE],
         "ivg": description.to_dict(),
-        "vocab_size": description.num_base + 1,  # the value id
+        "vocab_size": description.vocab_size,
     }
     if context is not None and context != context_length(base.config):
         name = base.config.attribute_map.get("max_position_embeddings", "max_position_embeddings")

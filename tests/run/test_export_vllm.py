@@ -42,7 +42,7 @@ def test_the_folder_names_base_guides_and_betas(
     config = json.loads((output / "config.json").read_text())
     own = json.loads((folder / "base" / "config.json").read_text())
     assert config["architectures"] == ["IvgForCausalLM"]
-    assert config["vocab_size"] == V + 1
+    assert config["vocab_size"] == V
     assert config["n_positions"] == own["n_positions"]
     assert config["dtype"] == "float32"
     assert config["ivg"]["exported_by"] == this_plugin()

@@ -68,7 +68,7 @@ class Description:
     Attributes:
         base: the frozen model.
         guides: pairs and values.
-        num_base: V, ids that the base scores. The id V itself is never sampled: its logit is the value.
+        num_base: V, ids that the base scores.
         exported_by: of an exported folder, the ivg that wrote it, such as `ivg==0.1.0`; its members' paths
             are relative to it.
     """
@@ -80,8 +80,13 @@ class Description:
 
     @property
     def value_id(self) -> int:
-        """The id whose logit is the weighted value of scalar heads."""
+        """The id whose logit is the weighted value of scalar heads; it is never sampled."""
         return self.num_base
+
+    @property
+    def vocab_size(self) -> int:
+        """Logits of the guided model: of the base's ids and, where a scalar head takes part, the value id."""
+        return self.num_base + any(guide.is_scalar for guide in self.guides)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what stands under `ivg` in config.json."""

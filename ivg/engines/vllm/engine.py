@@ -31,7 +31,7 @@ from ivg.engines.vllm.description import Description, describe
 from ivg.engines.vllm.plugin import ARCHITECTURE, register
 from ivg.engines.vllm.prompt_search import PromptSearch, SearchSettings
 from ivg.engines.vllm.refusals import LOCKSTEP, check_prompt, find_refusals, shortest_context
-from ivg.engines.vllm.row_settings import RowSettings, RowSettingsProcessor
+from ivg.engines.vllm.row_settings import RowSettings
 from ivg.errors import UserError
 from ivg.models.inspection import ModelInfo
 from ivg.models.plan import GuidePlan, ModelInfos, PairInfo, plan_functions, plan_guides
@@ -208,7 +208,7 @@ def guided_model_args(source: ModelConfig, description: Description, context: in
     overrides: dict[str, Any] = {
         "architectures": [ARCHITECTURE],
         "ivg": description.to_dict(),
-        "vocab_size": description.num_base + 1,  # the value id
+        "vocab_size": description.vocab_size,
     }
     length = {}
     if context is not None:
@@ -222,7 +222,6 @@ def guided_model_args(source: ModelConfig, description: Description, context: in
         "dtype": source.dtype,
         "skip_tokenizer_init": True,
         "hf_overrides": overrides,
-        "logits_processors": [RowSettingsProcessor],
         "logprobs_mode": "raw_logits",
         "disable_log_stats": True,
         "use_tqdm_on_load": False,

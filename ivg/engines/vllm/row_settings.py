@@ -62,6 +62,18 @@ class RowSettings:
         weights = given.get("chunk_weights")
         return cls(tuple(given["betas"]), None if weights is None else tuple(weights))
 
+    @classmethod
+    def check(cls, params: SamplingParams) -> None:
+        """Refuse malformed settings before a request is taken; a server answers 400.
+
+        Raises:
+            ValueError: saying what to give.
+        """
+        settings = cls.from_params(params)
+        if settings is not None and params.prompt_logprobs is not None:
+            given = EXTRA_ARG if settings.beta is None else BETA_ARG
+            raise ValueError(f"prompt_logprobs are given with the model's own betas only; leave out {given}")
+
     def for_guides(self, betas: Sequence[float]) -> RowSettings:
         """Return them with a weight for each guide; those guide tokens that have a weight of their own."""
         if self.beta is None:
@@ -126,11 +138,8 @@ class RowSettingsProcessor(LogitsProcessor):
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Refuse malformed settings; the server answers 400."""
-        settings = RowSettings.from_params(sampling_params)
-        if settings is not None and sampling_params.prompt_logprobs is not None:
-            given = EXTRA_ARG if settings.beta is None else BETA_ARG
-            raise ValueError(f"prompt_logprobs are given with the model's own betas only; leave out {given}")
+        """Refuse malformed settings."""
+        RowSettings.check(sampling_params)
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         self._context = vllm_config.compilation_config.static_forward_context

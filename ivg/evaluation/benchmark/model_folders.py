@@ -64,7 +64,7 @@ def inspect_folders(folder: Path, dtype: Dtype) -> ModelInfos:
 
     pair = PairConfig(tuned=source("tuned"), untuned=source("untuned"))
     infos = inspect_models(source("base"), [pair], [ValueConfig(model=source("value"))])
-    never = GenerationConfig(eos_token_id=infos.base.num_outputs)  # an id that no base can sample
+    never = GenerationConfig(eos_token_id=[])
     return dataclasses.replace(infos, base=dataclasses.replace(infos.base, generation=never))
 
 
