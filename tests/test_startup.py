@@ -78,7 +78,7 @@ IVG = [
     ("", 0, "convert-value"),
     ("--help", 0, "ivg-decode"),
     ("--version", 0, "ivg "),
-    ("dekode", 2, "'dekode' is no verb; give one of decode, train, eval, convert-value, convert-gguf, env"),
+    ("dekode", 2, "'dekode' is no verb; give one of decode, train, eval"),
     ("decode --help", 0, "exit codes"),
     ("train --help", 0, "rollouts"),
     ("train", 2, "is missing; give one of sft"),
@@ -122,7 +122,7 @@ from ivg import *
 def test_every_verb_that_is_a_script_has_one() -> None:
     for script in (*STAGES.values(), *EVALUATIONS.values()):
         assert (CHECKOUT / script.path).is_file()
-    assert list(VERBS) == ["decode", "train", "eval", "convert-value", "convert-gguf", "env"]
+    assert list(VERBS) == ["decode", "train", "eval", "export-vllm", "convert-value", "convert-gguf", "env"]
 
 
 def test_own_keys_are_those_of_the_dataclasses() -> None:

@@ -6,7 +6,9 @@ No vLLM here: a run's plans become a description before anything is loaded.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from ivg.models.inspection import ModelInfo
@@ -66,17 +68,25 @@ class Description:
     Attributes:
         base: the frozen model.
         guides: pairs and values.
-        num_base: V, ids that the base scores. The id V itself is never sampled: its logit is the value.
+        num_base: V, ids that the base scores.
+        exported_by: of an exported folder, the ivg that wrote it, such as `ivg==0.1.0`; its members' paths
+            are relative to it.
     """
 
     base: Member
     guides: tuple[GuideDescription, ...]
     num_base: int
+    exported_by: str | None = None
 
     @property
     def value_id(self) -> int:
-        """The id whose logit is the weighted value of scalar heads."""
+        """The id whose logit is the weighted value of scalar heads; it is never sampled."""
         return self.num_base
+
+    @property
+    def vocab_size(self) -> int:
+        """Logits of the guided model: of the base's ids and, where a scalar head takes part, the value id."""
+        return self.num_base + any(guide.is_scalar for guide in self.guides)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what stands under `ivg` in config.json."""
@@ -95,7 +105,46 @@ class Description:
             )
             for guide in entry["guides"]
         )
-        return cls(base=Member(**entry["base"]), guides=guides, num_base=entry["num_base"])
+        return cls(
+            base=Member(**entry["base"]),
+            guides=guides,
+            num_base=entry["num_base"],
+            exported_by=entry["exported_by"],
+        )
+
+    def located(self, folder: str) -> Description:
+        """Return it with paths that can be opened from anywhere.
+
+        Args:
+            folder: the guided model's own.
+
+        Raises:
+            ValueError: it was exported by another version of ivg.
+        """
+        if self.exported_by is None:
+            return self
+        if self.exported_by != this_plugin():
+            raise ValueError(
+                f"{folder} was exported by {self.exported_by}, and this is {this_plugin()}; export it again"
+            )
+        return self.with_paths(lambda path: str(Path(folder) / path))
+
+    def with_paths(self, changed: Callable[[str], str]) -> Description:
+        """Return it with the paths of all members and adapters changed."""
+
+        def change(member: Member) -> Member:
+            adapter = None if member.adapter is None else changed(member.adapter)
+            return dataclasses.replace(member, path=changed(member.path), adapter=adapter)
+
+        guides = tuple(
+            dataclasses.replace(guide, members=tuple(map(change, guide.members))) for guide in self.guides
+        )
+        return dataclasses.replace(self, base=change(self.base), guides=guides)
+
+
+def this_plugin() -> str:
+    """Return how an exported folder names this version of ivg."""
+    return f"ivg=={version('ivg')}"
 
 
 def describe(base: ModelInfo, plans: Sequence[GuidePlan]) -> Description:

@@ -31,7 +31,7 @@ from ivg.engines.vllm.description import Description, describe
 from ivg.engines.vllm.plugin import ARCHITECTURE, register
 from ivg.engines.vllm.prompt_search import PromptSearch, SearchSettings
 from ivg.engines.vllm.refusals import LOCKSTEP, check_prompt, find_refusals, shortest_context
-from ivg.engines.vllm.row_settings import RowSettings, RowSettingsProcessor
+from ivg.engines.vllm.row_settings import RowSettings
 from ivg.errors import UserError
 from ivg.models.inspection import ModelInfo
 from ivg.models.plan import GuidePlan, ModelInfos, PairInfo, plan_functions, plan_guides
@@ -208,7 +208,7 @@ def guided_model_args(source: ModelConfig, description: Description, context: in
     overrides: dict[str, Any] = {
         "architectures": [ARCHITECTURE],
         "ivg": description.to_dict(),
-        "vocab_size": description.num_base + 1,  # the value id
+        "vocab_size": description.vocab_size,
     }
     length = {}
     if context is not None:
@@ -222,7 +222,6 @@ def guided_model_args(source: ModelConfig, description: Description, context: in
         "dtype": source.dtype,
         "skip_tokenizer_init": True,
         "hf_overrides": overrides,
-        "logits_processors": [RowSettingsProcessor],
         "logprobs_mode": "raw_logits",
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
@@ -286,6 +285,27 @@ def _one_line(what: str = "has ended") -> Iterator[None]:
         raise EngineError(f"vLLM {what}: {_in_one_line(error)}") from error
 
 
+@dataclasses.dataclass(slots=True)
+class CacheUse:
+    """What requests brought, and what of it the prefix cache held.
+
+    Attributes:
+        requests: that are finished.
+        tokens: of their prompts and prefixes.
+        cached: tokens of these that were not computed again.
+    """
+
+    requests: int = 0
+    tokens: int = 0
+    cached: int = 0
+
+    def add(self, output: RequestOutput) -> None:
+        """Count a finished request."""
+        self.requests += 1
+        self.tokens += len(output.prompt_token_ids or ())
+        self.cached += output.num_cached_tokens or 0
+
+
 class VllmEngine:
     """Decodes tasks by vLLM (see `ivg.decoding.engine.Engine`).
 
@@ -293,12 +313,17 @@ class VllmEngine:
         engine: vLLM with the guided model.
         settings: what is decoded, and how.
         watcher: is told of every chunk boundary.
+
+    Attributes:
+        stop_checker: turns responses' ids into text.
+        cache_use: of all requests so far.
     """
 
     def __init__(self, engine: LLMEngine, settings: SearchSettings, watcher: Watcher | None = None) -> None:
         self._engine = engine
         self._watcher = watcher
         self.stop_checker: StopChecker = settings.stop_checker
+        self.cache_use = CacheUse()
         self._waiting: dict[str, asyncio.Future[CompletionOutput]] = {}
         self._search = PromptSearch(self._generate, settings)
         # As many prompts as fill the batch, and as many again whose requests wait at its door.
@@ -359,6 +384,7 @@ class VllmEngine:
                     outputs = self._engine.step()
                 for output in outputs:
                     if isinstance(output, RequestOutput) and output.finished:
+                        self.cache_use.add(output)
                         self._waiting.pop(output.request_id).set_result(output.outputs[0])
             await asyncio.sleep(0)
 

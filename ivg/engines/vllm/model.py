@@ -1,7 +1,8 @@
 """Base and guides as one vLLM model: the same ids and positions through all, one block table, one sampler.
 
 `forward` returns their last hidden states side by side; `compute_logits` combines what their heads make of
-them. To vLLM it is a causal language model with one token id more than the base (`Description.value_id`).
+them. To vLLM it is a causal language model, with one token id more than the base where a scalar head takes
+part (`Description.value_id`).
 """
 
 from __future__ import annotations
@@ -152,7 +153,8 @@ class IvgForCausalLM(nn.Module):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
-        self.description = Description.from_dict(vllm_config.model_config.hf_config.ivg)
+        config = vllm_config.model_config
+        self.description = Description.from_dict(config.hf_config.ivg).located(config.model)
         self.base = MemberModel(vllm_config, self.description.base, "base")
         guides = [
             Guide(vllm_config, guide, number, self.description.num_base)
@@ -166,6 +168,13 @@ class IvgForCausalLM(nn.Module):
             for name, member in self._guide_members()
             if member.adapter is None
         ]
+
+    @staticmethod
+    def get_model_state_cls() -> type:
+        """Return what follows requests under model runner V2, which alone asks for it."""
+        from ivg.engines.vllm.runner_v2 import GuidedModelState
+
+        return GuidedModelState
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         """Return the base's (T, H) embeddings."""
@@ -185,7 +194,7 @@ class IvgForCausalLM(nn.Module):
         return torch.cat([member(input_ids, positions) for member in self._members().values()], dim=-1)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
-        """Return guided log-probs (R, V + 1) or, for rows that want scores, chunk scores.
+        """Return guided log-probs (R, `vocab_size`) or, for rows that want scores, chunk scores.
 
         Args:
             hidden_states: (R, sum of H) of the rows to sample.
@@ -208,17 +217,19 @@ class IvgForCausalLM(nn.Module):
         places = torch.tensor(
             [i for i, row in enumerate(rows) if row.chunk_weights], device=logits.device
         ).long()
-        scores = logits.new_zeros(len(places), logits.shape[-1] + 1, dtype=torch.float32)
+        num_base, size = self.description.num_base, self.description.vocab_size
+        scores = logits.new_zeros(len(places), size, dtype=torch.float32)
         weighted: list[WeightedScores] = []
         for i, (guide, tokens) in enumerate(zip(guides, token_scores, strict=True)):
             if tokens is not None:
                 weighted.append(WeightedScores(1.0, tokens.new_tensor(betas[i])[:, None] * tokens))
-                scores[:, :-1] += scores.new_tensor(weights[i])[:, None] * tokens[places]
+                scores[:, :num_base] += scores.new_tensor(weights[i])[:, None] * tokens[places]
             elif any(weights[i]):
-                scores[:, -1] += scores.new_tensor(weights[i]) * guide.values(hidden)[places]
+                values = guide.values(hidden)[places]
+                scores[:, self.description.value_id] += scores.new_tensor(weights[i]) * values
         # Normalised, so that what vLLM reports as raw logits are log-probs.
         guided = log_probs(guide_logits(log_probs(logits), weighted))
-        reported = nn.functional.pad(guided, (0, 1), value=-torch.inf)  # (R, V + 1)
+        reported = nn.functional.pad(guided, (0, size - num_base), value=-torch.inf)  # (R, vocab_size)
         if len(places):
             self.settings.keep_for_sampling(places, reported[places])
             reported[places] = scores

@@ -11,6 +11,10 @@ def register() -> None:
 
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
         # Only here: this module is read by every vLLM process of the environment, guided or not.
+        from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+
         from ivg.engines.vllm.model import IvgForCausalLM
+        from ivg.engines.vllm.model_config import GuidedModelConfig
 
         ModelRegistry.register_model(ARCHITECTURE, IvgForCausalLM)
+        MODELS_CONFIG_MAP[ARCHITECTURE] = GuidedModelConfig

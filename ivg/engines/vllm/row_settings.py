@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, process_dict_updates
 
 EXTRA_ARG = "ivg"
+# What clients of `vllm serve` may give under `vllm_xargs`, whose values are numbers, texts and lists of them.
+BETA_ARG = "ivg_beta"
 # Where the processor finds its guided model's settings: the one table of an engine that both see.
 CONTEXT_NAME = "ivg"
 
@@ -25,10 +28,12 @@ class RowSettings:
         betas: weight of each guide in token guidance.
         chunk_weights: where given, chunk scores are reported instead of log-probs, with these weights of the
             guides: under a sampled token what it adds, under the value id the value of the prefix before it.
+        beta: in place of `betas`, one weight for every guide that guides tokens.
     """
 
-    betas: tuple[float, ...]
+    betas: tuple[float, ...] = ()
     chunk_weights: tuple[float, ...] | None = None
+    beta: float | None = None
 
     def to_extra_args(self) -> dict[str, Any]:
         """Return them as `SamplingParams.extra_args`."""
@@ -42,7 +47,10 @@ class RowSettings:
         Raises:
             ValueError: they are malformed.
         """
-        given = (params.extra_args or {}).get(EXTRA_ARG)
+        extra_args = params.extra_args or {}
+        given = extra_args.get(EXTRA_ARG)
+        if BETA_ARG in extra_args:
+            return cls(beta=_read_beta(extra_args))
         if given is None:
             return None
         if not isinstance(given, Mapping) or not {"betas"} <= given.keys() <= {"betas", "chunk_weights"}:
@@ -53,6 +61,32 @@ class RowSettings:
                 raise ValueError(f"{EXTRA_ARG}.{name} is {numbers!r:.60}; give a number for each guide")
         weights = given.get("chunk_weights")
         return cls(tuple(given["betas"]), None if weights is None else tuple(weights))
+
+    @classmethod
+    def check(cls, params: SamplingParams) -> None:
+        """Refuse malformed settings before a request is taken; a server answers 400.
+
+        Raises:
+            ValueError: saying what to give.
+        """
+        settings = cls.from_params(params)
+        if settings is not None and params.prompt_logprobs is not None:
+            given = EXTRA_ARG if settings.beta is None else BETA_ARG
+            raise ValueError(f"prompt_logprobs are given with the model's own betas only; leave out {given}")
+
+    def for_guides(self, betas: Sequence[float]) -> RowSettings:
+        """Return them with a weight for each guide; those guide tokens that have a weight of their own."""
+        if self.beta is None:
+            return self
+        return RowSettings(tuple(self.beta if own else 0.0 for own in betas))
+
+
+def _read_beta(extra_args: Mapping[str, Any]) -> float:
+    beta = extra_args[BETA_ARG]
+    is_number = isinstance(beta, int | float) and not isinstance(beta, bool)
+    if not is_number or not math.isfinite(beta) or beta < 0 or EXTRA_ARG in extra_args:
+        raise ValueError(f"{BETA_ARG} is {beta!r:.60}; give a number >= 0, the weight of token guidance")
+    return float(beta)
 
 
 class BatchSettings:
@@ -81,7 +115,7 @@ class BatchSettings:
         rows, self._next = self._next, ()
         if len(rows) != num_rows:
             return [self._default] * num_rows
-        return [row or self._default for row in rows]
+        return [(row or self._default).for_guides(self._default.betas) for row in rows]
 
     def keep_for_sampling(self, rows: Tensor, logits: Tensor) -> None:
         """Keep what rows are to be sampled from, where scores are reported in its place."""
@@ -104,16 +138,8 @@ class RowSettingsProcessor(LogitsProcessor):
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Refuse malformed settings; the server answers 400."""
-        settings = RowSettings.from_params(sampling_params)
-        if (
-            settings is not None
-            and settings.betas is not None
-            and sampling_params.prompt_logprobs is not None
-        ):
-            raise ValueError(
-                f"prompt_logprobs are given with the model's own betas only; leave out {EXTRA_ARG}"
-            )
+        """Refuse malformed settings."""
+        RowSettings.check(sampling_params)
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         self._context = vllm_config.compilation_config.static_forward_context

@@ -28,12 +28,13 @@ MODEL_NAMES = ("base", "tuned", "untuned", "value")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """A transformer's size."""
+    """A transformer's size; what is 0 is for Llama alone, where as many heads have keys as have queries."""
 
     layers: int
     hidden: int
     heads: int
-    intermediate: int = 0  # Llama only
+    intermediate: int = 0
+    kv_heads: int = 0
 
     def num_weights(self, vocab_size: int) -> int:
         """Count a Llama's weights of this size, with an output layer of its own; norms are left out."""
@@ -49,6 +50,7 @@ class Workload:
         prompt_lengths: shortest and longest prompt in tokens.
         new_tokens: tokens returned per prompt; no response ends earlier.
         search: IVG with its W, K and L.
+        ties_embeddings: the output layer is the embedding (GPT-2's always is).
     """
 
     name: str
@@ -61,6 +63,7 @@ class Workload:
     new_tokens: int
     search: SearchConfig
     temperature: float = 0.7
+    ties_embeddings: bool = False
 
     @property
     def sampling(self) -> SamplingConfig:
@@ -133,6 +136,18 @@ WORKLOADS: dict[str, Workload] = {
             search=_ivg(2, 2, 30),
             **_SMALL,
         ),
+        Workload(
+            name="smollm2",
+            architecture="llama",
+            base=Shape(layers=30, hidden=576, heads=9, kv_heads=3, intermediate=1536),
+            guide=Shape(layers=6, hidden=256, heads=4, kv_heads=2, intermediate=768),
+            vocab_size=49152,
+            ties_embeddings=True,
+            num_prompts=16,
+            prompt_lengths=(90, 110),
+            new_tokens=60,
+            search=_ivg(2, 2, 20),
+        ),
         Workload(name="chat-7b", guide=_LLAMA_7B, **_CHAT),
         Workload(name="chat-1b", guide=_LLAMA_1B, **_CHAT),
     )
@@ -152,7 +167,7 @@ class BenchmarkModels:
 def build_model(workload: Workload, shape: Shape, dtype: torch.dtype, device: str) -> PreTrainedModel:
     """Build a causal LM with random weights on a device."""
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(_config(workload, shape), dtype=dtype).eval()
+        return AutoModelForCausalLM.from_config(model_config(workload, shape), dtype=dtype).eval()
 
 
 def build_models(workload: Workload, dtype: torch.dtype, device: str) -> BenchmarkModels:
@@ -163,7 +178,7 @@ def build_models(workload: Workload, dtype: torch.dtype, device: str) -> Benchma
         return build_model(workload, shape, dtype, device)
 
     def value(shape: Shape) -> PreTrainedModel:
-        config = _config(workload, shape)
+        config = model_config(workload, shape)
         config.num_labels = workload.vocab_size
         with torch.device(device):
             return AutoModelForTokenClassification.from_config(config, dtype=dtype).eval()
@@ -203,7 +218,8 @@ def _runner(model: PreTrainedModel, name: str) -> ModelRunner:
     return ModelRunner(model, name=name, has_logits=True, num_ids=size, max_length=None)
 
 
-def _config(workload: Workload, shape: Shape) -> PretrainedConfig:
+def model_config(workload: Workload, shape: Shape) -> PretrainedConfig:
+    """Return the configuration of one of a workload's models."""
     context = workload.prompt_lengths[1] + workload.new_tokens + 1
     common = {"vocab_size": workload.vocab_size, "bos_token_id": None, "eos_token_id": None}
     if workload.architecture == "gpt2":
@@ -220,6 +236,8 @@ def _config(workload: Workload, shape: Shape) -> PretrainedConfig:
         num_hidden_layers=shape.layers,
         hidden_size=shape.hidden,
         num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads or shape.heads,
+        tie_word_embeddings=workload.ties_embeddings,
         intermediate_size=shape.intermediate,
         max_position_embeddings=context,
         **common,
