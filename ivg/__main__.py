@@ -23,6 +23,7 @@ VERBS = {
     "decode": "decode prompts with a guided base model (the same as ivg-decode)",
     "train": "train the models that guide, or sample their training data: ivg train STAGE ...",
     "eval": "measure, compare and report: ivg eval WHAT ...",
+    "serve": "answer OpenAI's HTTP interface: ivg serve --config FILE.yaml",
     "convert-value": "turn a released token-reward checkpoint into a value model (= ivg-convert-value)",
     "env": "print versions, devices and what was compiled, for a report of a fault",
 }
@@ -84,6 +85,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _train(rest)
     elif verb == "eval":
         return _evaluate(rest)
+    elif verb == "serve":
+        from ivg.serve.cli import main as serve
+
+        return serve(rest)
     elif verb == "convert-value":
         from ivg.training.value.convert import main as convert
 
