@@ -138,7 +138,7 @@ $(VLLM_VENV)/installed: constraints-vllm.txt pyproject.toml setup.py
 
 # DeepSpeed is built against the installed torch, without compiling its operators.
 $(VENV)/installed-all: $(VENV)/installed-quickstart
-	@echo "Installing DeepSpeed, AlpacaEval and the development tools: a download of about 50 MB."
+	@echo "Installing DeepSpeed, AlpacaEval, the server and the development tools: a download of about 50 MB."
 	@$(PIP) 'setuptools<81' wheel ninja py-cpuinfo
-	@DS_BUILD_OPS=0 $(PIP) --no-build-isolation --editable '.[train,deepspeed,eval,dev]'
+	@DS_BUILD_OPS=0 $(PIP) --no-build-isolation --editable '.[train,deepspeed,eval,serve,dev]'
 	@touch $@

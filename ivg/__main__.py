@@ -23,6 +23,7 @@ VERBS = {
     "decode": "decode prompts with a guided base model (the same as ivg-decode)",
     "train": "train the models that guide, or sample their training data: ivg train STAGE ...",
     "eval": "measure, compare and report: ivg eval WHAT ...",
+    "serve": "answer OpenAI's HTTP interface: ivg serve --config FILE.yaml",
     "export-vllm": "write a guided model as a folder that plain `vllm serve` takes",
     "convert-value": "turn a released token-reward checkpoint into a value model (= ivg-convert-value)",
     "convert-gguf": "turn a GGUF file into a model folder: ivg convert-gguf FILE.gguf FOLDER",
@@ -87,6 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _train(rest)
     elif verb == "eval":
         return _evaluate(rest)
+    elif verb == "serve":
+        from ivg.serve.cli import main as serve
+
+        return serve(rest)
     elif verb == "export-vllm":
         from ivg.run.export_vllm import main as export
 

@@ -45,8 +45,11 @@ def probe(module: str, *arguments: str) -> tuple[int, list[str], float, str]:
 def files(tmp_path: Path) -> dict[str, str]:
     (tmp_path / "typo.yaml").write_text("base: x\nserach: {}\n")
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n')
+    (tmp_path / "serve.yaml").write_text("base: x\nserve: {max_token: 1}\n")
+    (tmp_path / "missing.yaml").write_text(f"base: {tmp_path / 'none'}\n")
     (tmp_path / "empty").mkdir()
-    return {name: str(tmp_path / name) for name in ("typo.yaml", "prompts.jsonl", "empty", "none", "out")}
+    names = ("typo.yaml", "serve.yaml", "missing.yaml", "prompts.jsonl", "empty", "none", "out")
+    return {name: str(tmp_path / name) for name in names}
 
 
 DECODE = [
@@ -93,6 +96,30 @@ IVG = [
 ]
 
 
+SERVE = [
+    ("--help", 0, "--api_key"),
+    ("--version", 0, "ivg "),
+    ("", 2, "give --config FILE.yaml"),
+    ("--prot 1", 2, "did you mean '--port'?"),
+    ("--port x", 2, "invalid int value"),
+    ("--config {none}", 2, "No such file"),
+    ("--config {typo.yaml}", 2, "did you mean 'search'?"),
+    ("--config {serve.yaml}", 2, "did you mean 'max_tokens'?"),
+    ("--config {serve.yaml} serve.max_token=null", 2, "unknown key 'max_token'"),
+    ("--config {missing.yaml}", 2, "no such folder"),
+]
+
+
+@pytest.mark.parametrize(("line", "code", "expected"), SERVE, ids=[line for line, _, _ in SERVE])
+def test_serve_answers_at_once(files: dict[str, str], line: str, code: int, expected: str) -> None:
+    for name, path in files.items():
+        line = line.replace(f"{{{name}}}", path)
+    found, heavy, seconds, said = probe("ivg.serve.cli", *line.split())
+    assert (found, heavy) == (code, [])
+    assert expected in said
+    assert seconds < 1
+
+
 @pytest.mark.parametrize(("line", "code", "expected"), IVG, ids=[line for line, _, _ in IVG])
 def test_the_one_command_answers_at_once(line: str, code: int, expected: str) -> None:
     found, heavy, seconds, said = probe("ivg.__main__", *line.split())
@@ -122,7 +149,7 @@ from ivg import *
 def test_every_verb_that_is_a_script_has_one() -> None:
     for script in (*STAGES.values(), *EVALUATIONS.values()):
         assert (CHECKOUT / script.path).is_file()
-    assert list(VERBS) == ["decode", "train", "eval", "export-vllm", "convert-value", "convert-gguf", "env"]
+    assert [*VERBS] == "decode train eval serve export-vllm convert-value convert-gguf env".split()
 
 
 def test_own_keys_are_those_of_the_dataclasses() -> None:

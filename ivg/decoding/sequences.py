@@ -21,6 +21,7 @@ class Task:
         sample: which of the prompt's independent samples this is; its row in the draws.
         limited_by: why the limit stands: `length` (max_new_tokens) or `context` (a model's context ends).
         record: the prompt itself, for guides that read text.
+        seed: of its draws; None: the engine's own.
     """
 
     index: int
@@ -30,6 +31,7 @@ class Task:
     sample: int = 0
     limited_by: FinishReason = "length"
     record: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+    seed: int | None = None
 
     @property
     def width(self) -> int:
@@ -69,3 +71,17 @@ class Finished:
     task: Task
     beams: tuple[Hypothesis, ...]
     trace: tuple[Boundary, ...] = ()
+
+
+class TokenLogProb(NamedTuple):
+    """What the guided distribution says of one given token, before temperature, top-k and top-p.
+
+    Attributes:
+        id: the token.
+        log_prob: its log-probability.
+        top: the most probable tokens with theirs, best first.
+    """
+
+    id: int
+    log_prob: float
+    top: tuple[tuple[int, float], ...]

@@ -180,14 +180,16 @@ class GuidePlan:
     Attributes:
         info: the pair or value.
         fit: its route; for a pair, the tuned model's.
-        guides_tokens: whether it is asked at every token, with weight `config.beta`.
+        guides_tokens: whether it is asked at every token.
         chunk_weight: its weight in the chunk score; 0 if it does not rank.
+        beta: its weight in token guidance; 0 if it does not guide tokens.
     """
 
     info: PairInfo | ValueInfo
     fit: Fit
     guides_tokens: bool
     chunk_weight: float
+    beta: float
 
     @property
     def models(self) -> tuple[ModelInfo, ...]:
@@ -267,7 +269,7 @@ def plan_guides(infos: ModelInfos, search: SearchConfig) -> list[GuidePlan]:
             fit = fits[0]
             if fit.route == "strings":
                 fit = dataclasses.replace(fit, readings=_read_base(infos.base, pair.tuned))
-            plans.append(GuidePlan(info=pair, fit=fit, guides_tokens=guides_tokens, chunk_weight=weight))
+            plans.append(_plan(pair, fit, guides_tokens, weight))
     for value in infos.values:
         guides_tokens = search.token_guidance == "explicit"
         weight = _chunk_weight(value.config.chunk_weight, "explicit", search)
@@ -277,8 +279,21 @@ def plan_guides(infos: ModelInfos, search: SearchConfig) -> list[GuidePlan]:
                 renderer = Renderer(value.model.tokenizer, value.model.template)
                 renderer.require_end(value.model.name, judges=value.model.kind == "classifier")
             fit = fit_guide(infos.base, value.model, guides_tokens=guides_tokens)
-            plans.append(GuidePlan(info=value, fit=fit, guides_tokens=guides_tokens, chunk_weight=weight))
+            plans.append(_plan(value, fit, guides_tokens, weight))
     return plans
+
+
+def _plan(info: PairInfo | ValueInfo, fit: Fit, guides_tokens: bool, chunk_weight: float) -> GuidePlan:
+    beta = info.config.beta if guides_tokens else 0.0
+    return GuidePlan(info=info, fit=fit, guides_tokens=guides_tokens, chunk_weight=chunk_weight, beta=beta)
+
+
+def weigh_guides(plans: Sequence[GuidePlan], beta: float | None) -> list[GuidePlan]:
+    """Return plans in which all guides that guide tokens have one weight; None leaves each its own."""
+    return [
+        dataclasses.replace(plan, beta=beta) if plan.guides_tokens and beta is not None else plan
+        for plan in plans
+    ]
 
 
 def plan_functions(infos: ModelInfos, search: SearchConfig) -> list[FunctionPlan]:

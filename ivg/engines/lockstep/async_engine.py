@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ivg.decoding.engine import Watcher
 from ivg.decoding.sequences import Finished, Hypothesis, Task
@@ -15,16 +15,27 @@ class AsyncLockstep:
 
     Args:
         loop: whose tasks are all added here; its watcher is taken over.
+        turn: held for each step, by engines that share their models; they take turns in the order of asking.
+        clear: gives the memory of rows and caches back once nothing runs; default: the loop's own.
     """
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(
+        self, loop: Loop, turn: asyncio.Lock | None = None, clear: Callable[[], None] | None = None
+    ) -> None:
         self._loop = loop
+        self._clear = clear or loop.clear
+        self._turn = turn or asyncio.Lock()
         self._loop.watcher = self._watch
         self._waiters: dict[int, asyncio.Future[Finished]] = {}
         self._watchers: dict[int, Watcher] = {}
         self._joining: list[Task] = []
         self._leaving: list[int] = []
         self._stepping: asyncio.Task[None] | None = None
+
+    @property
+    def num_tasks(self) -> int:
+        """How many tasks run or wait."""
+        return len(self._waiters)
 
     async def decode(self, task: Task, watcher: Watcher | None = None) -> Finished:
         """Decode one task beside whatever else is running; cancelling the wait frees its rows.
@@ -56,7 +67,7 @@ class AsyncLockstep:
             waiter.cancel()
         if self._stepping is not None:
             await asyncio.wait([self._stepping])
-        self._loop.clear()
+        self._clear()
 
     async def _step_until_idle(self) -> None:
         while True:
@@ -67,11 +78,16 @@ class AsyncLockstep:
             for index in leaving:
                 self._loop.drop(index)
             if self._loop.is_idle:
+                self._clear()
                 return
             try:
-                done = await asyncio.to_thread(self._loop.step)
-            except RuntimeError as error:  # NumericalError, or the device's own
-                self._loop.clear()
+                async with self._turn:
+                    done = await asyncio.to_thread(self._loop.step)
+            except (
+                Exception
+            ) as error:  # NumericalError, the device's own, a value function's: nobody waits on
+                self._clear()
+                self._joining.clear()
                 for waiter in list(self._waiters.values()):
                     if not waiter.done():
                         waiter.set_exception(error)

@@ -66,6 +66,11 @@ class LockstepBatch:
         return [self.base, *(runner for guide in self.guides for runner in guide.runners)]
 
     @property
+    def stepping_runners(self) -> list[ModelRunner]:
+        """Those that are fed at every token: the base, then the runners of guides that guide tokens."""
+        return self._of_stepping(self.runners)
+
+    @property
     def runner_names(self) -> list[str]:
         """How messages call the models, in the order of `Chunk.finite`."""
         return [runner.name for runner in self.runners]
@@ -122,6 +127,26 @@ class LockstepBatch:
         counts = [*repeats, *(new_request.num_rows for new_request in new_requests)]
         self._select([row for row, n in enumerate(counts) for _ in range(n)])
 
+    def guided(self, states: Sequence[BatchState]) -> tuple[Tensor, dict[int, Tensor]]:
+        """Combine the models' last outputs by the formula of token guidance.
+
+        Args:
+            states: of `stepping_runners`, R rows each.
+
+        Returns:
+            (R, V) unnormalised scores of every next token, and those of each guide that guides tokens (R, V).
+        """
+        base = as_float(states[0].last)  # (R, V)
+        scores: dict[int, Tensor] = {}
+        start = 1
+        for i in self._stepping:
+            guide = self.guides[i]
+            end = start + len(guide.runners)
+            scores[i] = guide.token_scores(states[start:end]).to(base.device)
+            start = end
+        weighted = [WeightedScores(self.guides[i].weights.beta, score) for i, score in scores.items()]
+        return guide_logits(base, weighted), scores
+
     def _next(self, states: Sequence[BatchState], uniforms: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         """Choose each row's next token from the models' last outputs.
 
@@ -132,17 +157,7 @@ class LockstepBatch:
         Returns:
             (R,) tokens, and per guide that guides tokens its (R,) score of them.
         """
-        base = as_float(states[0].last)  # (R, V)
-        bonuses: dict[int, Tensor] = {}
-        start = 1
-        for i in self._stepping:
-            guide = self.guides[i]
-            end = start + len(guide.runners)
-            bonuses[i] = guide.token_scores(states[start:end]).to(base.device)
-            start = end
-        guided = guide_logits(
-            base, [WeightedScores(self.guides[i].weights.beta, bonus) for i, bonus in bonuses.items()]
-        )
+        guided, bonuses = self.guided(states)
         s = self._sampling
         ids = next_tokens(guided, uniforms, temperature=s.temperature, top_k=s.top_k, top_p=s.top_p)
         return ids, {i: chosen(bonus, ids) for i, bonus in bonuses.items()}
@@ -228,9 +243,7 @@ class LockstepBatch:
         return [per_runner[0], *(thing for i in self._stepping for thing in self._of(i, per_runner))]
 
     def _feed(self, ids: Tensor) -> None:
-        for runner, state in zip(
-            self._of_stepping(self.runners), self._of_stepping(self._states), strict=True
-        ):
+        for runner, state in zip(self.stepping_runners, self._of_stepping(self._states), strict=True):
             runner.feed(state, ids[:, None])
 
     def _feed_pending(self) -> None:

@@ -60,7 +60,7 @@ def _bind(guide: LoadedPair | LoadedValue, plan: GuidePlan, base: ModelInfo) -> 
     shared = SharedIds(base.num_outputs, plan.fit.num_shared, plan.fit.unguided)
     weights = Weights(
         guides_tokens=plan.guides_tokens,
-        beta=plan.info.config.beta,
+        beta=plan.beta,
         chunk=0.0 if plan.reads_text else plan.chunk_weight,
         average=isinstance(guide, LoadedPair) and guide.info.config.average,
     )

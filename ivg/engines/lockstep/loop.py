@@ -181,7 +181,8 @@ class Loop:
             if num_rows > self.max_rows or (num_rows * width > self._max_tokens and not is_first):
                 break
             task = self._waiting.popleft()
-            joining.append(BeamSearch(task, self._search, self._seed, keep_trace=self._keep_trace))
+            seed = self._seed if task.seed is None else task.seed
+            joining.append(BeamSearch(task, self._search, seed, keep_trace=self._keep_trace))
         return joining
 
     def _update_batch(self, joining: Sequence[BeamSearch]) -> None:

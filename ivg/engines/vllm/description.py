@@ -159,7 +159,7 @@ def _guide(plan: GuidePlan) -> GuideDescription:
         members=tuple(_member(info) for info in plan.models),
         num_shared=plan.fit.num_shared,
         unguided=plan.fit.unguided,
-        beta=plan.info.config.beta if plan.guides_tokens else 0.0,
+        beta=plan.beta,
     )
 
 

@@ -166,8 +166,7 @@ def _in_one_line(error: Exception) -> str:
 def _row_settings(plans: Sequence[GuidePlan]) -> RowSettings:
     """Return the guides' weights; chunk scores are asked for where any guide ranks."""
     weights = tuple(plan.chunk_weight for plan in plans)
-    betas = tuple(plan.info.config.beta if plan.guides_tokens else 0.0 for plan in plans)
-    return RowSettings(betas, weights if any(weights) else None)
+    return RowSettings(tuple(plan.beta for plan in plans), weights if any(weights) else None)
 
 
 def start(prepared: Prepared, watcher: Watcher | None = None) -> VllmEngine:

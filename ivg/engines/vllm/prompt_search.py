@@ -90,7 +90,7 @@ class PromptSearch:
             NumericalError: a model returned NaN or infinite numbers.
         """
         settings = self._settings
-        search = BeamSearch(task, settings.search, settings.sampling.seed, keep_trace=settings.keep_trace)
+        search = BeamSearch(task, settings.search, self._seed(task), keep_trace=settings.keep_trace)
         scores: Scores = {(): ()}
         while not search.is_done:
             extended = await _gather([self._extend(task, e, scores) for e in search.extensions()])
@@ -122,6 +122,9 @@ class PromptSearch:
         else:
             value = self._value(task, output, ending.num_tokens, scores[grown])
         return dataclasses.replace(hypothesis, value=value)
+
+    def _seed(self, task: Task) -> int:
+        return self._settings.sampling.seed if task.seed is None else task.seed
 
     def _must_read(self, hypothesis: Hypothesis, renderer: Renderer) -> bool:
         """Tell whether a hypothesis ended otherwise than the guides that rank were trained."""
@@ -184,7 +187,7 @@ class PromptSearch:
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
-            seed=_seed_of(sampling.seed, task, extension) if sampling.temperature else None,
+            seed=_seed_of(self._seed(task), task, extension) if sampling.temperature else None,
             # V(x, y<=t) stands in the row after y_t, so one more token is sampled, and none ends the request.
             max_tokens=num_tokens + self._has_values,
             ignore_eos=True,

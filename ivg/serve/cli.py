@@ -1,0 +1,159 @@
+"""`ivg serve`: flags, YAML and folders are checked before torch is imported, which takes seconds."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ivg.config.yaml_file import nearest, read_yaml
+from ivg.decoding.engine import EngineError
+from ivg.errors import EXIT_FAILURE, UserError, exit_on_user_error, require_module
+from ivg.models.folders import require_folders
+from ivg.serve.settings import ServerSettings, settings_from_dict
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+KEY_VARIABLE = "IVG_API_KEY"
+_FLAGS = ("host", "port", "api_key")
+_EXAMPLE = """\
+config.yaml, beside base, pairs, values, engine and sampling as in ivg decode:
+  guidance:
+    - {name: ivg, token_guidance: implicit, chunk_guidance: explicit,
+       num_beams: 4, num_successors: 4, chunk_length: 5}
+    - {name: base}
+  serve: {max_tokens: 1024, max_rows: 16, max_beta: 4}
+
+clients choose a preset as model, and may send with each request
+  extra_body={"guidance": {"beta": 0.5, "num_beams": 2}}
+
+docs/serving.md says more. Exit codes: 0 stopped; 2 the configuration is wrong; 1 anything else
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and leaving."""
+        raise UserError(f"{message} (see ivg serve --help)")
+
+
+def parse(argv: Sequence[str]) -> ServerSettings:
+    """Read flags and the YAML file.
+
+    Raises:
+        UserError: an unknown flag or key, a value out of range, or one thing given twice.
+    """
+    parser = _Parser(
+        prog="ivg serve",
+        usage="ivg serve --config FILE [KEY=VALUE ...] [--host NAME] [--port N] [--api_key KEY]",
+        description="Serve guided decoding over OpenAI's HTTP interface.",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--version", action="version", version=f"ivg {version('ivg')}")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="override a key of --config")
+    parser.add_argument("--config", metavar="FILE", help="YAML file")
+    parser.add_argument("--host", metavar="NAME", help="address to listen on (127.0.0.1)")
+    parser.add_argument("--port", type=int, metavar="N", help="(8000); 0 takes a free one")
+    parser.add_argument(
+        "--api_key", metavar="KEY", help=f"what clients must send; ${KEY_VARIABLE} keeps it out of `ps`"
+    )
+    known, unknown = parser.parse_known_intermixed_args([_use_underscores(argument) for argument in argv])
+    if unknown:
+        flags = [option for action in parser._actions for option in action.option_strings]
+        raise UserError(f"unknown argument {unknown[0]!r}; {nearest(unknown[0], flags)}")
+    given = vars(known)
+    if "config" not in given:
+        raise UserError("no configuration: give --config FILE.yaml")
+    overrides = given.get("overrides", [])
+    bad = [text for text in overrides if not text.partition("=")[0] or "=" not in text]
+    if bad:
+        raise UserError(f"unexpected argument {bad[0]!r}; flags start with --, overrides are KEY=VALUE")
+    data = read_yaml(given["config"], overrides)
+    return settings_from_dict(_with_flags(data, {name: given[name] for name in _FLAGS if name in given}))
+
+
+def _use_underscores(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value if argument.startswith("--") else argument
+
+
+def _with_flags(data: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
+    serve = data.get("serve") or {}
+    if not isinstance(serve, dict):
+        return data  # refused with the rest
+    for name in flags:
+        if name in serve:
+            raise UserError(f"serve.{name} is given both in the YAML file and as a flag; give one of them")
+    if os.environ.get(KEY_VARIABLE) and "api_key" not in {**serve, **flags}:
+        flags = {**flags, "api_key": os.environ[KEY_VARIABLE]}
+    return {**data, "serve": {**serve, **flags}}
+
+
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `ivg serve` until it is asked to stop."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
+    settings = parse(sys.argv[1:] if argv is None else argv)
+    run = settings.run
+    require_folders(run.base, run.pairs, run.values)
+    for module in ("fastapi", "uvicorn", "prometheus_client"):
+        require_module(module, "serve", "ivg serve")
+    with _bind(settings.serve.host, settings.serve.port) as listener:
+        from ivg.serve.starting import plan, start
+
+        try:
+            app = start(settings, plan(settings))
+        except EngineError as error:
+            sys.stderr.write(f"error: {error}\n")
+            return EXIT_FAILURE
+        _serve(app, settings, listener)
+    return 0
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Take the port before models are loaded; nobody is let in yet."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:  # socket.gaierror is one
+        listener.close()
+        raise UserError(f"serve: cannot listen on {host}:{port}: {error.strerror}; give another") from error
+    return listener
+
+
+def _serve(app: FastAPI, settings: ServerSettings, listener: socket.socket) -> None:
+    import uvicorn
+
+    host, port = listener.getsockname()[:2]
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            """Say where to reach the server once it answers."""
+            await super().startup(sockets=sockets)
+            names = ", ".join(settings.presets)
+            sys.stderr.write(f"serving {names} on http://{host}:{port}/v1\n")
+            sys.stderr.flush()
+
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=max(1, round(settings.serve.stop_timeout)),
+    )
+    # Uvicorn ends gracefully on these and then raises them again, for whoever stood there before.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    asyncio.run(Server(config).serve(sockets=[listener]))
