@@ -7,20 +7,20 @@ started again.
 """
 
 import os
+import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from report import METHODS
+from report import METHODS, RUNS
 from stages import Runner, Stage, StageFailed
 
 from ivg.errors import exit_on_user_error
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "recipes/quickstart"
-RUNS = "runs/quickstart"
-# A lone process gets one thread from `accelerate launch` unless told otherwise.
-LAUNCH = "accelerate launch --quiet --config_file recipes/accelerate/cpu.yaml --num_cpu_threads_per_process 2"
+ONE_PROCESS = f"python {RECIPE}/in_one_process.py"
+REWARD = [f"{RECIPE}/{file}" for file in ("review_reward.py", "checker.py", "corpus.py")]
 
 
 def training(name: str, title: str, script: str, *inputs: str, output: str = "") -> Stage:
@@ -29,7 +29,7 @@ def training(name: str, title: str, script: str, *inputs: str, output: str = "")
     return Stage(
         name=name,
         title=title,
-        commands=[f"{LAUNCH} train/{script} --config {config}"],
+        commands=[f"python train/{script} --config {config}"],
         inputs=[config, *inputs],
         outputs=[f"{RUNS}/{output or name}"],
     )
@@ -59,9 +59,9 @@ def quickstart() -> list[Stage]:
         training("untuned", "train the untuned guide", "sft.py", *reviews),
         Stage(
             name="rollouts",
-            title="sample from the untuned guide and score with the gold reward",
-            commands=[f"{LAUNCH} train/rollouts.py --config {config}" for config in sampling],
-            inputs=[*sampling, *weights("untuned"), f"{data}/prompts.train.jsonl"],
+            title="sample from the base and score with the gold reward",
+            commands=[in_one_process(f"train/rollouts.py --config {config}" for config in sampling)],
+            inputs=[*sampling, *REWARD, *weights("base"), f"{data}/prompts.train.jsonl"],
             outputs=rollouts,
         ),
         training(
@@ -82,7 +82,7 @@ def quickstart() -> list[Stage]:
         Stage(
             name="decode",
             title=f"decode the test prompts with {len(METHODS)} methods",
-            commands=[f"ivg-decode --config {config}" for config in decoding],
+            commands=[in_one_process(f"ivg-decode --config {config}" for config in decoding)],
             inputs=[*decoding, *trained, f"{data}/prompts.test.jsonl"],
             outputs=[f"{RUNS}/decoded"],
         ),
@@ -90,20 +90,24 @@ def quickstart() -> list[Stage]:
             name="sweep",
             title="decode validation prompts over a grid of beta, W and K",
             commands=[f"python eval/sweep.py --config {RECIPE}/sweep.yaml"],
-            inputs=[f"{RECIPE}/sweep.yaml", *trained, f"{data}/prompts.validation.jsonl"],
+            inputs=[f"{RECIPE}/sweep.yaml", *REWARD, *trained, f"{data}/prompts.validation.jsonl"],
             outputs=[f"{RUNS}/sweep"],
         ),
         Stage(
             name="report",
             title="judge, compare, draw",
             commands=[
-                f"python {RECIPE}/report.py",
-                f"python eval/report.py --folder {RUNS} --title Quickstart",
+                in_one_process([f"{RECIPE}/report.py", f"eval/report.py --folder {RUNS} --title Quickstart"])
             ],
-            inputs=[f"{RECIPE}/report.py", f"{RUNS}/decoded", f"{RUNS}/sweep", *weights("base")],
+            inputs=[f"{RECIPE}/report.py", *REWARD, f"{RUNS}/decoded", f"{RUNS}/sweep", *weights("base")],
             outputs=[f"{RUNS}/{file}" for file in ("report.json", "report.md", "report.html", "figures")],
         ),
     ]
+
+
+def in_one_process(commands: Iterable[str]) -> str:
+    """Join commands into one that runs them in a single process."""
+    return f"{ONE_PROCESS} {shlex.join(commands)}"
 
 
 def labelled(file: str) -> list[str]:
@@ -112,9 +116,13 @@ def labelled(file: str) -> list[str]:
 
 
 def environment(outer: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of every stage: this interpreter's commands, two threads, no GPU, no hub."""
+    """Return the environment of every stage.
+
+    This interpreter's commands, the recipe's own modules (the reward is one), two threads, no GPU, no hub.
+    """
     return {
         **outer,
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT / RECIPE), outer.get("PYTHONPATH")))),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{outer.get('PATH', '')}",
         "OMP_NUM_THREADS": "2",
         "CUDA_VISIBLE_DEVICES": "",

@@ -45,6 +45,27 @@ def best_of_n_bound(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
+def search_bound(num_beams: int, num_successors: int, num_chunks: float) -> float:
+    """Return log W + n log K, an upper bound in nats on the divergence of chunk search from its sampler.
+
+    A response of n chunks is found only if it is among the candidates. The expected number of candidates
+    equal to its first chunk is W·K times the chunk's probability; at every later boundary each copy of a
+    prefix that was kept is continued K times, so that the whole is expected at most W·K^n times its
+    probability. So the search's probability is nowhere more than W·K^n times the sampler's.
+
+    Args:
+        num_beams: W.
+        num_successors: K.
+        num_chunks: n, or its mean over responses that the search found.
+
+    Raises:
+        ValueError: a number below 1.
+    """
+    if min(num_beams, num_successors, num_chunks) < 1:
+        raise ValueError(f"W={num_beams}, K={num_successors}, n={num_chunks}; give numbers >= 1")
+    return math.log(num_beams) + num_chunks * math.log(num_successors)
+
+
 def best_of_bounds(arguments: Sequence[str]) -> dict[str, float]:
     """Return the bound of each file that NAME=N arguments say best-of-N made.
 
