@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -110,7 +110,58 @@ def sampled_kl(
     Returns:
         One number per response.
     """
+    return [
+        float((guided.exp() * (guided - plain)).sum())
+        for guided, plain, _ in _next_logps(
+            models, encoded, beta=beta, temperature=temperature, num_shared=num_shared, unguided=unguided
+        )
+    ]
+
+
+@torch.inference_mode()
+def sampled_log_ratio(
+    models: Sequence[Any],
+    encoded: Sequence[Sequence[EncodedResponse]],
+    *,
+    beta: float,
+    temperature: float,
+    num_shared: int | None = None,
+    unguided: Sequence[int] = (),
+) -> list[float]:
+    """Return log p(y) - log q(y) in nats of each response y, guided and unguided as `sampled_kl` has them.
+
+    Averaged over the responses of a search within the guided distribution, and added to `search_bound` (or
+    `best_of_n_bound`), it bounds the search's divergence from the base:
+
+        KL(search || base) = KL(search || guided) + E_search[log p - log q]
+
+    Args:
+        models: base, tuned, untuned.
+        encoded: as `sampled_kl` takes them.
+        beta: weight of the pair.
+        temperature: above 0.
+        num_shared: as `sampled_kl` takes it.
+        unguided: likewise.
+    """
     found = []
+    for guided, plain, ids in _next_logps(
+        models, encoded, beta=beta, temperature=temperature, num_shared=num_shared, unguided=unguided
+    ):
+        chosen = torch.tensor(ids)[:, None]
+        found.append(float((guided - plain).gather(1, chosen).sum()))
+    return found
+
+
+def _next_logps(
+    models: Sequence[Any],
+    encoded: Sequence[Sequence[EncodedResponse]],
+    *,
+    beta: float,
+    temperature: float,
+    num_shared: int | None,
+    unguided: Sequence[int],
+) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
+    """Yield each response's next-token log-probabilities (T, V), guided and plain, and its ids."""
     for rows in zip(*encoded, strict=True):
         base, tuned, untuned = (
             as_float(response_logits(model, [row])[0]).cpu() for model, row in zip(models, rows, strict=True)
@@ -119,9 +170,7 @@ def sampled_kl(
         shared = SharedIds(base.shape[1], size, tuple(unguided))
         ratio = shared.widen(log_ratio(tuned[:, :size], untuned[:, :size]))
         guided: Tensor = log_probs(guide_logits(base, [WeightedScores(beta, ratio)]) / temperature)  # (T, V)
-        plain = log_probs(base / temperature)
-        found.append(float((guided.exp() * (guided - plain)).sum()))
-    return found
+        yield guided, log_probs(base / temperature), rows[0].response_ids
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,9 +1,10 @@
 import math
 
 import pytest
+import torch
 
 from ivg.evaluation.measures.distance import EncodedResponse
-from ivg.evaluation.measures.divergence import best_of_n_bound, sampled_kl, search_bound
+from ivg.evaluation.measures.divergence import best_of_n_bound, sampled_kl, sampled_log_ratio, search_bound
 from tests.engines.worlds import build_world, enumerate_search, enumerate_sequences, next_probs
 from tests.evaluation import tiny
 from tests.evaluation.measures import slow
@@ -45,6 +46,20 @@ def test_the_divergence_agrees_with_a_slow_one():
     expected = [slow.kl(models, row, 0.5, 0.7) for row in ROWS]
     assert found == pytest.approx(expected, abs=1e-3)
     assert min(expected) > 0.1
+
+
+def test_the_log_ratio_of_responses_by_hand():
+    models = [tiny.model(seed) for seed in (0, 1, 2)]
+    found = sampled_log_ratio(models, [ROWS] * 3, beta=0.5, temperature=0.7)
+    for row, ratio in zip(ROWS, found, strict=True):
+        ids = torch.tensor([row.prompt_ids + row.response_ids])
+        with torch.no_grad():
+            base, tuned, untuned = (model(ids).logits[0].double().log_softmax(-1) for model in models)
+        guided = ((base + 0.5 * (tuned - untuned)) / 0.7).log_softmax(-1)
+        plain = (base / 0.7).log_softmax(-1)
+        places = range(len(row.prompt_ids) - 1, ids.shape[1] - 1)
+        expected = sum(float(guided[t, ids[0, t + 1]] - plain[t, ids[0, t + 1]]) for t in places)
+        assert ratio == pytest.approx(expected, abs=1e-4)
 
 
 def test_no_weight_or_equal_twins_is_no_divergence():
