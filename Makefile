@@ -16,11 +16,12 @@ VLLM_VENV := .venv-vllm
 VLLM_PIP := $(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help quickstart test fuzz check format bench bench-engines gpu-check recipes chaos vllm test-vllm \
+.PHONY: help quickstart evidence test fuzz check format bench bench-engines gpu-check recipes chaos vllm test-vllm \
 	test-vllm-source clean
 
 help:
 	@echo "make quickstart  train, guide and report on a small made-up task (10 minutes on 2 cores)"
+	@echo "make evidence    the same with three training seeds and every baseline (100 minutes on 2 quiet cores)"
 	@echo "make test        run the test suite"
 	@echo "make fuzz        1,000 generated inputs per command, new ones each time"
 	@echo "make check       formatting, lint and types"
@@ -37,6 +38,9 @@ help:
 
 quickstart: $(VENV)/installed-quickstart
 	@$(BIN)/python recipes/quickstart/run.py
+
+evidence: $(VENV)/installed-quickstart
+	@$(BIN)/python recipes/quickstart/evidence.py
 
 test: $(VENV)/installed-all
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist worksteal

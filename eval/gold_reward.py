@@ -37,7 +37,7 @@ with needs("eval"):
     from ivg.evaluation.safe_text import say
     from ivg.models.loading import load_inspected
     from ivg.models.plan import ModelInfos, inspect_models
-    from ivg.rewards import RewardConfig, load_reward, score
+    from ivg.rewards import RewardConfig, load_also, load_reward, score
 
 
 RESULT_KEYS = ("methods", "paired", "reference")  # by which a result of ours is recognised
@@ -52,6 +52,10 @@ class Options:
     )
     function: str | None = option(None, "reward: dotted name of a callable, such as ivg.rewards.vader")
     model: str | None = option(None, "reward: folder or Hub name of a sequence classifier")
+    also: list[str] = dataclasses.field(
+        default_factory=list,
+        metadata={"help": "further rewards to report beside it, as NAME=DOTTED.NAME of a callable"},
+    )
     label: str | None = option(None, "the classifier's label whose log-odds are the reward")
     template: str | None = option(None, "how the classifier sees a prompt: chat, or text with {prompt}")
     batch_size: int = option(32, "responses per pass of the classifier")
@@ -90,6 +94,25 @@ def check(options: Options, files: Sequence[Decoded]) -> None:
     read = [file.path.resolve() for file in files if file.path is not None]
     if options.output is not None and Path(options.output).resolve() in read:
         raise UserError(f"output {options.output}: is one of the files to judge; give another")
+
+
+def named_functions(arguments: Sequence[str]) -> dict[str, str]:
+    """Read NAME=DOTTED.NAME arguments.
+
+    Raises:
+        UserError: malformed, or a name given twice.
+    """
+    functions = {}
+    for argument in arguments:
+        name, equals, function = argument.partition("=")
+        if not (name and equals and function):
+            raise UserError(
+                f"also: got {argument!r}; expected NAME=DOTTED.NAME, such as vader=ivg.rewards.vader"
+            )
+        if name in functions:
+            raise UserError(f"also: {name!r} is given twice; give each function its own name")
+        functions[name] = function
+    return functions
 
 
 def inspect_base(options: Options) -> ModelInfos | None:
@@ -172,14 +195,17 @@ def judge(options: Options, files: Sequence[Decoded]) -> dict[str, Any]:
         batch_size=options.batch_size,
     )
     reward = load_reward(config)
+    also = load_also(named_functions(options.also))
     name = str(options.function or options.model)
     kl = {guidance.file.name: token_guidance_kl(guidance) for guidance in guided}
     rewards = [score(reward, file.rows, file.responses, name) for file in files]
     nll = [None] * len(files) if base is None else base_nll(base, files, options.max_tokens)
-    measured = {f.name: measure(f, r, n) for f, r, n in zip(files, rewards, nll, strict=True)}
+    others = [{key: score(f, file.rows, file.responses, key) for key, f in also.items()} for file in files]
+    measured = {f.name: measure(f, r, n, o) for f, r, n, o in zip(files, rewards, nll, others, strict=True)}
     base_name = None if base is None else files[0].name
     report: dict[str, Any] = {
         "reward": name,
+        "also": list(also),
         **compare(measured, base=base_name, reference=options.reference),
     }
     for file, values in zip(files, rewards, strict=True):

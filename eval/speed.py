@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from ivg.errors import exit_on_user_error, needs
+from ivg.errors import UserError, exit_on_user_error, needs
 
 with needs("eval"):
     import torch
@@ -94,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, judge, report."""
     path, overrides = config_and_overrides(argv, __doc__ or "")
     grid = read_grid(path, overrides)
+    if grid.also:
+        raise UserError(f"{path}: also is read by eval/sweep.py alone; remove it")
     rows = grid_prompts(grid, path)
     with open_output(grid.output, "speed.json", "{") as output:
         report = measure_and_judge(grid, rows, load_reward(grid.reward))

@@ -32,7 +32,7 @@ with needs("eval"):
     from ivg.evaluation.sweep.runs import decode_run, grid_prompts, load_grid, weight_files
     from ivg.models.loading import LoadedModel, Models, load_models
     from ivg.models.prompts import Record
-    from ivg.rewards import Reward, load_reward, score
+    from ivg.rewards import Reward, load_also, load_reward, score
     from ivg.run.output_files import content_hash
 
 
@@ -103,7 +103,7 @@ def is_statistics(known: object) -> bool:
     )
 
 
-def judge(grid: GridConfig, base: LoadedModel, reward: Reward) -> dict[str, Any]:
+def judge(grid: GridConfig, base: LoadedModel, reward: Reward, also: Mapping[str, Reward]) -> dict[str, Any]:
     """Measure every run's responses and compare them with the base's."""
     name = str(grid.reward.function or grid.reward.model)
     measured, missing = {}, {}
@@ -113,12 +113,13 @@ def judge(grid: GridConfig, base: LoadedModel, reward: Reward) -> dict[str, Any]
         encoded = [
             encode_response(base.info.tokenizer, row, template=base.info.template) for row in file.rows
         ]
-        measured[run.name] = measure(file, rewards, response_nll(base.module, encoded))
+        others = {key: score(function, file.rows, file.responses, key) for key, function in also.items()}
+        measured[run.name] = measure(file, rewards, response_nll(base.module, encoded), others)
         missing[run.name] = missing_reasons(file, rewards)
     report = compare(measured, base="base", reference="base")
     for run_name, reasons in missing.items():
         report["methods"][run_name]["missing"] = reasons
-    return {"reward": name, **report}
+    return {"reward": name, "also": list(also), **report}
 
 
 @exit_on_user_error
@@ -128,10 +129,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     grid = read_grid(path, overrides)
     rows = grid_prompts(grid, path)
     with open_output(grid.output, "sweep.json", "{") as output:
-        reward = load_reward(grid.reward)  # before anything is decoded for it
+        reward, also = load_reward(grid.reward), load_also(grid.also)  # before anything is decoded for them
         sweep = Sweep(grid, rows, output)
         cost = {run.name: sweep.finish(run) for run in track(grid.runs, "decoding")}
-        report: dict[str, Any] = {"kind": "sweep", "cost": cost, **judge(grid, sweep.base, reward)}
+        report: dict[str, Any] = {"kind": "sweep", "cost": cost, **judge(grid, sweep.base, reward, also)}
         report["cells"] = [
             {"name": run.name, "method": run.method, "setting": run.setting, **dataclasses.asdict(run)}
             for run in grid.runs

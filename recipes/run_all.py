@@ -25,8 +25,8 @@ from ivg.training.value.convert import convert_value
 
 ROOT = Path(__file__).parents[1]
 # ultra uses the value model of tulu; quickstart is left to `make quickstart`.
-RECIPES = ("sentiment", "summarization", "tulu", "ultra", "qwen3", "movie_reviews")
-STAGES = ("prepare", "sft", "reward", "rollouts", "dpo", "value", "decode")
+RECIPES = ("sentiment", "summarization", "tulu", "ultra", "qwen3")
+STAGES = ("sft", "reward", "rollouts", "dpo", "value", "decode")
 MODELS = ("model_name_or_path", "tokenizer_path", "reward_model")
 DATASETS = ("dataset_name", "eval_dataset_name")
 
@@ -93,19 +93,10 @@ class StandIns:
         new["output"] = self.path(keys["output"])
         return new
 
-    def preparing(self, keys: Mapping[str, Any]) -> dict[str, Any]:
-        """Replace the data and the output of a stage that makes a recipe's data."""
-        return {
-            **keys,
-            "data_dir": self.dataset(keys["data_dir"]),
-            "output_dir": self.path(keys["output_dir"]),
-        }
-
     def stand_in(self, path: Path) -> dict[str, Any]:
         """Return a recipe file's keys with the stand-ins in place."""
         keys = yaml.safe_load(path.read_text())
-        kinds = {"decode": self.decoding, "prepare": self.preparing}
-        return kinds.get(stage_of(path), self.training)(keys)
+        return self.decoding(keys) if stage_of(path) == "decode" else self.training(keys)
 
     def make(self) -> None:
         """Write all stand-in models and datasets."""
@@ -122,8 +113,6 @@ class StandIns:
         for name, schema in self.spec["datasets"].items():
             stand_ins.save_dataset(Path(self.dataset(name)), schema)
             write_jsonl(Path(self.dataset(name) + ".jsonl"), stand_ins.rows(schema)[:3])
-        for name, files in self.spec["texts"].items():
-            stand_ins.save_texts(Path(self.dataset(name)), files)
 
 
 def with_models(keys: Mapping[str, Any], replace: Callable[[str], str]) -> dict[str, Any]:
@@ -159,9 +148,6 @@ def run(path: Path, config: Path) -> None:
         code = decode(["--config", str(config)])
         if code:
             raise SystemExit(code)
-        return
-    if stage == "prepare":
-        runpy.run_path(str(path.with_suffix(".py")))["main"](["--config", str(config)])
         return
     # The trainers refuse bf16 on a machine without a GPU unless they are told that the CPU is meant.
     flags = [] if stage == "rollouts" or torch.cuda.is_available() else ["--use_cpu", "true"]

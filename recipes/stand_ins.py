@@ -107,14 +107,6 @@ def save_released(folder: Path, spec: dict[str, Any]) -> None:
     save_file({**state, "score_head.weight": torch.randn(vocabulary, WIDTH)}, file, {"format": "pt"})
 
 
-def save_texts(folder: Path, names: list[str]) -> None:
-    """Write text files of 600 sentences each, whose first words differ."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        lines = [f"{name} film {i} is a film of its own kind .\n" for i in range(600)]
-        (folder / f"{name}.txt").write_text("".join(lines))
-
-
 def rows(schema: str) -> list[dict[str, Any]]:
     """Make eight rows in a dataset's own schema."""
     made = []

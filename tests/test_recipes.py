@@ -52,8 +52,7 @@ def _load_runner() -> ModuleType:
 
 RUNNER = _load_runner()
 PATHS = [path for recipe in RUNNER.RECIPES for path in RUNNER.stages(recipe)]
-PREPARING = [path for path in PATHS if RUNNER.stage_of(path) == "prepare"]
-TRAINING = [path for path in PATHS if RUNNER.stage_of(path) not in ("prepare", "decode")]
+TRAINING = [path for path in PATHS if RUNNER.stage_of(path) != "decode"]
 DECODING = [path for path in PATHS if RUNNER.stage_of(path) == "decode"]
 
 
@@ -68,7 +67,7 @@ def stand_ins(tmp_path: Path) -> Any:
 
 def test_no_recipe_file_is_left_out() -> None:
     files = {path for recipe in RUNNER.RECIPES for path in (ROOT / "recipes" / recipe).rglob("*.yaml")}
-    assert len(PATHS) == 45
+    assert len(PATHS) == 31
     # Evaluation recipes are run by eval/, not here.
     assert {path.name for path in files - set(PATHS)} == {"alpaca.yaml"}
     folders = {path.name for path in (ROOT / "recipes").iterdir() if path.is_dir()} - {"__pycache__"}
@@ -81,9 +80,8 @@ def test_header_names_its_own_file(path: Path) -> None:
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     stage = RUNNER.stage_of(path)
     command = next(line for line in header if line.startswith("# Command: "))
-    assert command.removesuffix(" data_dir=FOLDER").endswith(f"--config {path.relative_to(ROOT)}")
-    scripts = {"decode": "ivg-decode", "prepare": f"{path.parent.relative_to(ROOT)}/prepare.py"}
-    assert scripts.get(stage, f"train/{stage}.py") in command
+    assert command.endswith(f"--config {path.relative_to(ROOT)}")
+    assert ("ivg-decode" if stage == "decode" else f"train/{stage}.py") in command
     for field in ("# Hardware: ", "# Wall time: ", "# Result: "):
         assert any(line.startswith(field) for line in header)
     assert "/tmp" not in path.read_text()
@@ -111,13 +109,6 @@ def test_training_keys_reach_the_trainer_as_written(path: Path, stand_ins: Any, 
     assert used.get("report_to", []) == []
     for key in written.keys() - REPLACEABLE - {"report_to"}:
         assert used[key] == written[key] or str(used[key]) == str(written[key]), key
-
-
-@pytest.mark.parametrize("path", PREPARING, ids=_name)
-def test_preparing_keys_stay_as_written(path: Path, stand_ins: Any) -> None:
-    written, replaced = yaml.safe_load(path.read_text()), stand_ins.stand_in(path)
-    assert written.keys() == replaced.keys()
-    assert {key for key in written if written[key] != replaced[key]} == {"data_dir", "output_dir"}
 
 
 def _without_replaceable(keys: dict[str, Any]) -> dict[str, Any]:
@@ -157,10 +148,9 @@ def test_every_hub_name_has_a_stand_in(stand_ins: Any) -> None:
             data |= {keys["dataset"]["name"]} if "dataset" in keys else {keys["input"]}
         else:
             models |= {keys[key] for key in RUNNER.MODELS if key in keys}
-            data |= {keys[key] for key in (*RUNNER.DATASETS, "data_dir") if key in keys}
+            data |= {keys[key] for key in RUNNER.DATASETS if key in keys}
     assert {name for name in models if not name.startswith("runs/")} <= set(stand_ins.spec["models"])
-    spec = stand_ins.spec
-    assert {name for name in data if not name.startswith("runs/")} == {*spec["datasets"], *spec["texts"]}
+    assert {name for name in data if not name.startswith("runs/")} == set(stand_ins.spec["datasets"])
 
 
 def _made(stage: str, keys: dict[str, Any]) -> set[str]:
@@ -168,17 +158,9 @@ def _made(stage: str, keys: dict[str, Any]) -> set[str]:
     if stage == "decode":
         return {keys["output"]}
     folder = keys["output_dir"]
-    names = {
-        "prepare": [
-            f"{k}.{s}.jsonl"
-            for k in ("prompts", "sentences", "pairs")
-            for s in ("train", "validation", "test")
-        ]
-        + ["tokenizer"],
-        "rollouts": ["completions.jsonl", "preferences.jsonl"],
-    }
-    made = {f"{folder}/{name}" for name in names.get(stage, ())} or {folder}
-    return made | ({f"{folder}/merged"} if keys.get("merge_adapter") else set())
+    if stage == "rollouts":
+        return {f"{folder}/completions.jsonl", f"{folder}/preferences.jsonl"}
+    return {folder} | ({f"{folder}/merged"} if keys.get("merge_adapter") else set())
 
 
 def test_what_a_stage_reads_an_earlier_one_makes(stand_ins: Any) -> None:

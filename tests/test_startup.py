@@ -149,7 +149,16 @@ from ivg import *
 def test_every_verb_that_is_a_script_has_one() -> None:
     for script in (*STAGES.values(), *EVALUATIONS.values()):
         assert (CHECKOUT / script.path).is_file()
-    assert [*VERBS] == "decode train eval serve export-vllm convert-value convert-gguf env".split()
+    assert [*VERBS] == [
+        "decode",
+        "train",
+        "eval",
+        "serve",
+        "export-vllm",
+        "convert-value",
+        "convert-gguf",
+        "env",
+    ]
 
 
 def test_own_keys_are_those_of_the_dataclasses() -> None:

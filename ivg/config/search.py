@@ -20,8 +20,10 @@ class SearchConfig:
         num_beams: W, beams kept at a boundary.
         num_successors: K, continuations sampled per beam.
         chunk_length: L, in tokens.
-        early_stopping: end a prompt once a hypothesis finished at an earlier boundary is best again;
-            otherwise once all kept beams are finished.
+        early_stopping: true: end a prompt once a hypothesis finished at an earlier boundary is best again;
+            false: once all kept beams are finished. Unset: true where K >= W, else false. With K < W the
+            paper's code, which continues a finished hypothesis as K equal rows, goes on while unfinished
+            beams have room beside them; true would end there with a lower value.
     """
 
     token_guidance: Guidance = "none"
@@ -29,7 +31,7 @@ class SearchConfig:
     num_beams: int = 1
     num_successors: int = 1
     chunk_length: int = 30
-    early_stopping: bool = True
+    early_stopping: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("token_guidance", "chunk_guidance"):
@@ -46,6 +48,13 @@ class SearchConfig:
     def rows_per_prompt(self) -> int:
         """W·K, the rows one prompt owns in the batch."""
         return self.num_beams * self.num_successors
+
+    @property
+    def ends_when_best_again(self) -> bool:
+        """Which rule `early_stopping` chooses."""
+        if self.early_stopping is None:
+            return self.num_successors >= self.num_beams
+        return self.early_stopping
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

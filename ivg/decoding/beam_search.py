@@ -192,7 +192,7 @@ class BeamSearch:
         kept = self._rank()
         self._grown, self._num_steps = {}, 0
         successors = self._search.num_successors
-        self.is_done = is_done(kept, self._search.num_beams, early_stopping=self._search.early_stopping)
+        self.is_done = is_done(kept, self._search.num_beams, early_stopping=self._search.ends_when_best_again)
         if self.is_done:
             self._rows = []
             return Survivors([], successors)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ __all__ = [
     "Reward",
     "RewardConfig",
     "import_function",
+    "load_also",
     "load_reward",
     "score",
     "sentiment",
@@ -43,6 +44,18 @@ def load_reward(config: RewardConfig) -> Reward:
     if config.function is not None:
         return resolve_function(config.function)
     return ClassifierReward.load(config)
+
+
+def load_also(functions: Mapping[str, str]) -> dict[str, Reward]:
+    """Import the reward functions that are reported beside the gold reward.
+
+    Args:
+        functions: dotted name by the name that tables show.
+
+    Raises:
+        UserError: no such function.
+    """
+    return {name: resolve_function(function) for name, function in functions.items()}
 
 
 def resolve_function(name: str) -> Reward:

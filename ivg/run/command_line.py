@@ -245,12 +245,12 @@ def _add_guidance(group: argparse._ArgumentGroup) -> None:
     add("--num_beams", type=int, metavar="W", help="beams kept at a boundary (1)")
     add("--num_successors", type=int, metavar="K", help="continuations sampled per beam (1)")
     add("--chunk_length", type=int, metavar="L", help="tokens per chunk (30)")
-    add("--early_stopping", action="store_true", help="end once a finished hypothesis is best again (yes)")
+    add("--early_stopping", action="store_true", help="end once a finished hypothesis is best again")
     add(
         "--no_early_stopping",
         dest="early_stopping",
         action="store_false",
-        help="end once all kept beams are finished",
+        help="end once all kept beams are finished (where K < W)",
     )
 
 

@@ -68,7 +68,7 @@ NEGATIVE, NEUTRAL, POSITIVE = (0, 1), (2,), (3, 4)
 TONES = ((0.22, 0.38, 0.25, 0.12, 0.03), (0.12, 0.27, 0.30, 0.25, 0.06), (0.05, 0.17, 0.27, 0.40, 0.11))
 INTENSIFIERS = (("", 0.8), ("quite ", 0.1), ("very ", 0.1))
 ENDINGS = ((".", 0.95), ("!", 0.05))
-RELATIVES = _words("sister uncle cousin friend")
+RELATIVES = _words("sister uncle cousin nephew")  # "friend" is praise to VADER
 
 
 class Opinion(NamedTuple):
@@ -135,30 +135,31 @@ def write_review(rng: random.Random) -> str:
     return " ".join([*sentences, verdict + _draw(rng, ENDINGS)])
 
 
-def attainable_maximum(score: Callable[[str], float]) -> float:
-    """Return the highest mean score over sentences that a review of the grammar can have.
+def attainable_range(score: Callable[[str], float]) -> tuple[float, float]:
+    """Return the lowest and the highest mean score over sentences that a review of the grammar can have.
 
     Args:
         score: scores one sentence; must not depend on the film, the aspects and the relatives named.
     """
-    scene = max(score(scene.format(hero=HEROES[0]) + ".") for scene in SCENES)
-    opinion = max(score(sentence) for sentence in _opinions())
-    verdict = max(score(verdict.format(day=DAYS[0]) + end) for verdict, _ in VERDICTS for end, _ in ENDINGS)
-    # A filler says nothing: where praise is possible, the best review has none.
-    return (scene + 3 * opinion + verdict) / 5
+    scenes = [score(scene.format(hero=HEROES[0]) + ".") for scene in SCENES]
+    opinions = [score(sentence) for sentence in _opinions()]
+    verdicts = [score(verdict.format(day=DAYS[0]) + end) for verdict, _ in VERDICTS for end, _ in ENDINGS]
+    # A filler says nothing, and makes a mean milder: the extreme reviews have none.
+    lowest, highest = ((end(scenes) + 3 * end(opinions) + end(verdicts)) / 5 for end in (min, max))
+    return lowest, highest
 
 
 def _opinions() -> Iterator[str]:
     """Yield every opinion but for the aspects and relatives, which are one of each."""
     aspect, other, relative = ASPECTS[0], ASPECTS[1], RELATIVES[0]
     for opinion, (end, _) in itertools.product(OPINIONS, ENDINGS):
-        seconds = _adjectives(opinion.second) if opinion.second else [""]
-        for first, second in itertools.product(_adjectives(opinion.first), seconds):
+        seconds = adjectives(opinion.second) if opinion.second else [""]
+        for first, second in itertools.product(adjectives(opinion.first), seconds):
             names = {"aspect": aspect, "other": other, "relative": relative}
             yield opinion.pattern.format(first=first, second=second, **names) + end
 
 
-def _adjectives(strengths: Sequence[int]) -> list[str]:
+def adjectives(strengths: Sequence[int]) -> list[str]:
     words = [word for strength in strengths for word in ADJECTIVES[strength]]
     return [intensifier + word for intensifier, _ in INTENSIFIERS for word in words]
 

@@ -6,65 +6,106 @@ Everything is written to runs/quickstart. Finished stages are skipped; a run tha
 started again.
 """
 
+import dataclasses
 import os
+import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from report import METHODS
+from report import METHODS, RUNS
 from stages import Runner, Stage, StageFailed
 
 from ivg.errors import exit_on_user_error
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "recipes/quickstart"
-RUNS = "runs/quickstart"
-# A lone process gets one thread from `accelerate launch` unless told otherwise.
-LAUNCH = "accelerate launch --quiet --config_file recipes/accelerate/cpu.yaml --num_cpu_threads_per_process 2"
+ONE_PROCESS = f"python {RECIPE}/in_one_process.py"
+REWARD = [f"{RECIPE}/{file}" for file in ("review_reward.py", "checker.py", "corpus.py")]
 
 
-def training(name: str, title: str, script: str, *inputs: str, output: str = "") -> Stage:
-    """Describe a stage that trains a model by one YAML named after the stage."""
-    config = f"{RECIPE}/{name}.yaml"
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where a run of the recipe has its files.
+
+    Attributes:
+        configs: folder of the YAML files.
+        runs: folder that the models and results are written to.
+        data: folder of prompts, reviews and tokenizer.
+        prefix: opens the names of its stages.
+    """
+
+    configs: str = RECIPE
+    runs: str = str(RUNS)
+    data: str = f"{RUNS}/data"
+    prefix: str = ""
+
+    def stage(
+        self, name: str, title: str, commands: Iterable[str], inputs: Iterable[str], *outputs: str
+    ) -> Stage:
+        """Describe a stage; outputs are named within `runs`."""
+        return Stage(
+            name=self.prefix + name,
+            title=title,
+            commands=list(commands),
+            inputs=list(inputs),
+            outputs=[f"{self.runs}/{output}" for output in outputs],
+        )
+
+    def config(self, name: str) -> str:
+        """Return the path of a YAML file."""
+        return f"{self.configs}/{name}.yaml"
+
+    def training(self, name: str, title: str, script: str, *inputs: str, output: str = "") -> Stage:
+        """Describe a stage that trains a model by one YAML named after the stage."""
+        config = self.config(name)
+        commands = [f"python train/{script} --config {config}"]
+        stage = Path(name).name
+        return self.stage(stage, title, commands, [config, *inputs], output or stage)
+
+    def weights(self, *models: str) -> list[str]:
+        """Name the files that decide what trained models do."""
+        files = ("config.json", "model.safetensors")
+        return [f"{self.runs}/{model}/{file}" for model in models for file in files]
+
+    def labelled(self, file: str, *folders: str) -> list[str]:
+        """Name the labelled samples that a guide is trained and judged on."""
+        return [f"{self.runs}/{folder}/{file}.jsonl" for folder in folders or ROLLOUTS]
+
+
+ROLLOUTS = ("rollouts", "rollouts_validation")
+
+
+def preparing(places: Places) -> Stage:
+    """Describe the stage that makes prompts, reviews and the tokenizer."""
+    config = places.config("prepare")
     return Stage(
-        name=name,
-        title=title,
-        commands=[f"{LAUNCH} train/{script} --config {config}"],
-        inputs=[config, *inputs],
-        outputs=[f"{RUNS}/{output or name}"],
+        name="prepare",
+        title="draw prompts, write reviews, train a tokenizer",
+        commands=[f"python {RECIPE}/prepare.py --config {config}"],
+        inputs=[f"{RECIPE}/corpus.py", f"{RECIPE}/prepare.py", config],
+        outputs=[places.data],
     )
 
 
-def weights(*models: str) -> list[str]:
-    """Name the files that decide what a trained model does."""
-    return [f"{RUNS}/{model}/{file}" for model in models for file in ("config.json", "model.safetensors")]
-
-
-def quickstart() -> list[Stage]:
-    """List the stages of the quickstart."""
-    data, rollouts = f"{RUNS}/data", (f"{RUNS}/rollouts", f"{RUNS}/rollouts_validation")
-    reviews = [f"{data}/tokenizer", f"{data}/reviews.train.jsonl", f"{data}/reviews.validation.jsonl"]
-    sampling = [f"{RECIPE}/{name}.yaml" for name in ("rollouts", "rollouts_validation")]
-    decoding = [f"{RECIPE}/decode/{method}.yaml" for method in METHODS]
-    trained = weights("base", "untuned", "tuned", "value")
+def trainings(places: Places) -> list[Stage]:
+    """List the stages that train the base and its guides."""
+    reviews = [
+        f"{places.data}/{file}" for file in ("tokenizer", "reviews.train.jsonl", "reviews.validation.jsonl")
+    ]
+    sampling = [places.config(name) for name in ROLLOUTS]
+    weights, labelled = places.weights, places.labelled
     return [
-        Stage(
-            name="prepare",
-            title="draw prompts, write reviews, train a tokenizer",
-            commands=[f"python {RECIPE}/prepare.py --config {RECIPE}/prepare.yaml"],
-            inputs=[f"{RECIPE}/{file}" for file in ("corpus.py", "prepare.py", "prepare.yaml")],
-            outputs=[data],
+        places.training("base", "train the base", "sft.py", *reviews),
+        places.training("untuned", "train the untuned guide", "sft.py", *reviews),
+        places.stage(
+            "rollouts",
+            "sample from the base and score with the gold reward",
+            [in_one_process(f"train/rollouts.py --config {config}" for config in sampling)],
+            [*sampling, *REWARD, *weights("base"), f"{places.data}/prompts.train.jsonl"],
+            *ROLLOUTS,
         ),
-        training("base", "train the base", "sft.py", *reviews),
-        training("untuned", "train the untuned guide", "sft.py", *reviews),
-        Stage(
-            name="rollouts",
-            title="sample from the untuned guide and score with the gold reward",
-            commands=[f"{LAUNCH} train/rollouts.py --config {config}" for config in sampling],
-            inputs=[*sampling, *weights("untuned"), f"{data}/prompts.train.jsonl"],
-            outputs=rollouts,
-        ),
-        training(
+        places.training(
             "dpo",
             "tune the guide (DPO)",
             "dpo.py",
@@ -72,49 +113,63 @@ def quickstart() -> list[Stage]:
             *labelled("preferences"),
             output="tuned",
         ),
-        training(
+        places.training(
             "value",
             "train the value model (FUDGE)",
             "value.py",
             *weights("untuned"),
             *labelled("completions"),
         ),
-        Stage(
-            name="decode",
-            title=f"decode the test prompts with {len(METHODS)} methods",
-            commands=[f"ivg-decode --config {config}" for config in decoding],
-            inputs=[*decoding, *trained, f"{data}/prompts.test.jsonl"],
-            outputs=[f"{RUNS}/decoded"],
+    ]
+
+
+def quickstart() -> list[Stage]:
+    """List the stages of the quickstart."""
+    places = Places()
+    decoding = [places.config(f"decode/{method}") for method in METHODS]
+    trained = places.weights("base", "untuned", "tuned", "value")
+    sweep = places.config("sweep")
+    judging = [f"{RECIPE}/report.py", f"eval/report.py --folder {RUNS} --title Quickstart"]
+    return [
+        preparing(places),
+        *trainings(places),
+        places.stage(
+            "decode",
+            f"decode the test prompts with {len(METHODS)} methods",
+            [in_one_process(f"ivg-decode --config {config}" for config in decoding)],
+            [*decoding, *trained, f"{places.data}/prompts.test.jsonl"],
+            "decoded",
         ),
-        Stage(
-            name="sweep",
-            title="decode validation prompts over a grid of beta, W and K",
-            commands=[f"python eval/sweep.py --config {RECIPE}/sweep.yaml"],
-            inputs=[f"{RECIPE}/sweep.yaml", *trained, f"{data}/prompts.validation.jsonl"],
-            outputs=[f"{RUNS}/sweep"],
+        places.stage(
+            "sweep",
+            "decode validation prompts over a grid of beta, W and K",
+            [f"python eval/sweep.py --config {sweep}"],
+            [sweep, *REWARD, *trained, f"{places.data}/prompts.validation.jsonl"],
+            "sweep",
         ),
-        Stage(
-            name="report",
-            title="judge, compare, draw",
-            commands=[
-                f"python {RECIPE}/report.py",
-                f"python eval/report.py --folder {RUNS} --title Quickstart",
-            ],
-            inputs=[f"{RECIPE}/report.py", f"{RUNS}/decoded", f"{RUNS}/sweep", *weights("base")],
-            outputs=[f"{RUNS}/{file}" for file in ("report.json", "report.md", "report.html", "figures")],
+        places.stage(
+            "report",
+            "judge, compare, draw",
+            [in_one_process(judging)],
+            [f"{RECIPE}/report.py", *REWARD, f"{RUNS}/decoded", f"{RUNS}/sweep", *places.weights("base")],
+            *("report.json", "report.md", "report.html", "figures"),
         ),
     ]
 
 
-def labelled(file: str) -> list[str]:
-    """Name the labelled samples that a guide is trained and judged on."""
-    return [f"{RUNS}/{folder}/{file}.jsonl" for folder in ("rollouts", "rollouts_validation")]
+def in_one_process(commands: Iterable[str]) -> str:
+    """Join commands into one that runs them in a single process."""
+    return f"{ONE_PROCESS} {shlex.join(commands)}"
 
 
 def environment(outer: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of every stage: this interpreter's commands, two threads, no GPU, no hub."""
+    """Return the environment of every stage.
+
+    This interpreter's commands, the recipe's own modules (the reward is one), two threads, no GPU, no hub.
+    """
     return {
         **outer,
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT / RECIPE), outer.get("PYTHONPATH")))),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{outer.get('PATH', '')}",
         "OMP_NUM_THREADS": "2",
         "CUDA_VISIBLE_DEVICES": "",
@@ -125,19 +180,26 @@ def environment(outer: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-@exit_on_user_error
-def main() -> int:
-    """Run what is not finished, and say where the report is."""
+def run_all(stages: Sequence[Stage], stamps: Path) -> int:
+    """Run what is not finished; the exit code is that of the first stage that failed."""
     try:
-        Runner(ROOT, ROOT / RUNS / "stamps", environment(os.environ)).run(quickstart())
+        Runner(ROOT, stamps, environment(os.environ)).run(stages)
     except StageFailed as failure:
         print(f"\n{failure}\nThe same command goes on from here.", file=sys.stderr)
         return failure.exit_code if failure.exit_code > 0 else 1
     except KeyboardInterrupt:
         print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
         return 130
-    print(f"\nThe report is {RUNS}/report.html (or report.md); its numbers are in {RUNS}/report.json.")
     return 0
+
+
+@exit_on_user_error
+def main() -> int:
+    """Run what is not finished, and say where the report is."""
+    code = run_all(quickstart(), ROOT / RUNS / "stamps")
+    if code == 0:
+        print(f"\nThe report is {RUNS}/report.html (or report.md); its numbers are in {RUNS}/report.json.")
+    return code
 
 
 if __name__ == "__main__":

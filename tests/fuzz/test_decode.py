@@ -99,7 +99,7 @@ search = keys(
     num_beams=st.integers(1, 2),
     num_successors=st.integers(1, 2),
     chunk_length=sizes,
-    early_stopping=st.booleans(),
+    early_stopping=st.sampled_from([None, True, False]),
 )
 sampling = keys(
     max_new_tokens=st.integers(1, 5),

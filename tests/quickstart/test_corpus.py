@@ -60,17 +60,29 @@ def test_a_review_is_a_scene_three_opinions_a_verdict_and_at_most_one_filler():
     assert 150 < lengths.count(6) < 250  # half of 400, within five standard deviations
 
 
-def test_attainable_maximum_adds_up_the_best_sentences():
-    # A score that only knows one opinion and one verdict: (0 + 3 x 1 + 0.5) / 5.
-    scores = {"The plot was superb!": 1.0, "I loved it.": 0.5}
-    assert corpus.attainable_maximum(lambda sentence: scores.get(sentence, 0.0)) == pytest.approx(0.7)
+def test_the_attainable_range_adds_up_the_extreme_sentences():
+    # A score that knows one opinion and one verdict of each kind: (0 + 3 x 1 + 0.5) / 5, and its opposite.
+    scores = {
+        "The plot was superb!": 1.0,
+        "I loved it.": 0.5,
+        "The plot was awful.": -1.0,
+        "I hated it!": -0.5,
+    }
+    found = corpus.attainable_range(lambda sentence: scores.get(sentence, 0.0))
+    assert found == pytest.approx((-0.7, 0.7))
 
 
-def test_no_sampled_review_beats_the_attainable_maximum():
+def test_the_attainable_range_does_not_depend_on_names():
+    # Words that a slot takes at will say nothing: else a review could beat the range by its names.
+    names = [*corpus.RELATIVES, *corpus.ASPECTS, *corpus.HEROES, *corpus.DAYS]
+    assert {sentiment(f"Here is the {name}.") for name in names} == {0.0}
+
+
+def test_no_sampled_review_leaves_the_attainable_range():
     rng = random.Random(0)
-    best = max(sentiment(corpus.write_review(rng)) for _ in range(2000))
-    maximum = corpus.attainable_maximum(sentiment)
-    assert best < maximum < 0.8
+    found = [sentiment(corpus.write_review(rng)) for _ in range(2000)]
+    lowest, highest = corpus.attainable_range(sentiment)
+    assert -0.8 < lowest < min(found) < max(found) < highest < 0.8
 
 
 def test_prepare_writes_disjoint_files_and_a_tokenizer_that_spells_every_review(tmp_path):

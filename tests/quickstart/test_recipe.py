@@ -1,5 +1,6 @@
 """The quickstart's YAML files and the order of its stages."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from run import ROOT, environment, quickstart
 
 from ivg.config.yaml_file import config_from_dict, read_yaml
 from ivg.evaluation.sweep.grid import read_grid
+from tests.quickstart.commands import commands_of
 
 RECIPE = ROOT / "recipes" / "quickstart"
 CONFIGS = sorted(RECIPE.rglob("*.yaml"))
@@ -38,7 +40,7 @@ def test_every_stage_reads_the_repository_or_what_an_earlier_stage_wrote():
 
 def test_every_command_names_its_configuration_among_the_inputs():
     for stage in quickstart():
-        for command in stage.commands:
+        for command in commands_of(stage):
             words = command.split()
             scripts = [word for word in words if word.endswith(".py")]
             assert all((ROOT / script).is_file() for script in scripts)
@@ -74,7 +76,8 @@ def test_the_methods_differ_in_guidance_and_search_alone():
 
 def test_test_prompts_are_decoded_only_for_the_report():
     readers = [path.parent.name for path in CONFIGS if "prompts.test" in path.read_text(encoding="utf-8")]
-    assert readers == ["decode"] * len(METHODS)
+    assert sorted(set(readers)) == ["decode", "evidence"]
+    assert readers.count("decode") == len(METHODS)
 
 
 def test_the_frontier_stays_within_its_bounds():
@@ -92,3 +95,6 @@ def test_stages_run_without_gpu_and_hub_with_this_interpreter_first():
     assert variables["PATH"].endswith(":/somewhere")
     assert (variables["CUDA_VISIBLE_DEVICES"], variables["HF_HUB_OFFLINE"]) == ("", "1")
     assert variables["HOME"] == "/home/me"
+    # The reward is a module of the recipe; what the user had on the path stays.
+    assert variables["PYTHONPATH"] == str(RECIPE)
+    assert environment({"PYTHONPATH": "/mine"})["PYTHONPATH"] == f"{RECIPE}{os.pathsep}/mine"

@@ -4,12 +4,20 @@ import json
 
 import pytest
 import report
+import review_reward
 
 from ivg.errors import UserError
 from ivg.evaluation.measures.decoded import Decoded
 
 # VADER's compound score of one sentence: "good" has valence 1.9, and 1.9 / sqrt(1.9^2 + 15) = 0.4404.
-GOOD, NOTHING = 0.4404, 0.0
+GOOD = 0.4404
+# A valid review of five sentences, three of which praise.
+REVIEW = (
+    " It is about a sailor and two brothers. The plot was good. The music was good. The cast was good. "
+    "I may see it again on Friday."
+)
+LOWEST, HIGHEST = review_reward.quality_range()
+QUALITY = (3 * GOOD / 5 - LOWEST) / (HIGHEST - LOWEST)
 
 
 def decoded(name: str, texts: list[str], lengths: list[int]) -> Decoded:
@@ -28,9 +36,11 @@ def decoded(name: str, texts: list[str], lengths: list[int]) -> Decoded:
 
 @pytest.fixture
 def compared():
-    good, plain = " The plot was good.", " The plot was long."
-    files = [decoded(method, [good, plain, good + plain], [4, 5, 9]) for method in report.METHODS[:-1]]
-    files.append(decoded("ivg", [good, good, good], [6, 6, 6]))
+    longer = REVIEW + " It was good."  # more praise, and no longer a review
+    files = [
+        decoded(method, [REVIEW, longer, " The plot was good."], [4, 5, 9]) for method in report.METHODS[:-1]
+    ]
+    files.append(decoded("ivg", [REVIEW, REVIEW, REVIEW], [6, 6, 6]))
     return report.compare_methods(files, lambda rows: [2.0 * row["num_tokens"] for row in rows])
 
 
@@ -38,7 +48,9 @@ def test_every_method_has_the_promised_keys(compared):
     names = {"base", "best_of_n", "token_implicit", "token_implicit_best_of_n", "chunk_explicit", "ivg"}
     assert set(compared["methods"]) == names
     for measures in compared["methods"].values():
-        assert {"gold_reward", "distance_from_base", "distinct_2", "num_tokens"} <= set(measures)
+        assert {"gold_reward", "valid", "VADER", "distance_from_base", "distinct_2", "num_tokens"} <= set(
+            measures
+        )
         assert {"mean", "stderr", "ci95", "n"} <= set(measures["gold_reward"])
         assert measures["gold_reward"]["n"] == 3
     assert set(compared["paired"]) == names - {"ivg"}
@@ -48,11 +60,14 @@ def test_every_method_has_the_promised_keys(compared):
 
 def test_the_numbers_are_those_one_gets_by_hand(compared):
     base, ivg = compared["methods"]["base"], compared["methods"]["ivg"]
-    # Rewards of the base: good alone, nothing, and the mean of the two sentences.
-    assert base["gold_reward"]["mean"] == pytest.approx((GOOD + NOTHING + GOOD / 2) / 3)
-    assert ivg["gold_reward"]["mean"] == pytest.approx(GOOD)
-    # Differences from the base: 0, 0.4404, 0.2202.
-    assert compared["paired"]["base"]["mean"] == pytest.approx((0 + GOOD + GOOD / 2) / 3)
+    # Rewards of the base: a review, and two texts that are none.
+    assert base["gold_reward"]["mean"] == pytest.approx(QUALITY / 3)
+    assert ivg["gold_reward"]["mean"] == pytest.approx(QUALITY)
+    assert compared["paired"]["base"]["mean"] == pytest.approx(2 * QUALITY / 3)
+    # The reward as it was pays for every sentence: 3/5, 4/6 and 1/1 of a praise.
+    assert base["VADER"]["mean"] == pytest.approx((3 / 5 + 4 / 6 + 1) / 3 * GOOD, abs=1e-4)
+    assert (base["valid"]["mean"], ivg["valid"]["mean"]) == (pytest.approx(1 / 3), 1)
+    assert ivg["valid"]["ci95"] == [pytest.approx(3 / (3 + 1.959964**2)), 1]  # Wilson's
     # Two nats a token: 2 x 6 against 2 x (4 + 5 + 9) / 3.
     assert ivg["distance_from_base"]["mean"] == pytest.approx(0.0)
     assert base["distance_from_base"]["mean"] == 0.0

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+from ivg.evaluation.measures.statistics import wilson_interval
 from ivg.evaluation.report.tables import NOTHING, Table, interval
 
 Report = Mapping[str, Any]
@@ -17,7 +18,7 @@ def rates_table(report: Report) -> Table:
     """Tabulate AlpacaEval's systems (`win_rates.sum_up`) above rows of the public leaderboard."""
     header = [
         "generator",
-        "win rate ± stderr (%)",
+        "win rate ± stderr [95%] (%)",
         "length-controlled ± stderr (%)",
         "length (characters)",
         "n",
@@ -28,10 +29,11 @@ def rates_table(report: Report) -> Table:
 
 
 def _row(name: str, row: Mapping[str, Any]) -> list[str]:
+    low, high = (100 * end for end in wilson_interval(row["win_rate"] / 100, int(row["n_total"])))
     controlled, error = row.get("length_controlled_winrate"), row.get("lc_standard_error")
     return [
         name,
-        f"{row['win_rate']:.2f} ± {row['standard_error']:.2f}",
+        f"{row['win_rate']:.2f} ± {row['standard_error']:.2f} [{low:.2f}, {high:.2f}]",
         NOTHING if controlled is None else f"{controlled:.2f}" + ("" if error is None else f" ± {error:.2f}"),
         f"{row['avg_length']:.0f}",
         f"{row['n_total']:.0f}",

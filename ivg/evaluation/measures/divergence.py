@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,6 +43,27 @@ def best_of_n_bound(n: int) -> float:
     if n < 1:
         raise ValueError(f"best-of-{n} is not defined; give an integer >= 1")
     return math.log(n) - (n - 1) / n
+
+
+def search_bound(num_beams: int, num_successors: int, num_chunks: float) -> float:
+    """Return log W + n log K, an upper bound in nats on the divergence of chunk search from its sampler.
+
+    A response of n chunks is found only if it is among the candidates. The expected number of candidates
+    equal to its first chunk is W·K times the chunk's probability; at every later boundary each copy of a
+    prefix that was kept is continued K times, so that the whole is expected at most W·K^n times its
+    probability. So the search's probability is nowhere more than W·K^n times the sampler's.
+
+    Args:
+        num_beams: W.
+        num_successors: K.
+        num_chunks: n, or its mean over responses that the search found.
+
+    Raises:
+        ValueError: a number below 1.
+    """
+    if min(num_beams, num_successors, num_chunks) < 1:
+        raise ValueError(f"W={num_beams}, K={num_successors}, n={num_chunks}; give numbers >= 1")
+    return math.log(num_beams) + num_chunks * math.log(num_successors)
 
 
 def best_of_bounds(arguments: Sequence[str]) -> dict[str, float]:
@@ -89,7 +110,58 @@ def sampled_kl(
     Returns:
         One number per response.
     """
+    return [
+        float((guided.exp() * (guided - plain)).sum())
+        for guided, plain, _ in _next_logps(
+            models, encoded, beta=beta, temperature=temperature, num_shared=num_shared, unguided=unguided
+        )
+    ]
+
+
+@torch.inference_mode()
+def sampled_log_ratio(
+    models: Sequence[Any],
+    encoded: Sequence[Sequence[EncodedResponse]],
+    *,
+    beta: float,
+    temperature: float,
+    num_shared: int | None = None,
+    unguided: Sequence[int] = (),
+) -> list[float]:
+    """Return log p(y) - log q(y) in nats of each response y, guided and unguided as `sampled_kl` has them.
+
+    Averaged over the responses of a search within the guided distribution, and added to `search_bound` (or
+    `best_of_n_bound`), it bounds the search's divergence from the base:
+
+        KL(search || base) = KL(search || guided) + E_search[log p - log q]
+
+    Args:
+        models: base, tuned, untuned.
+        encoded: as `sampled_kl` takes them.
+        beta: weight of the pair.
+        temperature: above 0.
+        num_shared: as `sampled_kl` takes it.
+        unguided: likewise.
+    """
     found = []
+    for guided, plain, ids in _next_logps(
+        models, encoded, beta=beta, temperature=temperature, num_shared=num_shared, unguided=unguided
+    ):
+        chosen = torch.tensor(ids)[:, None]
+        found.append(float((guided - plain).gather(1, chosen).sum()))
+    return found
+
+
+def _next_logps(
+    models: Sequence[Any],
+    encoded: Sequence[Sequence[EncodedResponse]],
+    *,
+    beta: float,
+    temperature: float,
+    num_shared: int | None,
+    unguided: Sequence[int],
+) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
+    """Yield each response's next-token log-probabilities (T, V), guided and plain, and its ids."""
     for rows in zip(*encoded, strict=True):
         base, tuned, untuned = (
             as_float(response_logits(model, [row])[0]).cpu() for model, row in zip(models, rows, strict=True)
@@ -98,9 +170,7 @@ def sampled_kl(
         shared = SharedIds(base.shape[1], size, tuple(unguided))
         ratio = shared.widen(log_ratio(tuned[:, :size], untuned[:, :size]))
         guided: Tensor = log_probs(guide_logits(base, [WeightedScores(beta, ratio)]) / temperature)  # (T, V)
-        plain = log_probs(base / temperature)
-        found.append(float((guided.exp() * (guided - plain)).sum()))
-    return found
+        yield guided, log_probs(base / temperature), rows[0].response_ids
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,15 @@ from typing import Any
 
 from ivg.errors import UserError
 from ivg.evaluation.measures.decoded import Decoded
-from ivg.evaluation.measures.statistics import Scores, estimate, mean_by_prompt, paired_difference, win_rate
+from ivg.evaluation.measures.statistics import (
+    Scores,
+    estimate,
+    estimate_rate,
+    is_rate,
+    mean_by_prompt,
+    paired_difference,
+    win_rate,
+)
 from ivg.evaluation.measures.text import distinct
 
 # Measure name -> prompt id -> score.
@@ -18,17 +26,26 @@ Measures = Mapping[str, Scores]
 DISTANCES = {"distance_from_base": "nll", "distance_per_token": "nll_per_token"}
 
 
-def measure(decoded: Decoded, rewards: Sequence[float], nll: Sequence[float] | None = None) -> Measures:
+def measure(
+    decoded: Decoded,
+    rewards: Sequence[float],
+    nll: Sequence[float] | None = None,
+    also: Mapping[str, Sequence[float]] | None = None,
+) -> Measures:
     """Measure one method's responses, averaged by prompt.
 
     Args:
         decoded: its output rows.
         rewards: gold reward of each row; NaN where the reward model gave none.
         nll: negative log-likelihood of each row under the base (`distance.response_nll`), if it was scored.
+        also: by name, further scores of each row, which are shown beside the gold reward.
 
     Returns:
         `gold_reward`, `distinct_1`, `distinct_2`, `num_characters`; `num_tokens` where every row states it;
-        with `nll` also `nll` and, where lengths are known, `nll_per_token`.
+        with `nll` also `nll` and, where lengths are known, `nll_per_token`; and those of `also`.
+
+    Raises:
+        UserError: a name of `also` is another measure's.
     """
     texts = decoded.responses
     columns = {
@@ -46,6 +63,10 @@ def measure(decoded: Decoded, rewards: Sequence[float], nll: Sequence[float] | N
         columns["nll_per_token"] = [
             total / length if length else math.nan for total, length in zip(nll, lengths, strict=True)
         ]
+    for name, column in (also or {}).items():
+        if name in columns or name in DISTANCES:
+            raise UserError(f"also: {name!r} is the name of another measure; give the function another name")
+        columns[name] = list(column)
     return {name: mean_by_prompt(decoded.ids, column) for name, column in columns.items()}
 
 
@@ -129,4 +150,5 @@ def _estimates(measures: Measures, base: Measures | None) -> dict[str, Any]:
 def _estimate_or_none(scores: Scores) -> dict[str, object] | None:
     if all(math.isnan(score) for score in scores.values()):
         return None
-    return estimate(scores.values()).as_dict()
+    values = list(scores.values())
+    return (estimate_rate(values) if is_rate(values) else estimate(values)).as_dict()

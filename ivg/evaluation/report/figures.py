@@ -135,15 +135,27 @@ def add_caption(figure: Figure, text: str) -> None:
     figure.supxlabel(plain(text), fontsize=9, color=GREY, x=0.01, ha="left")
 
 
-def reward_by_method(methods: Mapping[str, Mapping[str, Any]], *, unit: str) -> Figure:
+Estimates = Mapping[str, Mapping[str, Any]]  # by method, as `Estimate.as_dict` writes them
+
+
+def reward_by_method(methods: Estimates, *, unit: str, also: Mapping[str, Estimates] | None = None) -> Figure:
     """Draw the mean gold reward of each method with its 95% interval.
 
     Args:
-        methods: gold reward by method, as `Estimate.as_dict` writes it; drawn from top to bottom.
+        methods: gold reward by method; drawn from top to bottom.
         unit: what the reward is measured in, for the axis.
+        also: by name, further scores of the same methods; each has a panel of its own.
     """
-    figure, axes = new_figure(1.2 + 0.42 * len(methods))
-    drawn = styles(methods)
+    named = {f"mean gold reward ({unit})": methods, **(also or {})}
+    figure, panels = new_panels(1.2 + 0.42 * len(methods), len(named))
+    for axes, (name, estimates) in zip(panels, named.items(), strict=True):
+        _draw_by_method(axes, name, estimates)
+    add_caption(figure, f"{counted(methods.values())}; bars are 95% intervals of the mean.")
+    return figure
+
+
+def _draw_by_method(axes: Axes, name: str, methods: Estimates) -> None:
+    drawn, xlabel = styles(methods), wrapped(name, LINE + 12)
     for row, (name, reward) in enumerate(methods.items()):
         color, marker = drawn[name]
         axes.errorbar(reward["mean"], row, xerr=error_bars(reward), fmt=marker, color=color, capsize=4)
@@ -156,11 +168,9 @@ def reward_by_method(methods: Mapping[str, Mapping[str, Any]], *, unit: str) -> 
         )
     axes.set_yticks(range(len(methods)), [plain(label(name)) for name in methods])
     axes.set_ylim(len(methods) - 0.4, -0.6)
-    axes.set_xlabel(wrapped(f"mean gold reward ({unit})", LINE + 12), loc="right")
+    axes.set_xlabel(xlabel, loc="right")
     axes.margins(x=0.12)  # room for the numbers
     axes.grid(visible=False, axis="y")
-    add_caption(figure, f"{counted(methods.values())}; bars are 95% intervals of the mean.")
-    return figure
 
 
 def by_length(runs: Sequence[Mapping[str, Any]], key: str, ylabel: str) -> Figure:

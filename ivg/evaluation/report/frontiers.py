@@ -35,7 +35,8 @@ def sweep_frontiers(report: Report) -> dict[str, Figure]:
     """Draw a sweep's runs by distance, by arithmetic and by tokens fed to its models.
 
     Args:
-        report: what `eval/sweep.py` writes to `sweep.json`.
+        report: what `eval/sweep.py` writes to `sweep.json`; the first of what was scored beside the gold
+            reward is written at each point.
 
     Returns:
         Figures by file name without suffix.
@@ -55,6 +56,12 @@ def sweep_frontiers(report: Report) -> dict[str, Figure]:
         "frontier_tokens": ("tokens fed to all models (tokens a prompt)", tokens),
     }
     settings, note = short_settings([run["setting"] for run in runs])
+    if report.get("also"):
+        first = report["also"][0]
+        settings = [
+            f"{setting}{setting and ', '}{first} {methods[run['name']][first]['mean']:.2f}"
+            for run, setting in zip(runs, settings, strict=True)
+        ]
     drawn = {}
     for figure, (xlabel, x) in places.items():
         points = [

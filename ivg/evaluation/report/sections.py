@@ -129,13 +129,17 @@ def rewards(data: Data) -> list[Section]:
     """Gold reward by method, and how good the value model is."""
     unit = str(data["task"]["gold_reward"] if "task" in data else data.get("reward", "gold reward"))
     by_method = {name: measures["gold_reward"] for name, measures in data["methods"].items()}
+    also = {
+        other: {name: measures[other] for name, measures in data["methods"].items()}
+        for other in data.get("also", ())
+    }
     paired = tables.paired_table(data) if data["paired"] else None
     sections = [
         Section(
             "Gold reward",
             [verdict(data)],
             _keep_tables(tables.methods_table(data), paired, tables.divergence_table(data)),
-            {"reward_by_method": figures.reward_by_method(by_method, unit=unit)},
+            {"reward_by_method": figures.reward_by_method(by_method, unit=unit, also=also)},
             notes=[*_count_missing(data), DISTANCE_NOTE, *_state_task(data)],
         )
     ]

@@ -70,17 +70,20 @@ def interval(estimate: Mapping[str, Any] | None, digits: int = 3, *, signed: boo
     return mean if low is None else f"{mean} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
 
+def also_header(report: Mapping[str, Any]) -> list[str]:
+    """Name the columns of what was scored beside the gold reward."""
+    return [f"{name} [95%]" for name in report.get("also", ())]
+
+
+def also_cells(report: Mapping[str, Any], measures: Mapping[str, Any]) -> list[str]:
+    """Write those columns' cells for one method."""
+    return [interval(measures[name]) for name in report.get("also", ())]
+
+
 def methods_table(report: Mapping[str, Any]) -> Table:
     """Tabulate what `measures.compare` returned: one row per method."""
-    header = [
-        "method",
-        "gold reward [95%]",
-        "stderr",
-        "distance from base (nats)",
-        "distinct-1",
-        "distinct-2",
-    ]
-    header += ["tokens", "n"]
+    header = ["method", "gold reward [95%]", "stderr", *also_header(report), "distance from base (nats)"]
+    header += ["distinct-1", "distinct-2", "tokens", "n"]
     rows = []
     for name, measures in report["methods"].items():
         reward = measures["gold_reward"]
@@ -89,6 +92,7 @@ def methods_table(report: Mapping[str, Any]) -> Table:
                 label(name),
                 interval(reward),
                 NOTHING if reward["stderr"] is None else f"{reward['stderr']:.3f}",
+                *also_cells(report, measures),
                 interval(measures.get("distance_from_base"), 1, signed=True),
                 number(measures["distinct_1"]),
                 number(measures["distinct_2"]),
@@ -116,25 +120,20 @@ def divergence_table(report: Mapping[str, Any]) -> Table | None:
 def paired_table(report: Mapping[str, Any]) -> Table:
     """Tabulate the reference method against each other one, on the same prompts."""
     reference = label(report["reference"])
-    header = [f"{reference} minus", "difference [95%]", "bootstrap [95%]", "win rate [bootstrap 95%]", "n"]
+    header = [f"{reference} minus", "difference [95%]", "bootstrap [95%]", "win rate [95%]", "n"]
     rows = []
     for other, difference in report["paired"].items():
         low, high = difference["bootstrap95"]
         bootstrap = NOTHING if low is None else f"[{low:+.3f}, {high:+.3f}]"
-        wins = _win_rate(report["win_rates"][other])
+        wins = interval(report["win_rates"][other])
         rows.append([label(other), interval(difference, signed=True), bootstrap, wins, str(difference["n"])])
     return Table(f"{reference} against the others, same prompts", header, rows)
 
 
-def _win_rate(estimate: Mapping[str, Any]) -> str:
-    low, high = estimate["bootstrap95"]  # Student's t would go beyond 1
-    return number(estimate) if low is None else f"{number(estimate)} [{low:.3f}, {high:.3f}]"
-
-
 def sweep_table(report: Mapping[str, Any]) -> Table:
     """Tabulate a sweep: one row per run, with what it buys and what it costs."""
-    header = ["method", "setting", "gold reward [95%]", "distance from base (nats)", "distinct-2", "tokens"]
-    header += ["tokens fed", "GFLOP a prompt", "n"]
+    header = ["method", "setting", "gold reward [95%]", *also_header(report), "distance from base (nats)"]
+    header += ["distinct-2", "tokens", "tokens fed", "GFLOP a prompt", "n"]
     rows = []
     for run in report["cells"]:
         measures, cost = report["methods"][run["name"]], report["cost"][run["name"]]
@@ -144,6 +143,7 @@ def sweep_table(report: Mapping[str, Any]) -> Table:
                 label(run["method"]),
                 run["setting"] or NOTHING,
                 interval(reward),
+                *also_cells(report, measures),
                 interval(measures["distance_from_base"], 1, signed=True),
                 number(measures["distinct_2"]),
                 number(measures["num_tokens"], 1),

@@ -13,7 +13,7 @@ from ivg.errors import UserError
 from ivg.evaluation.output_folder import check_name
 from ivg.rewards import RewardConfig
 
-_OWN_KEYS = ("grid", "reward", "output", "lengths", "repeats")
+_OWN_KEYS = ("grid", "reward", "also", "output", "lengths", "repeats")
 _NEEDED = {
     "grid": (list, "a list of entries"),
     "reward": (dict, "keys, such as function"),
@@ -80,6 +80,7 @@ class GridConfig:
         decode: models, sampling and input, as for `ivg-decode`.
         runs: the plain base first.
         reward: the gold reward.
+        also: dotted names of reward functions that are reported beside it, by the name that tables show.
         output: folder for responses and results.
         lengths: response lengths (max_new_tokens) that a speed comparison runs through.
         repeats: interleaved runs of a speed comparison, of which the median counts.
@@ -88,6 +89,7 @@ class GridConfig:
     decode: DecodeConfig
     runs: tuple[Run, ...]
     reward: RewardConfig
+    also: Mapping[str, str]
     output: Path
     lengths: tuple[int, ...]
     repeats: int
@@ -124,10 +126,19 @@ def read_grid(path: str, overrides: Sequence[str] = ()) -> GridConfig:
         decode=decode,
         runs=runs,
         reward=build(RewardConfig, own["reward"], f"{path}: reward"),
+        also=_check_also(own.get("also", {}), path),
         output=Path(own["output"]),
         lengths=_check_lengths(own.get("lengths", [decode.sampling.max_new_tokens]), path),
         repeats=_check_count(own.get("repeats", 3), f"{path}: repeats"),
     )
+
+
+def _check_also(given: object, path: str) -> dict[str, str]:
+    if not isinstance(given, dict) or not all(
+        isinstance(part, str) for pair in given.items() for part in pair
+    ):
+        raise UserError(f"{path}: also is {given!r:.60}; give names with a function's dotted name each")
+    return given
 
 
 def _check_names(names: Sequence[str], path: str) -> None:

@@ -180,7 +180,10 @@ class Reference:
                 ]
             beams = sorted(candidates, key=lambda c: (-c.value, c.row))[:width]
             best_again = beams[0].was_finished or (width == 1 and beams[0].reason is not None)
-            if all(b.reason is not None for b in beams) or (self.search.early_stopping and best_again):
+            ends_early = self.search.early_stopping
+            if ends_early is None:
+                ends_early = successors >= width
+            if all(b.reason is not None for b in beams) or (ends_early and best_again):
                 return beams
 
 

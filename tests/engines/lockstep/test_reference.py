@@ -86,7 +86,7 @@ def cases(draw: st.DrawFn, token: str, chunk: str) -> dict[str, object]:
         num_beams=width,
         num_successors=successors,
         chunk_length=draw(st.integers(1, 7)),
-        early_stopping=draw(st.booleans()),
+        early_stopping=draw(st.sampled_from([None, True, False])),
     )
     sampling = SamplingConfig(
         max_new_tokens=draw(st.integers(1, 9)),

@@ -2,9 +2,17 @@ import math
 import random
 
 import pytest
+from scipy import stats
 
 from ivg.errors import UserError
-from ivg.evaluation.measures.statistics import estimate, mean_by_prompt, paired_difference, win_rate
+from ivg.evaluation.measures.statistics import (
+    estimate,
+    is_rate,
+    mean_by_prompt,
+    paired_difference,
+    wilson_interval,
+    win_rate,
+)
 
 
 def test_an_estimate_matches_numbers_worked_out_by_hand():
@@ -76,6 +84,28 @@ def test_a_paired_difference_counts_a_prompt_that_either_side_lacks():
 def test_a_tie_is_half_a_win():
     rate = win_rate({"a": 1.0, "b": 2.0, "c": 3.0, "d": 0.0}, {"a": 0.0, "b": 2.0, "c": 1.0, "d": 9.0})
     assert rate.mean == pytest.approx((1 + 0.5 + 1 + 0) / 4)
+    assert rate.ci95 == wilson_interval(0.625, 4)
+
+
+def test_wilsons_interval_matches_numbers_worked_out_by_hand():
+    # z^2 = 3.841459. 0 of 10: [0, z^2 / (10 + z^2)]. 1 of 2: 1/2 -+ z sqrt(1/8 + z^2/16) / (1 + z^2/2).
+    assert wilson_interval(0.0, 10) == pytest.approx((0, 3.841459 / 13.841459), abs=1e-6)
+    half = 1.959964 * math.sqrt(1 / 8 + 3.841459 / 16) / (1 + 3.841459 / 2)
+    assert wilson_interval(0.5, 2) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-6)
+    library = stats.binomtest(198, 200).proportion_ci(method="wilson")
+    assert wilson_interval(0.99, 200) == pytest.approx((library.low, library.high))
+
+
+@pytest.mark.parametrize(("rate", "n"), [(1.01, 5), (-0.01, 5), (0.5, 0), (math.nan, 5)])
+def test_what_is_no_rate_has_no_interval(rate, n):
+    with pytest.raises(ValueError, match="expected one in"):
+        wilson_interval(rate, n)
+
+
+def test_zeros_and_ones_are_a_rate():
+    assert is_rate([0.0, 1.0, math.nan])
+    assert not is_rate([0.0, 0.5])
+    assert not is_rate([math.nan])
 
 
 def test_a_missing_score_is_neither_won_nor_lost():

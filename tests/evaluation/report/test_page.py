@@ -126,7 +126,7 @@ def test_results_of_one_kind_keep_apart(tmp_path):
     data = {
         **judged(base=0.4),
         "reward": "logit",
-        "win_rates": {"base": {"mean": 1.0, "bootstrap95": [1.0, 1.0]}},
+        "win_rates": {"base": {"mean": 1.0, "ci95": [0.6, 1.0]}},
     }
     data["paired"]["base"] |= {"bootstrap95": [0.3, 0.5], "n": 3}
     for name in data["methods"]:

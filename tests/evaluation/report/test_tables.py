@@ -3,7 +3,7 @@ from rich.console import Console
 
 from ivg.evaluation.measures.decoded import Decoded
 from ivg.evaluation.measures.measures import compare, measure
-from ivg.evaluation.measures.statistics import estimate
+from ivg.evaluation.measures.statistics import estimate_rate
 from ivg.evaluation.report.tables import Table, divergence_table, interval, methods_table, paired_table
 
 
@@ -29,18 +29,17 @@ def test_the_pairing_is_signed_and_has_its_n():
     (row,) = paired_table(report()).rows
     assert row[0] == "base"
     assert row[1].startswith("+1.500 [")
-    assert row[3:] == ["1.000 [1.000, 1.000]", "2"]
+    assert row[3:] == ["1.000 [0.342, 1.000]", "2"]
 
 
-def test_a_win_rate_keeps_within_its_bounds():
-    data = report()
-    wins = estimate([1.0, 1.0, 1.0, 0.0]).as_dict()
-    assert wins["ci95"][1] > 1
-    data["win_rates"]["base"] = wins
-    ((_, _, _, shown, _),) = paired_table(data).rows
-    low, high = wins["bootstrap95"]
-    assert shown == f"0.750 [{low:.3f}, {high:.3f}]"
-    assert 0 <= low < 0.75 < high <= 1
+def test_scores_beside_the_gold_reward_have_columns_of_their_own():
+    data = {**report(), "also": ["valid"]}
+    for name, values in {"base": [1.0, 0.0, 1.0], "ivg": [1.0, 1.0, 1.0]}.items():
+        data["methods"][name]["valid"] = estimate_rate(values).as_dict()
+    table = methods_table(data)
+    assert table.header[3] == "valid [95%]"
+    # Wilson: (2/3 + z^2/6 -+ z sqrt(2/27 + z^2/36)) / (1 + z^2/3) with z = 1.959964
+    assert [row[3] for row in table.rows] == ["0.667 [0.208, 0.939]", "1.000 [0.439, 1.000]"]
 
 
 def test_divergences_are_shown_where_they_are_known():
