@@ -92,7 +92,7 @@ class ValueConfig:
     Attributes:
         model: the value model.
         function: instead of a model, the dotted name of a Python callable f(record, responses) -> scores
-            (see `ivg.engines.prefix_scorers`); it ranks chunks and cannot guide tokens.
+            (see `ivg.engines.chunk_guidance`); it ranks chunks and cannot guide tokens.
         chunk_weight: weight in the chunk score; unset: 1 where chunk guidance is explicit, else 0.
         beta: weight in explicit token guidance (vocabulary heads only), >= 0.
         weight: the earlier name of `chunk_weight`, still read.

@@ -73,7 +73,9 @@ class DataArguments:
     )
     adapter: str | None = dataclasses.field(
         default=None,
-        metadata={"help": "How the dataset's own columns become TRL's; see ivg/training/adapters.py."},
+        metadata={
+            "help": "How the dataset's own columns become TRL's; see ivg/training/dataset_adapters.py."
+        },
     )
     prompt_template: str | None = dataclasses.field(
         default=None,

@@ -15,8 +15,8 @@ import pyarrow as pa
 from datasets.exceptions import DatasetsError
 
 from ivg.errors import UserError, first_line
-from ivg.training.adapters import adapt
 from ivg.training.arguments import DataArguments
+from ivg.training.dataset_adapters import adapt
 from ivg.training.rows import separate_prompts
 from ivg.training.tables import table_of
 

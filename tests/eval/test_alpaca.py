@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from ivg.config.yaml_file import config_from_dict, read_yaml
+from ivg.evaluation.alpaca.alpaca_eval_package import constants
 from ivg.evaluation.alpaca.annotators import OFFICIAL_ANNOTATOR
-from ivg.evaluation.alpaca.package import constants
 from ivg.evaluation.alpaca.win_rates import leaderboard
 from ivg.evaluation.options import parse_options
 from tests.eval import scripts

@@ -10,7 +10,7 @@ import trl
 from datasets.exceptions import DatasetGenerationError
 
 from ivg.errors import UserError
-from ivg.training import adapters, checks, data, encoding
+from ivg.training import checks, data, dataset_adapters, encoding
 from ivg.training.tables import table_of
 from tests import tiny
 
@@ -199,6 +199,6 @@ def test_adapters_name_what_they_miss() -> None:
     with pytest.raises(
         UserError, match=r"adapter imdb_preference expects column 'chosen'; .* prompt, responses"
     ):
-        adapters.adapt(rows, "imdb_preference")
+        dataset_adapters.adapt(rows, "imdb_preference")
     with pytest.raises(UserError, match="unknown adapter 'imdb_preferences'; did you mean 'imdb_preference'"):
-        adapters.adapt(rows, "imdb_preferences")
+        dataset_adapters.adapt(rows, "imdb_preferences")

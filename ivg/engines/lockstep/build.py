@@ -11,7 +11,8 @@ from ivg.engines.lockstep.acceleration import accelerate
 from ivg.engines.lockstep.batch import LockstepBatch
 from ivg.engines.lockstep.cross_vocab_guide import CrossVocabPairGuide, CrossVocabRunner
 from ivg.engines.lockstep.guides import Guide, PairGuide, ScalarValueGuide, VocabularyValueGuide, Weights
-from ivg.engines.lockstep.model_runner import pair_runners, runner_of, separate_runners
+from ivg.engines.lockstep.lora_pair import pair_runners, separate_runners
+from ivg.engines.lockstep.model_runner import runner_of
 from ivg.engines.lockstep.text_guides import TextGuides
 from ivg.models.cross_vocab import TokenReadings
 from ivg.models.inspection import ModelInfo

@@ -14,9 +14,9 @@ from ivg.config import SamplingConfig, SearchConfig
 from ivg.decoding.engine import PrefixScorer
 from ivg.decoding.sequences import Finished, Task
 from ivg.decoding.streaming import AgreedText, NewText
+from ivg.engines.chunk_guidance import add_scorers, build_function_scorers
 from ivg.engines.lockstep.build import bind_text_guides, build_batch
 from ivg.engines.lockstep.loop import Loop
-from ivg.engines.prefix_scorers import add_scorers, build_function_scorers
 from ivg.engines.stop_checker import build_stop_checker
 from ivg.errors import UserError
 from ivg.models.loading import Models

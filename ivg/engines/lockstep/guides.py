@@ -1,7 +1,7 @@
 """The guides bound to their models: what they add to next tokens and how they score a chunk.
 
 A new kind of guide model is one more class here, bound in `build.py`. To rank chunks by Python code, nothing
-need change: see `engines/prefix_scorers.py`.
+need change: see `engines/chunk_guidance.py`.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ivg.engines.lockstep.kv_cache import RowCache, Source
 from ivg.errors import UserError
-from ivg.models.loading import WITH_ADAPTER, WITHOUT_ADAPTER, LoadedModel, LoadedPair
+from ivg.models.loading import LoadedModel
 
 
 @dataclasses.dataclass(slots=True)
@@ -249,17 +249,3 @@ def runner_of(model: LoadedModel, branches: tuple[str, ...] = ()) -> ModelRunner
         max_length=model.info.max_length,
         branches=branches,
     )
-
-
-def pair_runners(pair: LoadedPair) -> tuple[ModelRunner, ...]:
-    """Return fresh runners: tuned and untuned, or one with both as branches."""
-    if pair.is_shared:
-        return (runner_of(pair.tuned, (WITH_ADAPTER, WITHOUT_ADAPTER)),)
-    return (runner_of(pair.tuned), runner_of(pair.untuned))
-
-
-def separate_runners(pair: LoadedPair) -> tuple[ModelRunner, ModelRunner]:
-    """Return fresh runners, always one for each, for rows whose branches differ in length."""
-    if pair.is_shared:
-        return (runner_of(pair.tuned, (WITH_ADAPTER,)), runner_of(pair.untuned, (WITHOUT_ADAPTER,)))
-    return (runner_of(pair.tuned), runner_of(pair.untuned))

@@ -25,7 +25,7 @@ from ivg.config import ModelConfig, SamplingConfig, SearchConfig
 from ivg.decoding.engine import EngineError, PrefixScorer, Refusal, Watcher, refuse
 from ivg.decoding.sequences import Finished, Task
 from ivg.decoding.stopping import StopChecker
-from ivg.engines.prefix_scorers import add_scorers, build_function_scorers
+from ivg.engines.chunk_guidance import add_scorers, build_function_scorers
 from ivg.engines.stop_checker import build_stop_checker
 from ivg.engines.vllm.description import Description, describe
 from ivg.engines.vllm.plugin import ARCHITECTURE, register

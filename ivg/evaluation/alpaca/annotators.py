@@ -12,9 +12,9 @@ import yaml
 
 from ivg.config.yaml_file import nearest, read_yaml
 from ivg.errors import UserError
+from ivg.evaluation.alpaca.alpaca_eval_package import PairwiseAnnotator, constants, quiet
 from ivg.evaluation.alpaca.files import Output
 from ivg.evaluation.alpaca.judge import Answers
-from ivg.evaluation.alpaca.package import PairwiseAnnotator, constants, quiet
 from ivg.evaluation.output_folder import OutputFolder, check_name
 
 OFFICIAL_ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"

@@ -13,6 +13,7 @@ import pandas as pd
 
 from ivg.config.yaml_file import nearest
 from ivg.errors import UserError
+from ivg.evaluation.alpaca.alpaca_eval_package import constants, metrics, quiet
 from ivg.evaluation.alpaca.annotators import OFFICIAL_ANNOTATOR, Annotations, Annotator
 from ivg.evaluation.alpaca.files import (
     NUM_INSTRUCTIONS,
@@ -21,7 +22,6 @@ from ivg.evaluation.alpaca.files import (
     read_outputs,
     why_not_the_reference,
 )
-from ivg.evaluation.alpaca.package import constants, metrics, quiet
 from ivg.evaluation.measures.statistics import paired_difference
 
 HUB_DATASET = "the Hub dataset tatsu-lab/alpaca_eval"

@@ -26,8 +26,8 @@ from ivg.run.api import generate
 from ivg.run.processes import wait_for_others
 from ivg.run.resume import Line, LineFile, Lines, fill
 from ivg.run.tasks import make_tasks
-from ivg.training.adapters import adapt
 from ivg.training.data import load_rows
+from ivg.training.dataset_adapters import adapt
 from ivg.training.resume import keep_output
 from ivg.training.rollouts.arguments import RolloutArguments
 

@@ -14,7 +14,7 @@ from ivg.config import ModelConfig, PairConfig, SamplingConfig, SearchConfig
 from ivg.decoding.engine import in_order
 from ivg.engines.lockstep.acceleration import Accelerations, accelerate
 from ivg.engines.lockstep.engine import LockstepEngine
-from ivg.engines.lockstep.model_runner import pair_runners
+from ivg.engines.lockstep.lora_pair import pair_runners
 from ivg.errors import UserError
 from ivg.models.loading import Models, load_models
 from ivg.models.prompts import as_rows

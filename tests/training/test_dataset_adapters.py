@@ -7,7 +7,7 @@ import datasets
 import pytest
 
 from ivg.errors import UserError
-from ivg.training.adapters import ADAPTERS, adapt
+from ivg.training.dataset_adapters import ADAPTERS, adapt
 
 
 def _adapt(name: str, *rows: dict[str, Any]) -> list[dict[str, Any]]:

@@ -11,13 +11,13 @@ import ivg
 from ivg import ModelConfig, SamplingConfig, SearchConfig, ValueConfig
 from ivg.config.yaml_file import config_from_dict
 from ivg.decoding.sequences import Hypothesis
-from ivg.engines.prefix_scorers import FunctionScorer, add_scorers
+from ivg.engines.chunk_guidance import FunctionScorer, add_scorers
 from ivg.errors import UserError
 from ivg.rewards import source_hash
 from tests.engines.contract import make_stop_checker, make_tasks
 from tests.engines.lockstep import tiny
 
-HERE = "tests.engines.test_prefix_scorers"
+HERE = "tests.engines.test_chunk_guidance"
 asked: list[tuple[dict[str, Any], list[str]]] = []
 
 

@@ -1,4 +1,4 @@
-"""Scores of prefixes that come from outside an engine's batch: Python functions, and several scorers as one.
+"""Chunk guidance by what is no model of the batch: your own Python function, and several scorers as one.
 
 A value function is any callable `f(record, responses) -> scores`: `record` is the input record of one prompt,
 `responses` the texts of its unfinished or finished responses, and it returns one number for each.

@@ -1,0 +1,24 @@
+"""The runners of a pair: a LoRA over its untuned twin runs as one model, its rows with and without adapter.
+
+One set of weights and one forward serve both halves. `ModelRunner.branches` names the adapters under which
+each row stands; PEFT mixes them in a batch (`adapter_names`). The weights come from `models/loading.py`.
+"""
+
+from __future__ import annotations
+
+from ivg.engines.lockstep.model_runner import ModelRunner, runner_of
+from ivg.models.loading import WITH_ADAPTER, WITHOUT_ADAPTER, LoadedPair
+
+
+def pair_runners(pair: LoadedPair) -> tuple[ModelRunner, ...]:
+    """Return fresh runners: tuned and untuned, or one with both as branches."""
+    if pair.is_shared:
+        return (runner_of(pair.tuned, (WITH_ADAPTER, WITHOUT_ADAPTER)),)
+    return (runner_of(pair.tuned), runner_of(pair.untuned))
+
+
+def separate_runners(pair: LoadedPair) -> tuple[ModelRunner, ModelRunner]:
+    """Return fresh runners, always one for each, for rows whose branches differ in length."""
+    if pair.is_shared:
+        return (runner_of(pair.tuned, (WITH_ADAPTER,)), runner_of(pair.untuned, (WITHOUT_ADAPTER,)))
+    return (runner_of(pair.tuned), runner_of(pair.untuned))
