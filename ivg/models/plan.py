@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 from ivg.config import ModelConfig, PairConfig, SearchConfig, ValueConfig
 from ivg.errors import UserError
+from ivg.models.architectures import has_states
 from ivg.models.cross_vocab import SAMPLE_TEXT, TokenReadings, guided_share, read_tokens
 from ivg.models.inspection import ModelInfo, inspect_model
 from ivg.models.rendering import Renderer
@@ -61,6 +62,12 @@ def fit_guide(base: ModelInfo, guide: ModelInfo, *, guides_tokens: bool, mapping
         if not guides_tokens:
             return Fit(route="text", match=match, num_shared=0)
         if mapping == "shared-strings" and guide.kind == "causal":
+            if has_states(guide.config):
+                raise UserError(
+                    f"{guide.name}: {guide.config.model_type} keeps recurrent states, whose rows must grow "
+                    "alike, and with another vocabulary they do not; use chunk guidance, or a pair with "
+                    "attention alone"
+                )
             return Fit(route="strings", match=match, num_shared=0)
         raise UserError(
             f"{guide.name}: its vocabulary differs from the base's ({match.summary()}); token guidance needs "

@@ -11,6 +11,7 @@ from ivg.config import SamplingConfig
 from ivg.decoding.engine import Refusal
 from ivg.decoding.sequences import Task
 from ivg.errors import UserError
+from ivg.models.architectures import has_states
 from ivg.models.inspection import ModelInfo
 from ivg.models.plan import GuidePlan, PairInfo
 from ivg.models.prompts import encode_prompt
@@ -199,6 +200,9 @@ def _refuse_model(info: ModelInfo, tensor_parallel_size: int) -> Iterator[Refusa
     ):
         reason = "vLLM keeps one attention window for all models of an engine"
         yield Refusal(f"{info.name}: sliding-window attention", reason, LOCKSTEP)
+    if info.kind != "classifier" and has_states(info.config):
+        reason = "vLLM keeps them in blocks of their own, untried beside guides"
+        yield Refusal(f"{info.name}: recurrent states ({info.config.model_type})", reason, LOCKSTEP)
     heads = fields.get("num_attention_heads") or fields.get("n_head") or 0
     if heads % tensor_parallel_size:
         instead = "give a tensor_parallel_size that divides the heads of all models"
