@@ -15,7 +15,6 @@ from ivg.errors import UserError
 from ivg.models.architectures import has_states
 from ivg.models.cross_vocab import SAMPLE_TEXT, TokenReadings, guided_share, read_tokens
 from ivg.models.inspection import ModelInfo, inspect_model
-from ivg.models.rendering import Renderer
 from ivg.models.vocab import VocabMatch, compare
 
 Route = Literal["ids", "text", "strings"]
@@ -108,7 +107,7 @@ def _read_base(base: ModelInfo, guide: ModelInfo) -> TokenReadings:
         guide.tokenizer,
         num_ids=base.num_outputs,
         eos_ids=base.eos_ids,
-        end_id=Renderer(guide.tokenizer, guide.template).end_id,
+        end_id=guide.renderer().end_id,
         opens_turn=guide.template == "chat",
     )
     share = guided_share(base.tokenizer, readings, [SAMPLE_TEXT])
@@ -159,6 +158,7 @@ class PairInfo:
             over is not None
             and os.path.realpath(over) == os.path.realpath(self.untuned.source.path)
             and self.tuned.template == self.untuned.template
+            and self.tuned.source.chat_template_kwargs == self.untuned.source.chat_template_kwargs
         )
 
 
@@ -281,8 +281,7 @@ def plan_guides(infos: ModelInfos, search: SearchConfig) -> list[GuidePlan]:
         if guides_tokens or weight:
             check_value(value.model, guides_tokens=guides_tokens)
             if weight:
-                renderer = Renderer(value.model.tokenizer, value.model.template)
-                renderer.require_end(value.model.name, judges=value.model.kind == "classifier")
+                value.model.renderer().require_end(value.model.name, judges=value.model.kind == "classifier")
             fit = fit_guide(infos.base, value.model, guides_tokens=guides_tokens)
             plans.append(GuidePlan(info=value, fit=fit, guides_tokens=guides_tokens, chunk_weight=weight))
     return plans

@@ -14,8 +14,6 @@ from ivg.errors import UserError
 from ivg.models.architectures import has_states
 from ivg.models.inspection import ModelInfo
 from ivg.models.plan import GuidePlan, PairInfo
-from ivg.models.prompts import encode_prompt
-from ivg.models.rendering import Renderer
 
 LOCKSTEP = "set engine: lockstep"
 MIN_TEMPERATURE = 0.01  # vLLM raises anything between 0 and this to it
@@ -165,7 +163,7 @@ def _refuse_ends(plans: Sequence[GuidePlan]) -> Iterator[Refusal]:
 
 
 def _end_of(info: ModelInfo) -> int | None:
-    return Renderer(info.tokenizer, info.template).end_id
+    return info.renderer().end_id
 
 
 def _refuse_routes(plans: Sequence[GuidePlan]) -> Iterator[Refusal]:
@@ -213,9 +211,7 @@ def _refuse_model(info: ModelInfo, tensor_parallel_size: int) -> Iterator[Refusa
 def _refuse_beside(base: ModelInfo, guide: ModelInfo) -> Iterator[Refusal]:
     """A guide reads the base's prompt, in the base's type of numbers."""
     try:
-        is_same = encode_prompt(guide.tokenizer, _PROBE, guide.template) == encode_prompt(
-            base.tokenizer, _PROBE, base.template
-        )
+        is_same = guide.renderer().prompt_ids(_PROBE) == base.renderer().prompt_ids(_PROBE)
     except UserError:  # a template that refuses this prompt is judged by the real ones
         is_same = guide.template == base.template
     if not is_same:

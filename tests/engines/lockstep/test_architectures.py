@@ -260,7 +260,7 @@ def test_a_search_with_hybrids_equals_a_slow_reference(search: SearchConfig) -> 
     """Stop strings end some responses inside a chunk: the pair then reads those anew."""
     loaded, slow = [], []
     for seed, name in enumerate(("falcon_h1", "qwen3_5", "qwen3_5")):
-        kind, options = HYBRID[name]
+        kind, _ = HYBRID[name]
         config = _config(name)
         config.vocab_size, config.eos_token_id = tiny.V, tiny.EOS
         made = getattr(transformers, f"{kind}ForCausalLM")(config)
