@@ -111,7 +111,13 @@ def judge(grid: GridConfig, base: LoadedModel, reward: Reward, also: Mapping[str
         file = read_decoded(run.name, grid.output / f"{run.name}.jsonl")
         rewards = score(reward, file.rows, file.responses, name)
         encoded = [
-            encode_response(base.info.tokenizer, row, template=base.info.template) for row in file.rows
+            encode_response(
+                base.info.tokenizer,
+                row,
+                template=base.info.template,
+                chat_template_kwargs=base.info.source.chat_template_kwargs,
+            )
+            for row in file.rows
         ]
         others = {key: score(function, file.rows, file.responses, key) for key, function in also.items()}
         measured[run.name] = measure(file, rewards, response_nll(base.module, encoded), others)

@@ -11,6 +11,8 @@ from transformers import (
     GPT2Config,
     GPT2ForTokenClassification,
     GPT2LMHeadModel,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -61,6 +63,13 @@ def mistral(
     seed: int, vocab_size: int = len(LETTERS) + 2, *, window: int = 5, **kwargs: object
 ) -> MistralForCausalLM:
     return _grouped(MistralForCausalLM, MistralConfig, seed, vocab_size, sliding_window=window, **kwargs)
+
+
+def hybrid(seed: int, vocab_size: int = len(LETTERS) + 2) -> PreTrainedModel:
+    """Build a model whose first layer keeps a convolutional state, and its second keys and values."""
+    kinds = ["conv", "full_attention"]
+    tokens = {"bos_token_id": None, "eos_token_id": len(LETTERS), "pad_token_id": len(LETTERS) + 1}
+    return _grouped(Lfm2ForCausalLM, Lfm2Config, seed, vocab_size, layer_types=kinds, **tokens)
 
 
 def _grouped(model: type, config: type, seed: int, vocab_size: int, **kwargs: object) -> PreTrainedModel:

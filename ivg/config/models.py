@@ -3,13 +3,53 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, get_args
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 from ivg.config.checks import require, require_choice, require_finite, require_not_negative
+from ivg.errors import UserError
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 Quantization = Literal["4bit", "8bit"]
 VocabMapping = Literal["refuse", "shared-strings"]
+
+
+# What rendering decides itself, and arguments of transformers that are not the template's.
+_NOT_FOR_TEMPLATES = (
+    *("messages", "conversation", "tools", "documents", "chat_template"),
+    *("add_generation_prompt", "continue_final_message", "tokenize", "padding", "truncation", "max_length"),
+    *("return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"),
+)
+
+
+def check_chat_template_kwargs(kwargs: object, where: str = "") -> None:
+    """Refuse what cannot be told to a chat template.
+
+    Args:
+        kwargs: what was given.
+        where: opens the message.
+
+    Raises:
+        UserError: no mapping from names to values of JSON, or a name that is not the template's.
+    """
+    require(
+        isinstance(kwargs, Mapping) and all(isinstance(name, str) for name in kwargs),
+        f"{where}chat_template_kwargs is {kwargs!r:.60}; give names with their values",
+    )
+    assert isinstance(kwargs, Mapping)
+    for name, value in kwargs.items():
+        require(
+            name not in _NOT_FOR_TEMPLATES,
+            f"{where}chat_template_kwargs {name!r} is no variable of a chat template's own; leave it out",
+        )
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{where}chat_template_kwargs {name!r} is {value!r:.60}; give text, numbers, true, false, "
+                "lists or mappings of them"
+            ) from error
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +67,8 @@ class ModelConfig:
         trust_remote_code: run code shipped with the checkpoint.
         template: how a prompt becomes this model's text: `chat` (its own chat template), a format string
             with `{prompt}`, or unset: the chat template where the tokenizer has one, else the bare prompt.
+        chat_template_kwargs: what its chat template is told beside the messages, such as
+            `enable_thinking: false`.
     """
 
     path: str
@@ -38,6 +80,7 @@ class ModelConfig:
     attn_implementation: str | None = None
     trust_remote_code: bool = False
     template: str | None = None
+    chat_template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(isinstance(self.path, str), f"model path is {self.path!r}; give text")
@@ -57,6 +100,7 @@ class ModelConfig:
             f"{self.path}: template {self.template!r} has no '{{prompt}}'; "
             "give 'chat' or a format string that holds it",
         )
+        check_chat_template_kwargs(self.chat_template_kwargs, f"{self.path}: ")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

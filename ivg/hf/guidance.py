@@ -24,7 +24,7 @@ from ivg.models.architectures import check_rows_can_move
 from ivg.models.inspection import ModelInfo
 from ivg.models.loading import LoadedModel, Models, load_inspected
 from ivg.models.plan import inspect_guides, plan_guides, reading_models
-from ivg.models.prompts import Record, as_rows, encode_prompt
+from ivg.models.prompts import Record, as_rows
 from ivg.models.vocab import stop_token_ids
 from ivg.run.tasks import room_for
 
@@ -115,8 +115,7 @@ class Guidance:
         if prompts is None:
             return [dict.fromkeys((info.name for info in (base, *guides)), ids) for ids in base_ids]
         return [
-            {base.name: ids}
-            | {info.name: tuple(encode_prompt(info.tokenizer, row, info.template)) for info in guides}
+            {base.name: ids} | {info.name: tuple(info.renderer().prompt_ids(row)) for info in guides}
             for ids, row in zip(base_ids, as_rows(prompts), strict=True)
         ]
 

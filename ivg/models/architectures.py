@@ -8,18 +8,40 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_MAPPING,
+    DynamicCache,
     PretrainedConfig,
 )
+from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
 
 from ivg.errors import UserError
 
-_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+# What decoding keeps of a layer: keys and values, a state that each token changes, both, or nothing.
+_KNOWN_LAYERS = {
+    *("full_attention", "sliding_attention", "chunked_attention"),
+    *("linear_attention", "conv"),
+    *("hybrid", "hybrid_sliding"),
+    *("moe", "mlp"),
+}
 # Their attention is told distances by the mask's columns, so they need no positions.
 _WITHOUT_POSITIONS = {"bloom", "mpt"}
 
 
+def has_states(config: PretrainedConfig) -> bool:
+    """Tell whether some layers keep a state that each token changes, beside attention or instead of it.
+
+    Such a state cannot be cut back to fewer tokens, and padding would enter it.
+    """
+    layers = DynamicCache(config=config).layers
+    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
+
+
+def _has_attention_beside_states(config: PretrainedConfig) -> bool:
+    layers = DynamicCache(config=config).layers
+    return has_states(config) and any(isinstance(layer, CacheLayerMixin) for layer in layers)
+
+
 def check_rows_can_move(config: PretrainedConfig, name: str, *, is_causal: bool) -> None:
-    """Refuse an architecture whose state is more than attention keys and values, before it is loaded.
+    """Refuse an architecture whose rows cannot be reordered and joined, before it is loaded.
 
     Args:
         config: the model's.
@@ -27,18 +49,19 @@ def check_rows_can_move(config: PretrainedConfig, name: str, *, is_causal: bool)
         is_causal: a causal LM; else a value model, whose backbone is called.
 
     Raises:
-        UserError: recurrent or convolutional layers, attention to later tokens, or positions that ignore a
-            row's padding.
+        UserError: layers of an unknown kind, no layer with attention, attention to later tokens, or positions
+            that ignore a row's padding.
     """
     details = config.get_text_config().to_dict()
-    other = sorted(set(details.get("layer_types") or ()) - _ATTENTION)
+    other = sorted(set(details.get("layer_types") or ()) - _KNOWN_LAYERS)
     mapping = MODEL_FOR_CAUSAL_LM_MAPPING if is_causal else MODEL_MAPPING
     model_class = mapping.get(type(config), None)  # None where the checkpoint brings its own code
-    if other or (model_class is not None and model_class._is_stateful):
+    is_stateful = model_class is not None and model_class._is_stateful
+    if other or (is_stateful and not _has_attention_beside_states(config)):
         found = f" ({', '.join(other)} layers)" if other else ""
         raise UserError(
-            f"{name}: {config.model_type} does not keep attention keys and values in every layer{found}, so "
-            "its rows cannot be reordered; use a model with full or sliding-window attention"
+            f"{name}: {config.model_type} remembers in a way of its own{found}, so its rows cannot be "
+            "reordered; use a model with attention, alone or beside linear-attention or state-space layers"
         )
     is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not details.get("is_decoder")
     if is_encoder or details.get("use_bidirectional_attention") is True:

@@ -40,6 +40,8 @@ def write_conversation(
     messages: Sequence[Mapping[str, Any]],
     *,
     add_generation_prompt: bool,
+    continue_final_message: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     time_limit: float = TIME_LIMIT,
 ) -> str:
     """Return the text that the tokenizer's chat template makes of a conversation.
@@ -48,6 +50,8 @@ def write_conversation(
         tokenizer: has a chat template.
         messages: turns of `role` and `content`.
         add_generation_prompt: open the assistant's turn.
+        continue_final_message: end inside the last turn, so that what follows goes on with it.
+        chat_template_kwargs: what the template is told beside the messages, such as `enable_thinking`.
         time_limit: in seconds.
 
     Raises:
@@ -59,7 +63,11 @@ def write_conversation(
     def write() -> None:
         try:
             text = tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=add_generation_prompt, tokenize=False
+                list(messages),
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                tokenize=False,
+                **(chat_template_kwargs or {}),
             )
             written.append(str(text))
         except (TemplateError, _TimeIsUpError, *_FAULTS) as error:

@@ -25,7 +25,7 @@ from ivg.errors import UserError, readable, require_module
 from ivg.models.architectures import check_rows_can_move
 from ivg.models.folders import looks_local, model_name, require_folder
 from ivg.models.prompts import resolve_template
-from ivg.models.rendering import check_format
+from ivg.models.rendering import Renderer, check_format
 
 Kind = Literal["causal", "scalar", "vocabulary", "classifier"]
 Role = Literal["base", "tuned", "untuned", "value"]
@@ -60,6 +60,10 @@ class ModelInfo:
     kind: Kind
     generation: GenerationConfig | None = None
     adapter_over: str | None = None
+
+    def renderer(self) -> Renderer:
+        """Return what turns prompts and responses into its ids."""
+        return Renderer(self.tokenizer, self.template, self.source.chat_template_kwargs)
 
     @property
     def num_token_ids(self) -> int:
@@ -169,13 +173,15 @@ def inspect_model(source: ModelConfig, role: Role, *, number: int | None = None)
         revision=revision,
         trust_remote_code=source.trust_remote_code,
     )
-    check_format(source.path, name, tokenizer, source.template)
+    kwargs = source.chat_template_kwargs
+    template = resolve_template(tokenizer, source.template, kwargs)
+    check_format(source.path, name, tokenizer, source.template, kwargs)
     return ModelInfo(
         name=name,
         source=source,
         config=config,
         tokenizer=tokenizer,
-        template=resolve_template(tokenizer, source.template),
+        template=template,
         kind=kind,
         generation=_read_generation(path, name, revision),
         adapter_over=None if adapter is None else adapter.over,

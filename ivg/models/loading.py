@@ -118,10 +118,10 @@ def load_models(
 
 def load_inspected(infos: ModelInfos, base: LoadedModel | None = None) -> Models:
     """Load the weights of models that were inspected, except a base that is in memory already."""
-    loaded: dict[ModelConfig, PreTrainedModel] = {}
+    loaded: dict[str, PreTrainedModel] = {}
 
     def load(info: ModelInfo) -> LoadedModel:
-        key = dataclasses.replace(info.source, template=None)
+        key = _loading_key(info.source)
         if key not in loaded:
             loaded[key] = _load_module(info)
         return LoadedModel(info, loaded[key], is_ours=True)
@@ -132,6 +132,11 @@ def load_inspected(infos: ModelInfos, base: LoadedModel | None = None) -> Models
         for pair in infos.pairs
     )
     return Models(infos, base, pairs, tuple(LoadedValue(value, load(value.model)) for value in infos.values))
+
+
+def _loading_key(source: ModelConfig) -> str:
+    """Return what decides a model's weights: all of its configuration but how it words prompts."""
+    return repr(dataclasses.replace(source, template=None, chat_template_kwargs={}))
 
 
 def _load_shared_pair(pair: PairInfo) -> LoadedPair:

@@ -12,9 +12,9 @@ from typing import Literal, NamedTuple
 
 from ivg.config import ModelConfig, PairConfig, SearchConfig, ValueConfig
 from ivg.errors import UserError
+from ivg.models.architectures import has_states
 from ivg.models.cross_vocab import SAMPLE_TEXT, TokenReadings, guided_share, read_tokens
 from ivg.models.inspection import ModelInfo, inspect_model
-from ivg.models.rendering import Renderer
 from ivg.models.vocab import VocabMatch, compare
 
 Route = Literal["ids", "text", "strings"]
@@ -61,6 +61,12 @@ def fit_guide(base: ModelInfo, guide: ModelInfo, *, guides_tokens: bool, mapping
         if not guides_tokens:
             return Fit(route="text", match=match, num_shared=0)
         if mapping == "shared-strings" and guide.kind == "causal":
+            if has_states(guide.config):
+                raise UserError(
+                    f"{guide.name}: {guide.config.model_type} keeps recurrent states, whose rows must grow "
+                    "alike, and with another vocabulary they do not; use chunk guidance, or a pair with "
+                    "attention alone"
+                )
             return Fit(route="strings", match=match, num_shared=0)
         raise UserError(
             f"{guide.name}: its vocabulary differs from the base's ({match.summary()}); token guidance needs "
@@ -101,7 +107,7 @@ def _read_base(base: ModelInfo, guide: ModelInfo) -> TokenReadings:
         guide.tokenizer,
         num_ids=base.num_outputs,
         eos_ids=base.eos_ids,
-        end_id=Renderer(guide.tokenizer, guide.template).end_id,
+        end_id=guide.renderer().end_id,
         opens_turn=guide.template == "chat",
     )
     share = guided_share(base.tokenizer, readings, [SAMPLE_TEXT])
@@ -152,6 +158,7 @@ class PairInfo:
             over is not None
             and os.path.realpath(over) == os.path.realpath(self.untuned.source.path)
             and self.tuned.template == self.untuned.template
+            and self.tuned.source.chat_template_kwargs == self.untuned.source.chat_template_kwargs
         )
 
 
@@ -276,8 +283,7 @@ def plan_guides(infos: ModelInfos, search: SearchConfig) -> list[GuidePlan]:
         if guides_tokens or weight:
             check_value(value.model, guides_tokens=guides_tokens)
             if weight:
-                renderer = Renderer(value.model.tokenizer, value.model.template)
-                renderer.require_end(value.model.name, judges=value.model.kind == "classifier")
+                value.model.renderer().require_end(value.model.name, judges=value.model.kind == "classifier")
             fit = fit_guide(infos.base, value.model, guides_tokens=guides_tokens)
             plans.append(_plan(value, fit, guides_tokens, weight))
     return plans

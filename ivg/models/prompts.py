@@ -2,13 +2,16 @@
 
 Every model sees a prompt in its own template. A prompt row is a mapping with one of `prompt` (text),
 `messages` (chat) or `instruction` (AlpacaEval's name, with Alpaca's optional `input` behind it), and
-optionally `id`. Fields that would change what a prompt means, but that nothing here reads, are refused.
+optionally `id`. A conversation may end with an opened answer that is to be gone on with
+(`continue_final_message: true`). Fields that would change what a prompt means, but that nothing here reads,
+are refused.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -22,6 +25,7 @@ if TYPE_CHECKING:  # reading records must not wait for transformers
 Record = Mapping[str, Any]
 PROMPT_FIELDS = ("prompt", "messages", "instruction")
 ROLES = ("system", "developer", "user", "assistant", "tool")
+GOES_ON = "continue_final_message"
 # Part of the prompt in other tools; with `instruction` alone `context` is (Dolly's form of `input`).
 UNREAD_FIELDS = ("system", "system_prompt", "tools", "documents", "images", "chat_template_kwargs")
 
@@ -43,8 +47,9 @@ def check_row(row: object, where: str) -> dict[str, Any]:
         found = " and ".join(names) if names else ", ".join(map(str, row)) or "no fields"
         raise UserError(f"{where}: expected one of {', '.join(PROMPT_FIELDS)}; found {found}")
     name, content = names[0], row[names[0]]
+    goes_on = _check_goes_on(row, name, where)
     if name == "messages":
-        content = check_messages(content, where)
+        content = check_messages(content, where, goes_on=goes_on)
     elif not isinstance(content, str) or not content.strip():
         remedy = "; a list of turns goes into 'messages'" if isinstance(content, list) else ""
         raise UserError(f"{where}: {name} must be a non-empty string, got {content!r:.60}{remedy}")
@@ -61,6 +66,18 @@ def check_row(row: object, where: str) -> dict[str, Any]:
     return {**row, name: content}
 
 
+def _check_goes_on(row: Record, name: str, where: str) -> bool:
+    """Return whether the row's last turn is an answer to go on with."""
+    goes_on = row.get(GOES_ON)
+    if goes_on is not None and not isinstance(goes_on, bool):
+        raise UserError(f"{where}: {GOES_ON} must be true or false, got {goes_on!r:.60}")
+    if goes_on and name != "messages":
+        raise UserError(
+            f"{where}: {GOES_ON} needs 'messages' whose last turn is the assistant's; found {name!r}"
+        )
+    return bool(goes_on)
+
+
 def refuse_unread_fields(row: Record, name: str, where: str) -> None:
     """Refuse fields that are part of the prompt elsewhere and would be left out here without a word."""
     unread = [*UNREAD_FIELDS, *(["context"] if name == "instruction" else [])]
@@ -72,8 +89,13 @@ def refuse_unread_fields(row: Record, name: str, where: str) -> None:
         raise UserError(f"{where}: input must be a string, got {row['input']!r:.60}")
 
 
-def check_messages(content: object, where: str) -> list[dict[str, Any]]:
+def check_messages(content: object, where: str, *, goes_on: bool = False) -> list[dict[str, Any]]:
     """Return a conversation that waits for an answer, text parts joined.
+
+    Args:
+        content: the turns.
+        where: what to call them in an error message.
+        goes_on: the last turn is an answer to go on with.
 
     Raises:
         UserError: not a list of turns, an unknown role, content that is no text, or nobody to answer.
@@ -87,10 +109,16 @@ def check_messages(content: object, where: str) -> list[dict[str, Any]]:
     unknown = next((m["role"] for m in messages if m["role"] not in ROLES), None)
     if unknown is not None:
         raise UserError(f"{where}: role {unknown!r} is none of {', '.join(ROLES)}; rename it")
-    if messages[-1]["role"] == "assistant":
+    is_answered = messages[-1]["role"] == "assistant"
+    if is_answered and not goes_on:
         raise UserError(
             f"{where}: messages end with the assistant's turn, so there is nothing to answer; "
-            "remove that turn, or end with the user's"
+            f"remove that turn, end with the user's, or set {GOES_ON}: true to go on with it"
+        )
+    if goes_on and not (is_answered and messages[-1]["content"].strip()):
+        raise UserError(
+            f"{where}: {GOES_ON} needs a last turn of the assistant's with some text to go on with; "
+            f"it is the {messages[-1]['role']}'s"
         )
     return messages
 
@@ -143,6 +171,14 @@ def messages_of(row: Record) -> list[dict[str, Any]]:
     return [{"role": "user", "content": prompt_text(row)}]
 
 
+def answered_messages(row: Record, response: str) -> list[dict[str, Any]]:
+    """Return the row's conversation with its answer: a turn of its own, or the rest of an opened one."""
+    messages = messages_of(row)
+    if row.get(GOES_ON):
+        return [*messages[:-1], {**messages[-1], "content": messages[-1]["content"] + response}]
+    return [*messages, {"role": "assistant", "content": response}]
+
+
 def identities(rows: Sequence[Record]) -> list[str]:
     """Give each row its identity: its `id`, else a hash of its content and the occurrence number.
 
@@ -159,7 +195,7 @@ def identities(rows: Sequence[Record]) -> list[str]:
             seen[name] += 1
             ids.append(name)
             continue
-        content = next(row[field] for field in PROMPT_FIELDS if row.get(field) is not None)
+        content: Any = next(row[field] for field in PROMPT_FIELDS if row.get(field) is not None)
         if row.get("instruction") is not None:
             content = prompt_text(row)  # Alpaca's input is part of it
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -168,11 +204,16 @@ def identities(rows: Sequence[Record]) -> list[str]:
     return ids
 
 
-def resolve_template(tokenizer: PreTrainedTokenizerBase, template: str | None) -> str:
+def resolve_template(
+    tokenizer: PreTrainedTokenizerBase,
+    template: str | None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> str:
     """Say which template applies: `chat`, or a format string.
 
     Raises:
-        UserError: `chat` was asked for, but the tokenizer has no chat template.
+        UserError: `chat` was asked for, but the tokenizer has no chat template; or the template does not read
+            what it is to be told.
     """
     has_chat = bool(tokenizer.chat_template)
     if template == "chat" and not has_chat:
@@ -180,32 +221,61 @@ def resolve_template(tokenizer: PreTrainedTokenizerBase, template: str | None) -
             f"template chat: the tokenizer {tokenizer.name_or_path} has no chat template; "
             "give a format string with '{prompt}'"
         )
-    return template or ("chat" if has_chat else "{prompt}")
+    resolved = template or ("chat" if has_chat else "{prompt}")
+    for name in chat_template_kwargs or {}:
+        if resolved != "chat":
+            raise UserError(
+                f"chat_template_kwargs {name!r}: a format string reads none; write what it would say into it"
+            )
+        if not re.search(rf"\b{re.escape(name)}\b", str(tokenizer.chat_template)):
+            raise UserError(
+                f"chat_template_kwargs {name!r}: the chat template of {tokenizer.name_or_path} does not read "
+                "it; check its name, or leave it out"
+            )
+    return resolved
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, row: Record, template: str | None = None) -> list[int]:
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    row: Record,
+    template: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> list[int]:
     """Turn a prompt row into the ids that one model sees, with at most one BOS and no trailing EOS.
 
     Args:
         tokenizer: the model's own.
         row: a checked prompt row.
         template: `chat`, a format string with `{prompt}`, or None for the tokenizer's default.
+        chat_template_kwargs: what the chat template is told beside the messages.
 
     Raises:
         UserError: a conversation that the template cannot write, such as several turns in a format string.
     """
-    template = resolve_template(tokenizer, template)
-    text = render_prompt(tokenizer, row, template)
+    template = resolve_template(tokenizer, template, chat_template_kwargs)
+    text = render_prompt(tokenizer, row, template, chat_template_kwargs)
     if template == "chat":
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     return encode_text(tokenizer, text)
 
 
-def render_prompt(tokenizer: PreTrainedTokenizerBase, row: Record, template: str) -> str:
+def render_prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    row: Record,
+    template: str,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> str:
     """Return the text of a prompt in a resolved template (see `encode_prompt`)."""
     if template == "chat":
         messages = messages_of(row)
-        text = write_conversation(tokenizer, messages, add_generation_prompt=True)
+        goes_on = bool(row.get(GOES_ON))
+        text = write_conversation(
+            tokenizer,
+            messages,
+            add_generation_prompt=not goes_on,
+            continue_final_message=goes_on,
+            chat_template_kwargs=chat_template_kwargs,
+        )
         _refuse_left_out(tokenizer, messages, text)
         return text
     plain = prompt_text(row)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,9 @@ from ivg.errors import UserError, readable
 from ivg.models.chat_template import write_conversation
 from ivg.models.prompts import (
     Record,
+    answered_messages,
     encode_prompt,
     encode_text,
-    messages_of,
     render_prompt,
     resolve_template,
 )
@@ -46,6 +46,7 @@ class Renderer:
     Args:
         tokenizer: the model's own.
         template: `chat`, a format string with `{prompt}`, or None for the tokenizer's default.
+        chat_template_kwargs: what the chat template is told beside the messages, such as `enable_thinking`.
 
     Raises:
         UserError: the template cannot be used, or fails.
@@ -53,13 +54,20 @@ class Renderer:
     Attributes:
         tokenizer: the model's own.
         template: `chat` or a format string.
+        chat_template_kwargs: what the chat template is told.
         end_id: closes a response: the first special token behind an answer in the chat template, else the
             tokenizer's EOS; None where there is neither.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str | None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
-        self.template = resolve_template(tokenizer, template)
+        self.template = resolve_template(tokenizer, template, chat_template_kwargs)
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self._closing = self._find_closing() if self.template == "chat" else ""
         closing_ids = self._encode(self._closing)
         special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
@@ -88,7 +96,11 @@ class Renderer:
 
     def prompt_ids(self, row: Record) -> list[int]:
         """Return the prompt as decoding feeds it."""
-        return encode_prompt(self.tokenizer, row, self.template)
+        return encode_prompt(self.tokenizer, row, self.template, self.chat_template_kwargs)
+
+    def prompt_text(self, row: Record) -> str:
+        """Return the text that `prompt_ids` encodes."""
+        return render_prompt(self.tokenizer, row, self.template, self.chat_template_kwargs)
 
     def response_ids(self, response: str, *, is_ended: bool) -> list[int]:
         """Return a response's ids for a model that follows it token by token.
@@ -113,12 +125,9 @@ class Renderer:
             is_ended: it came to an end, so that the turn is closed.
         """
         if self.template == "chat":
-            answer = {"role": "assistant", "content": response}
-            text = write_conversation(
-                self.tokenizer, [*messages_of(row), answer], add_generation_prompt=False
-            )
+            text = self._write(answered_messages(row, response))
             return self._encode(text if is_ended else text.removesuffix(self._closing))
-        text = render_prompt(self.tokenizer, row, self.template) + response
+        text = self.prompt_text(row) + response
         if self.is_encoder:
             return list(self.tokenizer(text)["input_ids"])
         ids = encode_text(self.tokenizer, text)
@@ -129,21 +138,34 @@ class Renderer:
         """Return what is kept beside a trained model, to be compared when it is used (`check_format`)."""
         source = self.tokenizer.chat_template if self.template == "chat" else self.template
         end = None if self.end_id is None else self.tokenizer.convert_ids_to_tokens(self.end_id)
-        meaning: dict[str, Any] = {"source": source, "chat_template_kwargs": {}, "end": end}
+        meaning: dict[str, Any] = {
+            "source": source,
+            "chat_template_kwargs": self.chat_template_kwargs,
+            "end": end,
+        }
         return {
             "template": self.template,
-            "chat_template_kwargs": {},
+            "chat_template_kwargs": self.chat_template_kwargs,
             "end": end,
-            "example": render_prompt(self.tokenizer, _EXAMPLE, self.template),
+            "example": self.prompt_text(_EXAMPLE),
             "fingerprint": hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:16],
         }
 
     def _find_closing(self) -> str:
         """Return what the chat template writes behind an answer."""
         messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _PROBE}]
-        text = write_conversation(self.tokenizer, messages, add_generation_prompt=False)
+        text = self._write(messages)
         _, found, closing = text.rpartition(_PROBE)
         return closing if found else ""
+
+    def _write(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """Return a finished conversation as the chat template writes it."""
+        return write_conversation(
+            self.tokenizer,
+            messages,
+            add_generation_prompt=False,
+            chat_template_kwargs=self.chat_template_kwargs,
+        )
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -155,7 +177,13 @@ def write_format(folder: Path, description: Mapping[str, Any]) -> None:
     (folder / PROMPT_FORMAT).write_text(text + "\n", encoding="utf-8")
 
 
-def check_format(folder: str, name: str, tokenizer: PreTrainedTokenizerBase, template: str | None) -> None:
+def check_format(
+    folder: str,
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str | None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> None:
     """Refuse to use a model with another template than it was trained with.
 
     Args:
@@ -163,6 +191,7 @@ def check_format(folder: str, name: str, tokenizer: PreTrainedTokenizerBase, tem
         name: what to call the model.
         tokenizer: the model's own.
         template: the one it is to be used with.
+        chat_template_kwargs: what that is to be told.
 
     Raises:
         UserError: naming an example prompt as training rendered it, and as it would be rendered now.
@@ -173,11 +202,13 @@ def check_format(folder: str, name: str, tokenizer: PreTrainedTokenizerBase, tem
     with readable(f"{name}: {PROMPT_FORMAT} is not readable"):
         trained = json.loads(file.read_text("utf-8"))
         fingerprint, example, end = (str(trained[key]) for key in ("fingerprint", "example", "end"))
-    now = Renderer(tokenizer, template).describe()
+    now = Renderer(tokenizer, template, chat_template_kwargs).describe()
     if now["fingerprint"] == fingerprint:
         return
+    told = trained.get("chat_template_kwargs") or {}
+    with_kwargs = "" if told == now["chat_template_kwargs"] else f" and its chat_template_kwargs to {told!r}"
     raise UserError(
         f"{name}: was trained on prompts such as {example!r}, closed by {end!r}, but its template now gives "
-        f"{now['example']!r}, closed by {now['end']!r}; set its template to {trained.get('template')!r}, "
-        f"with the tokenizer that lies beside it, or remove {file.name} from its folder"
+        f"{now['example']!r}, closed by {now['end']!r}; set its template to {trained.get('template')!r}"
+        f"{with_kwargs}, with the tokenizer that lies beside it, or remove {file.name} from its folder"
     )

@@ -7,7 +7,8 @@ memory, the verdict.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -24,7 +25,7 @@ from ivg.models.inspection import ModelInfo, longrope_length
 from ivg.models.loading import default_device
 from ivg.models.memory import Needs, adapter_bytes, check_it_fits, estimate
 from ivg.models.plan import GuidePlan, ModelInfos, inspect_models, plan_guides
-from ivg.models.prompts import Record, encode_prompt, has_double_bos, messages_of, render_prompt
+from ivg.models.prompts import Record, has_double_bos, messages_of
 from ivg.models.vocab import VocabMatch, compare, stop_token_ids
 from ivg.run.engines import find_engine_refusals
 
@@ -44,7 +45,9 @@ class ModelReport:
         eos_ids: every id that ends its responses.
         eos_tokens: their strings.
         template: `chat` or a format string.
+        chat_template_kwargs: what the chat template is told.
         example: the first prompt as it sees it.
+        reads_as_base: whether that is the base's text.
         num_double_bos: prompts that open with two BOS tokens.
         longest_prompt: in its tokens.
         max_length: its context in tokens, or None.
@@ -63,7 +66,9 @@ class ModelReport:
     eos_ids: tuple[int, ...]
     eos_tokens: tuple[str, ...]
     template: str
+    chat_template_kwargs: Mapping[str, Any]
     example: str
+    reads_as_base: bool
     num_double_bos: int
     longest_prompt: int
     max_length: int | None
@@ -191,12 +196,17 @@ def _examine_all(
     used = {info.name for info in asked}
     readings = {info.name: plan.fit.readings for plan in plans or () for info in plan.models}
     seen: set[str] = set()
-    reports = []
+    reports: list[ModelReport] = []
     for info in every:
         key = info.adapter_over or info.source.path
         report = _examine(info, infos.base, records, config, shares_weights=key in seen)
         share = _measure_share(infos.base, readings.get(info.name), records)
-        reports.append(dataclasses.replace(report, is_used=info.name in used, guided_share=share))
+        reads_as_base = not reports or report.example == reports[0].example
+        reports.append(
+            dataclasses.replace(
+                report, is_used=info.name in used, guided_share=share, reads_as_base=reads_as_base
+            )
+        )
         if info.name in used:
             seen.add(key)
     return reports
@@ -205,13 +215,14 @@ def _examine_all(
 def _examine(
     info: ModelInfo, base: ModelInfo, records: Sequence[Record], config: DecodeConfig, *, shares_weights: bool
 ) -> ModelReport:
+    renderer = info.renderer()
     prompts: list[list[int]] = []
     refused: list[str] = []
     example = ""
     for record in records:
         try:
-            prompts.append(encode_prompt(info.tokenizer, record, info.template))
-            example = example or render_prompt(info.tokenizer, record, info.template)
+            prompts.append(renderer.prompt_ids(record))
+            example = example or renderer.prompt_text(record)
         except UserError as error:
             refused.append(str(error))
     check_it_fits([info])  # else its size could not be told: `estimate` builds every layer
@@ -230,7 +241,9 @@ def _examine(
         eos_ids=info.eos_ids,
         eos_tokens=tuple(map(str, info.tokenizer.convert_ids_to_tokens(list(info.eos_ids)))),
         template=info.template,
+        chat_template_kwargs=info.source.chat_template_kwargs,
         example=example,
+        reads_as_base=True,
         num_double_bos=sum(has_double_bos(info.tokenizer, ids) for ids in prompts),
         longest_prompt=max(map(len, prompts), default=0),
         max_length=info.max_length,
@@ -366,7 +379,7 @@ def _list_facts(model: ModelReport) -> Table:
         "vocabulary": _describe_vocabulary(model),
         "EOS": eos or "none",
         "context": f"{limit}; the longest prompt has {model.longest_prompt:,}",
-        "template": repr(model.template),
+        "template": _describe_template(model),
         "reads": _shorten_example(model),
     }
     if not model.is_used:
@@ -388,9 +401,18 @@ def _describe_vocabulary(model: ModelReport) -> str:
     return f"{verdict}: {model.match.summary()}{reach}"
 
 
+def _describe_template(model: ModelReport) -> str:
+    told = ", ".join(f"{name}: {json.dumps(value)}" for name, value in model.chat_template_kwargs.items())
+    with_kwargs = f", told {told}" if told else ""
+    return (
+        repr(model.template) + with_kwargs + ("" if model.reads_as_base else ", not worded as for the base")
+    )
+
+
 def _shorten_example(model: ModelReport) -> str:
-    text = model.example
-    return repr(text if len(text) <= _MAX_EXAMPLE else text[:_MAX_EXAMPLE] + " ...")
+    text, half = model.example, _MAX_EXAMPLE // 2
+    # Templates differ at the end as well, where they open the answer.
+    return repr(text if len(text) <= _MAX_EXAMPLE else f"{text[:half]} ... {text[-half:]}")
 
 
 def _tabulate_guidance(report: DryRun) -> Table:

@@ -9,7 +9,7 @@ from ivg.config import SamplingConfig
 from ivg.decoding.sequences import Task
 from ivg.errors import UserError
 from ivg.models.inspection import ModelInfo
-from ivg.models.prompts import Record, encode_prompt, identities
+from ivg.models.prompts import Record, identities
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,10 +40,12 @@ def make_tasks(
     """
     tasks: list[Task] = []
     bad: list[BadRecord] = []
+    renderers = [info.renderer() for info in infos]
     for index, (row, name) in enumerate(zip(rows, identities(rows), strict=True)):
         try:
             prompt_ids = {
-                info.name: tuple(encode_prompt(info.tokenizer, row, info.template)) for info in infos
+                info.name: tuple(renderer.prompt_ids(row))
+                for info, renderer in zip(infos, renderers, strict=True)
             }
             room = room_for(infos, prompt_ids, sampling.max_new_tokens, on_overflow)
         except UserError as error:

@@ -21,9 +21,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import trl
+from transformers import PreTrainedTokenizerBase
 
+from ivg.config.models import check_chat_template_kwargs
 from ivg.config.yaml_file import nearest, read_yaml
 from ivg.errors import UserError, first_line, readable
+from ivg.models.rendering import Renderer
 
 _MAX_BLAMED = 3
 _TINY = 5e-324  # the smallest number above 0
@@ -49,6 +52,22 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "dataset_num_proc": (1, 1024, "an integer between 1 and 1024"),
     "label_smoothing": (0, 0.5 - 2**-54, "a number >= 0 and below 0.5"),
 }
+
+
+def as_mapping(given: object, name: str) -> dict[str, Any]:
+    """Return a setting that is a mapping in YAML, and its JSON as a flag; nothing where it is unset.
+
+    Raises:
+        UserError: anything else.
+    """
+    if isinstance(given, str):
+        with readable(f"{name}: {given!r:.60} is not JSON"):
+            given = json.loads(given)
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        raise UserError(f"{name} is {given!r:.60}; give a mapping")
+    return given
 
 
 @dataclasses.dataclass
@@ -84,6 +103,13 @@ class DataArguments:
             "the tokenizer's chat template where it has one, else the bare prompt. Decode with the same one."
         },
     )
+    chat_template_kwargs: dict[str, Any] | str | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "What the chat template is told beside the messages, such as {enable_thinking: false}. "
+            "Decode with the same."
+        },
+    )
     max_train_rows: int | None = dataclasses.field(
         default=None, metadata={"help": "Use only the first rows of the training split, >= 1."}
     )
@@ -100,11 +126,22 @@ class DataArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}; give an integer >= 1")
+        self.chat_template_kwargs = as_mapping(self.chat_template_kwargs, "chat_template_kwargs")
+        check_chat_template_kwargs(self.chat_template_kwargs)
         template = self.prompt_template
         if template is not None and template != "chat" and "{prompt}" not in template:
             raise UserError(
                 f"prompt_template {template!r} has no '{{prompt}}'; give 'chat' or a format string with it"
             )
+
+    def renderer(self, tokenizer: PreTrainedTokenizerBase) -> Renderer:
+        """Return what turns prompts and responses into the model's ids.
+
+        Raises:
+            UserError: the tokenizer has no such template, or the template does not read what it is told.
+        """
+        assert not isinstance(self.chat_template_kwargs, str)
+        return Renderer(tokenizer, self.prompt_template, self.chat_template_kwargs)
 
 
 @dataclasses.dataclass

@@ -160,7 +160,12 @@ def _lengths(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, text_fi
         return list(map(len, encoded))
     if "messages" not in row:
         return [len(tokenizer(row[text_field])["input_ids"]) + 1]  # TRL appends EOS to what is whole
-    text = write_conversation(tokenizer, row["messages"], add_generation_prompt=False)
+    text = write_conversation(
+        tokenizer,
+        row["messages"],
+        add_generation_prompt=False,
+        chat_template_kwargs=row.get("chat_template_kwargs"),
+    )
     return [len(tokenizer(text, add_special_tokens=False)["input_ids"])]
 
 

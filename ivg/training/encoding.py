@@ -29,8 +29,7 @@ _REASON_FIELDS = {
 def encode(
     rows: datasets.Dataset,
     name: str,
-    tokenizer: PreTrainedTokenizerBase,
-    template: str | None,
+    renderer: Renderer,
     training: TrainingArguments,
 ) -> datasets.Dataset:
     """Turn checked rows into ids for one of TRL's trainers.
@@ -40,19 +39,17 @@ def encode(
     Args:
         rows: in TRL's columns, prompts apart.
         name: what to call them in an error message.
-        tokenizer: the model's.
-        template: how prompts are rendered.
+        renderer: how the model reads them.
         training: TRL's config, whose class says which trainer.
 
     Raises:
         UserError: a row that the template refuses, or TRL's settings that would render rows anew.
     """
-    if isinstance(training, trl.SFTConfig | trl.RewardConfig):
-        _apply_tokens(tokenizer, training)
-    renderer = Renderer(tokenizer, template)
     if "prompt" not in rows.column_names:
         _check_conversations(rows, name, renderer)
-        return rows
+        told = renderer.chat_template_kwargs
+        # TRL tells the template what stands in this column.
+        return rows.add_column("chat_template_kwargs", [told] * len(rows)) if told else rows
     renderer.require_end(name)
     if isinstance(training, trl.SFTConfig):
         if training.assistant_only_loss:
@@ -115,7 +112,7 @@ def _map(
     return table_of(encoded, f"{name} as ids")
 
 
-def _apply_tokens(tokenizer: PreTrainedTokenizerBase, training: trl.SFTConfig | trl.RewardConfig) -> None:
+def apply_tokens(tokenizer: PreTrainedTokenizerBase, training: trl.SFTConfig | trl.RewardConfig) -> None:
     """Set the EOS that TRL's trainer would set after the rows are encoded."""
     if training.chat_template_path is not None:
         raise UserError(

@@ -13,13 +13,12 @@ import trl
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from ivg.errors import UserError, is_main_process
-from ivg.models.rendering import Renderer
 from ivg.run.json_files import write_json
 from ivg.training import checks
 from ivg.training.arguments import DataArguments, ModelArguments, refused_settings
 from ivg.training.cards import CardMixin, hub_name, launch_command, model_card
 from ivg.training.data import load_training_data
-from ivg.training.encoding import encode
+from ivg.training.encoding import apply_tokens, encode
 from ivg.training.models import init_kwargs, load_tokenizer, planned_config, starting_point
 from ivg.training.resume import (
     CompleteCheckpoints,
@@ -74,6 +73,9 @@ def prepare(
     rows = load_training_data(data)
     tokenizer = load_tokenizer(model)
     config = planned_config(model, tokenizer)
+    if isinstance(training, trl.SFTConfig | trl.RewardConfig):
+        apply_tokens(tokenizer, training)
+    renderer = data.renderer(tokenizer)
     names = (data.dataset_name, data.eval_dataset_name or data.dataset_name)
     for name, part in zip(names, rows, strict=True):
         if part is not None:
@@ -81,7 +83,7 @@ def prepare(
             checks.check_rows(part, name, text_field)
             checks.check_chat(part, name, tokenizer)
     prepared = [
-        None if part is None else encode(part, name, tokenizer, data.prompt_template, training)
+        None if part is None else encode(part, name, renderer, training)
         for name, part in zip(names, rows, strict=True)
     ]
     for name, part in zip(names, prepared, strict=True):
@@ -101,7 +103,7 @@ def prepare(
         tokenizer=tokenizer,
         train_rows=prepared[0],
         eval_rows=prepared[1],
-        prompt_format=Renderer(tokenizer, data.prompt_template).describe() if has_prompts else None,
+        prompt_format=renderer.describe() if has_prompts else None,
     )
 
 

@@ -100,6 +100,16 @@ def _saved(folder: Path, tokenizer: PreTrainedTokenizerFast) -> str:
     return tiny.save(folder, GPT2LMHeadModel(config), tokenizer)
 
 
+def test_a_pair_with_states_is_refused(tmp_path: Path) -> None:
+    base = _saved(tmp_path / "base", spaced())
+    guide = tiny.save(tmp_path / "guide", tiny.hybrid(1))
+    pair = PairConfig(
+        tuned=ModelConfig(path=guide), untuned=ModelConfig(path=guide), vocab_mapping="shared-strings"
+    )
+    with pytest.raises(UserError, match=r"lfm2 keeps recurrent states, whose rows must grow alike"):
+        plan_guides(inspect_models(ModelConfig(path=base), [pair]), SearchConfig(token_guidance="implicit"))
+
+
 def test_a_pair_that_could_guide_little_is_refused(tmp_path: Path) -> None:
     base = _saved(tmp_path / "base", spaced())
     guide = _saved(tmp_path / "guide", tiny.tokenizer("λ"))  # no letter of the text on which it is measured

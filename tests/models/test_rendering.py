@@ -35,7 +35,7 @@ from ivg.models.plan import inspect_models, plan_guides
 from ivg.models.rendering import PROMPT_FORMAT, Renderer, write_format
 from ivg.rewards import ClassifierReward, RewardConfig
 from ivg.run.tasks import make_tasks
-from ivg.training.encoding import EncodedPairs, encode
+from ivg.training.encoding import EncodedPairs, apply_tokens, encode
 from ivg.training.value.data import encode_pairs, encode_rewarded
 from tests.models.templates import FAMILIES, PROMPT, RESPONSE, Family, ids, tokenizer
 from tests.tiny import scale_up
@@ -75,7 +75,7 @@ def _trained_on(
     tok: PreTrainedTokenizerFast,
 ) -> dict[str, Any]:
     """Return the first row that a real trainer of TRL's feeds."""
-    rows = encode(datasets.Dataset.from_list([row]), "rows", tok, None, settings)
+    rows = encode(datasets.Dataset.from_list([row]), "rows", Renderer(tok, None), settings)
     labels = {"num_labels": 1} if kind is LlamaForSequenceClassification else {}
     path = _save(Path(settings.output_dir) / "start", kind, tok, **labels)
     made = trainer(model=path, args=settings, train_dataset=rows, processing_class=tok)
@@ -105,9 +105,9 @@ def _value(family: Family, tok: PreTrainedTokenizerFast, folder: Path) -> None:
     )
     expected = ids(tok, family.prompt, RESPONSE)
     closed = [*expected, *ids(tok, family.end)]
-    sequences = [row["sequences"] for row in encode_rewarded(rows, tok, None)]
+    sequences = [row["sequences"] for row in encode_rewarded(rows, Renderer(tok, None))]
     assert sequences == [[closed], [closed], [closed], [expected]]
-    pair = encode_pairs(datasets.Dataset.from_list([PAIR]), tok, None)[0]
+    pair = encode_pairs(datasets.Dataset.from_list([PAIR]), Renderer(tok, None))[0]
     assert pair["sequences"] == [closed, ids(tok, family.prompt, "No.", family.end)]
 
 
@@ -249,26 +249,31 @@ def test_whole_conversations_are_refused_where_decoding_opens_an_answer_otherwis
     turns = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": RESPONSE}]
     rows = datasets.Dataset.from_list([{"messages": turns}])
     settings = _settings(trl.SFTConfig, tmp_path)
-    assert encode(rows, "rows", tokenizer(FAMILIES["qwen3"]), None, settings) is rows
+    assert encode(rows, "rows", Renderer(tokenizer(FAMILIES["qwen3"]), None), settings) is rows
     with pytest.raises(
         UserError, match=r"rows: decoding opens an answer with .*<think>\\n'.*instead of messages"
     ):
-        encode(rows, "rows", tokenizer(FAMILIES["r1-distill"]), None, settings)
+        encode(rows, "rows", Renderer(tokenizer(FAMILIES["r1-distill"]), None), settings)
 
 
 def test_settings_that_would_render_rows_anew_are_refused(tmp_path: Path) -> None:
     rows, tok = datasets.Dataset.from_list([PAIR]), tokenizer(FAMILIES["llama3.1"])
     with pytest.raises(UserError, match="chat_template_path would give the model another template"):
-        encode(rows, "rows", tok, None, _settings(trl.RewardConfig, tmp_path, chat_template_path="x.jinja"))
+        apply_tokens(tok, _settings(trl.RewardConfig, tmp_path, chat_template_path="x.jinja"))
     with pytest.raises(UserError, match="eos_token 'none' is not in the tokenizer's vocabulary"):
-        encode(rows, "rows", tok, None, _settings(trl.RewardConfig, tmp_path, eos_token="none"))
+        apply_tokens(tok, _settings(trl.RewardConfig, tmp_path, eos_token="none"))
     plain = _settings(trl.RewardConfig, tmp_path, eos_token="<|end_of_text|>")
-    assert (
-        tok.decode(encode(rows, "rows", tok, "{prompt}: ", plain)[0]["chosen_ids"][-1]) == "<|end_of_text|>"
-    )
+    apply_tokens(tok, plain)
+    encoded = encode(rows, "rows", Renderer(tok, "{prompt}: "), plain)
+    assert tok.decode(encoded[0]["chosen_ids"][-1]) == "<|end_of_text|>"
     completions = datasets.Dataset.from_list([{"prompt": PROMPT, "completion": RESPONSE}])
     with pytest.raises(UserError, match="rows: assistant_only_loss is for rows of messages"):
-        encode(completions, "rows", tok, None, _settings(trl.SFTConfig, tmp_path, assistant_only_loss=True))
+        encode(
+            completions,
+            "rows",
+            Renderer(tok, None),
+            _settings(trl.SFTConfig, tmp_path, assistant_only_loss=True),
+        )
 
 
 def test_a_template_that_fails_or_never_ends_is_one_line() -> None:

@@ -10,6 +10,7 @@ import trl
 from datasets.exceptions import DatasetGenerationError
 
 from ivg.errors import UserError
+from ivg.models.rendering import Renderer
 from ivg.training import checks, data, dataset_adapters, encoding
 from ivg.training.tables import table_of
 from tests import tiny
@@ -161,7 +162,7 @@ def test_sequences_beyond_the_context_are_refused_unless_cut() -> None:
     tokenizer, config = tiny.tokenizer(), tiny.gpt2_config(33, n_positions=8)
     # With the EOS that the trainer appends: 8 tokens and 9.
     rows = datasets.Dataset.from_list([{"prompt": "abc", "completion": "d" * n} for n in (4, 5)])
-    rows = encoding.encode(rows, "rows", tokenizer, None, trl.SFTConfig(report_to=[], bf16=False))
+    rows = encoding.encode(rows, "rows", Renderer(tokenizer, None), trl.SFTConfig(report_to=[], bf16=False))
     with pytest.raises(UserError, match=r"1 of 2 rows have more than the model's 8 tokens \(first: row 2\)"):
         checks.check_lengths(rows, "rows", tokenizer, config, None)
     with pytest.raises(UserError, match=r"set max_length \(now 1024\) to at most 8"):
@@ -175,23 +176,25 @@ def test_sequences_beyond_the_context_are_refused_unless_cut() -> None:
 def test_templates_turn_rows_into_what_decoding_will_feed() -> None:
     training, tokenizer = trl.DPOConfig(report_to=[], bf16=False), tiny.tokenizer()
     rows = datasets.Dataset.from_list([PAIR])
-    text = encoding.encode(rows, "rows", tokenizer, "q {prompt}!", training)
+    text = encoding.encode(rows, "rows", Renderer(tokenizer, "q {prompt}!"), training)
     assert tokenizer.decode(text[0]["prompt_ids"]) == "q p!"
     assert tokenizer.decode(text[0]["chosen_ids"]) == "a<eos>"
     assert tokenizer.decode(text[0]["rejected_ids"]) == "b<eos>"
     # A tokenizer with a chat template uses it by default, as decoding does.
-    chat = encoding.encode(rows, "rows", tiny.tokenizer(chat=True), None, training)
+    chat = encoding.encode(rows, "rows", Renderer(tiny.tokenizer(chat=True), None), training)
     assert tokenizer.decode(chat[0]["prompt_ids"]) == "u.p a."
     turns = {"prompt": [{"role": "user", "content": "p"}], "chosen": [{"role": "assistant", "content": "a"}]}
     rows = datasets.Dataset.from_list([{**turns, "rejected": [{"role": "assistant", "content": "b"}]}])
-    assert encoding.encode(rows, "rows", tokenizer, "q {prompt}!", training)[0] == text[0]
+    assert encoding.encode(rows, "rows", Renderer(tokenizer, "q {prompt}!"), training)[0] == text[0]
 
 
 def test_several_turns_need_a_chat_template() -> None:
     turns = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
     rows = datasets.Dataset.from_list([{"prompt": turns, "completion": "c"}])
     with pytest.raises(UserError, match="rows row 1: a conversation of 3 messages needs a chat template"):
-        encoding.encode(rows, "rows", tiny.tokenizer(), "{prompt}", trl.SFTConfig(report_to=[], bf16=False))
+        encoding.encode(
+            rows, "rows", Renderer(tiny.tokenizer(), "{prompt}"), trl.SFTConfig(report_to=[], bf16=False)
+        )
 
 
 def test_adapters_name_what_they_miss() -> None:

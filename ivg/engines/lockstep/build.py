@@ -13,6 +13,7 @@ from ivg.engines.lockstep.cross_vocab_guide import CrossVocabPairGuide, CrossVoc
 from ivg.engines.lockstep.guides import Guide, PairGuide, ScalarValueGuide, VocabularyValueGuide, Weights
 from ivg.engines.lockstep.lora_pair import pair_runners, separate_runners
 from ivg.engines.lockstep.model_runner import runner_of
+from ivg.engines.lockstep.state_check import require_exact_states
 from ivg.engines.lockstep.text_guides import TextGuides
 from ivg.models.cross_vocab import TokenReadings
 from ivg.models.inspection import ModelInfo
@@ -23,6 +24,8 @@ from ivg.models.plan import GuidePlan
 def build_batch(models: Models, plans: Sequence[GuidePlan], sampling: SamplingConfig) -> LockstepBatch:
     """Return base and guides on the same rows, on a CPU made faster where the models are ours to change."""
     lockstep = LockstepBatch(runner_of(models.base), bind_guides(models, plans), sampling)
+    for runner in lockstep.runners:
+        require_exact_states(runner)
     # Under a device map, layers carry hooks that must stay.
     ours = [m.module for m in models.every if m.is_ours and m.info.source.device_map is None]
     accelerate(lockstep.runners, ours)

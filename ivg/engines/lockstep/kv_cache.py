@@ -3,6 +3,7 @@
 transformers' `DynamicCache` concatenates at every step; here tokens are written into buffers that keep some
 room. All layers hold full attention states: models with sliding windows mask by column, which is exact
 because a row's tokens are contiguous. Rows are right-aligned, so that all share the next column.
+Layers with a recurrent or convolutional state keep one state for each row, which has no columns.
 On a CPU, rows that continue one prefix may share it instead of holding copies (`cpu/shared_prefix.py`).
 """
 
@@ -10,12 +11,13 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin
+from transformers import Cache, DynamicCache, PretrainedConfig
+from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin, LinearAttentionLayer
 
 # Buffers have a multiple of 16 columns, and grow by a third: growth copies all, a reorder the spare ones too.
 COLUMN_STEP = 16
@@ -114,21 +116,78 @@ class RowLayer(CacheLayerMixin):
         return grown
 
 
+class StateLayer(LinearAttentionLayer):
+    """One layer's recurrent and convolutional states: tensors whose first dimension is the rows."""
+
+    def take_rows(self, parts: Sequence[tuple[StateLayer, Tensor]]) -> None:
+        """Hold the parts' states at their rows (R',), one below the other; this layer may be a part."""
+        for i in range(self.number_of_states):
+            self.conv_states[i] = _rows_of([(layer.conv_states[i], rows) for layer, rows in parts])
+            self.recurrent_states[i] = _rows_of([(layer.recurrent_states[i], rows) for layer, rows in parts])
+
+
+class StateAndRowLayer(StateLayer, RowLayer):
+    """One layer that has both: attention beside a state-space mixer."""
+
+    def __init__(self, pool: Pool, number_of_states: int) -> None:
+        RowLayer.__init__(self, pool)
+        LinearAttentionLayer.__init__(self, number_of_states)
+
+    def lazy_initialization(self, *keys_and_values: Tensor, **states: Any) -> None:
+        """Allocate buffers for keys and values, or states: transformers gives the former without names."""
+        kind = RowLayer if keys_and_values else StateLayer
+        kind.lazy_initialization(self, *keys_and_values, **states)
+
+
+def _rows_of(parts: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor | None:
+    """Return the selected rows of all parts; None where a layer has no such state."""
+    found = [states.index_select(0, rows) for states, rows in parts if states is not None]
+    return torch.cat(found) if found else None
+
+
+def _layers_for(config: PretrainedConfig, pool: Pool) -> list[Any] | None:
+    """Return a layer for each of a model's, or None where all keep keys and values alone."""
+    layers: list[Any] = []
+    for native in DynamicCache(config=config).layers:
+        has_states = isinstance(native, LinearAttentionCacheLayerMixin)
+        has_columns = isinstance(native, CacheLayerMixin)
+        if has_states and has_columns:
+            layers.append(StateAndRowLayer(pool, native.number_of_states))
+        elif has_states:
+            layers.append(StateLayer(native.number_of_states))
+        else:
+            layers.append(RowLayer(pool) if has_columns else native)  # else it keeps nothing
+    return None if all(type(layer) is RowLayer for layer in layers) else layers
+
+
 class RowCache(Cache):
     """The cache of one model over the rows of the batch.
 
     Args:
-        layer_class: how a layer keeps its keys and values.
+        layer_class: how a layer keeps its keys and values, where all layers do.
+        config: the model's, which says whether some layers keep something else.
     """
 
-    def __init__(self, layer_class: type[RowLayer] = RowLayer) -> None:
+    def __init__(
+        self, layer_class: type[RowLayer] = RowLayer, config: PretrainedConfig | None = None
+    ) -> None:
         self._pool = Pool()
-        super().__init__(layer_class_to_replicate=functools.partial(layer_class, self._pool))
+        layers = None if config is None else _layers_for(config, self._pool)
+        if layers is not None:
+            super().__init__(layers=layers)
+        else:
+            super().__init__(layer_class_to_replicate=functools.partial(layer_class, self._pool))
+
+    @property
+    def row_layers(self) -> list[RowLayer]:
+        """The layers that keep keys and values."""
+        return [layer for layer in self.layers if isinstance(layer, RowLayer)]
 
     @property
     def width(self) -> int:
         """Columns in use."""
-        return int(self.layers[0].get_seq_length()) if self.layers else 0
+        layers = self.row_layers
+        return layers[0].get_seq_length() if layers else 0
 
     @property
     def forward_arguments(self) -> dict[str, object]:
@@ -140,10 +199,11 @@ class RowCache(Cache):
         if drop:
             self.rebuild([Source(self, rows, drop)])
             return
-        for layer in self.layers:
+        for layer in self.row_layers:
             layer.keys = self._taken(layer.keys, rows, layer.pool)
             layer.values = self._taken(layer.values, rows, layer.pool)
             layer.num_rows = len(rows)
+        self._take_states([Source(self, rows, drop)])
 
     def rebuild(self, sources: list[Source]) -> None:
         """Replace the content by the sources' rows one below the other, right-aligned.
@@ -153,24 +213,32 @@ class RowCache(Cache):
         """
         columns = [slice(source.drop, source.cache.width) for source in sources]
         width = max(c.stop - c.start for c in columns)
-        for index, layer in enumerate(self.layers):
-            parts = [source.cache.layers[index] for source in sources]
+        for index, layer in enumerate(self.row_layers):
+            parts = [source.cache.row_layers[index] for source in sources]
             rows = [source.rows for source in sources]
             layer.keys = self._stacked(layer.keys, [part.keys for part in parts], rows, columns)
             layer.values = self._stacked(layer.values, [part.values for part in parts], rows, columns)
             layer.num_rows, layer.length = sum(map(len, rows)), width
+        self._take_states(sources)
 
     def drop_last(self, counts: Tensor, width: int) -> None:
         """Drop the last `counts` (R,) columns of each row, and keep the last `width` of what stays.
 
-        Rows move right by as much as they lose, so that they end at one column again.
+        Rows move right by as much as they lose, so that they end at one column again. A state cannot lose
+        tokens, so no layer may have one.
         """
+        assert not any(isinstance(layer, StateLayer) for layer in self.layers), "states cannot be cut back"
         columns = torch.arange(self.width - width, self.width, device=counts.device)
         source = (columns - counts[:, None]).clamp(min=0)[:, None, :, None]  # (R, 1, width, 1)
-        for layer in self.layers:
+        for layer in self.row_layers:
             layer.keys = self._gathered(layer.keys, source)
             layer.values = self._gathered(layer.values, source)
             layer.length = width
+
+    def _take_states(self, sources: list[Source]) -> None:
+        for index, layer in enumerate(self.layers):
+            if isinstance(layer, StateLayer):
+                layer.take_rows([(source.cache.layers[index], source.rows) for source in sources])
 
     def _taken(self, buffer: Tensor, rows: Tensor, pool: Pool) -> Tensor:
         """Return `buffer[rows]`, and put the buffer's memory by."""

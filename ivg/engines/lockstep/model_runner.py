@@ -6,6 +6,7 @@ A LoRA pair runs as one model in which each row stands twice, with the adapter a
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ivg.engines.lockstep.kv_cache import RowCache, Source
 from ivg.errors import UserError
+from ivg.models.architectures import has_states
 from ivg.models.loading import LoadedModel
 
 
@@ -61,6 +63,8 @@ class ModelRunner:
     Attributes:
         rows_grow_alike: whether every row is fed the same number of tokens, and never loses any.
         new_cache: makes the empty cache of new rows.
+        has_states: whether some layers keep a state instead of columns: padding would enter it, and no token
+            can be taken out of it again.
         tokens_fed: so far, branches counted.
     """
 
@@ -82,7 +86,10 @@ class ModelRunner:
         self.num_ids = num_ids
         self.max_length = max_length
         self.branches = branches
-        self.new_cache: Callable[[], RowCache] = RowCache
+        network = network_of(module)
+        config = None if network is None else network.config
+        self.new_cache: Callable[[], RowCache] = functools.partial(RowCache, config=config)
+        self.has_states = config is not None and has_states(config)
         self.tokens_fed = 0
         self.device = next(module.parameters()).device
 
@@ -110,8 +117,10 @@ class ModelRunner:
             A state whose `last` is the output at each prompt's end.
 
         Raises:
-            UserError: the architecture keeps something else than attention keys and values.
+            UserError: the architecture keeps something else than keys and values, or states that are known.
         """
+        if self.has_states and len({len(ids) for ids in prompts}) > 1:
+            return self._prefill_by_length(prompts)
         width = max(len(ids) for ids in prompts)
         padded = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in prompts], device=self.device)
         lengths = self.per_branch(torch.tensor([len(ids) for ids in prompts], device=self.device))
@@ -122,12 +131,34 @@ class ModelRunner:
         )
         state.last = output[:, -1]
         state.finite = self.is_finite(output)
-        if {layer.get_seq_length() for layer in state.cache.layers} != {width}:
+        if {layer.get_seq_length() for layer in state.cache.row_layers} != {width}:
             raise UserError(
-                f"{self.name}: its architecture does not keep attention keys and values in every layer, "
-                "so its rows cannot be reordered; use a model with full or sliding-window attention"
+                f"{self.name}: its architecture remembers in a way of its own, so its rows cannot be "
+                "reordered; use a model with attention, alone or beside linear-attention or state-space "
+                "layers"
             )
         self.tokens_fed += sum(map(len, prompts)) * self.num_branches
+        return state
+
+    def start(self, num_rows: int) -> BatchState:
+        """Return the state of rows that hold nothing yet, to be fed; its `last` is none that was computed."""
+        num_rows *= self.num_branches
+        nothing = torch.zeros(num_rows, dtype=torch.long, device=self.device)
+        mask = torch.ones(num_rows, 0, dtype=torch.bool, device=self.device)
+        return BatchState(self.new_cache(), mask, nothing, nothing, nothing, nothing == 0)
+
+    def _prefill_by_length(self, prompts: Sequence[Sequence[int]]) -> BatchState:
+        """Run prompts of one length at a time, none padded, and join them in their order."""
+        of_length: dict[int, list[int]] = {}
+        for row, ids in enumerate(prompts):
+            of_length.setdefault(len(ids), []).append(row)
+        parts = [
+            Part(self.prefill([prompts[row] for row in rows]), torch.arange(len(rows), device=self.device))
+            for rows in of_length.values()
+        ]
+        state = self.rebuild(parts)
+        order = torch.tensor([row for rows in of_length.values() for row in rows], device=self.device)
+        self.select(state, order.argsort())
         return state
 
     def feed(self, state: BatchState, ids: Tensor) -> Tensor:
@@ -236,6 +267,11 @@ class ModelRunner:
             return rows
         branches = torch.arange(self.num_branches, device=self.device)
         return (rows[:, None] * self.num_branches + branches).flatten()
+
+
+def network_of(module: nn.Module) -> PreTrainedModel | None:
+    """Return the model of transformers that a module is or wraps (an adapter does), if there is one."""
+    return next((m for m in module.modules() if isinstance(m, PreTrainedModel)), None)
 
 
 def runner_of(model: LoadedModel, branches: tuple[str, ...] = ()) -> ModelRunner:

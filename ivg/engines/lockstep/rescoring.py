@@ -17,6 +17,7 @@ from ivg.decoding.log_ratio import chosen, log_probs
 from ivg.decoding.value_head import chosen_values, scalar_values
 from ivg.engines.lockstep.guides import MAX_SCORES
 from ivg.engines.lockstep.model_runner import BatchState, ModelRunner, Part
+from ivg.engines.lockstep.state_check import require_exact_states
 from ivg.engines.lockstep.variable_length import Piece, drop_last, feed_variable_length
 
 
@@ -109,6 +110,46 @@ class Rescorer:
         return torch.tensor(list(numbers), device=self.runner.device)  # type: ignore[call-overload]
 
 
+class WholeReader(Rescorer):
+    """Reads every sequence from its start: out of a recurrent state, no token can be taken again."""
+
+    def __init__(self, runner: ModelRunner) -> None:
+        super().__init__(runner)
+        require_exact_states(runner)
+
+    def origins(self, readings: Sequence[TokenSequence], *, num_again: int) -> list[_Origin]:
+        """Let every sequence continue nothing."""
+        return [_Origin(0, 0)] * len(readings)
+
+    def feed(
+        self, readings: Sequence[TokenSequence], origins: Sequence[_Origin], columns: int
+    ) -> Iterator[Piece]:
+        """Yield the model's outputs at all tokens, sequences of one length side by side."""
+        of_length: dict[int, list[int]] = {}
+        for row, reading in enumerate(readings):
+            of_length.setdefault(len(reading.ids), []).append(row)
+        groups = [
+            (self._rows(rows), self._rows(readings[row].ids for row in rows), self.runner.start(len(rows)))
+            for rows in of_length.values()
+        ]
+        for start in range(0, max(of_length), columns):
+            outputs = [
+                (rows, self.runner.feed(state, ids[:, start : start + columns]))
+                for rows, ids, state in groups
+                if start < ids.shape[1]
+            ]
+            width = max(output.shape[1] for _, output in outputs)
+            piece = outputs[0][1].new_zeros(len(readings), width, outputs[0][1].shape[2])
+            for rows, output in outputs:
+                piece[rows, : output.shape[1]] = output
+            yield Piece(start, piece)
+
+
+def reader_of(runner: ModelRunner) -> Rescorer:
+    """Return what reads sequences again and again with a model."""
+    return WholeReader(runner) if runner.has_states else Rescorer(runner)
+
+
 class LogpRescorer:
     """Log-probability of each sequence's response under a causal language model.
 
@@ -118,7 +159,7 @@ class LogpRescorer:
     """
 
     def __init__(self, runner: ModelRunner, num_ids: int) -> None:
-        self.reader = Rescorer(runner)
+        self.reader = reader_of(runner)
         self._num_ids = num_ids
         self._logps: list[np.ndarray] = []  # per cached row, of every token but the first
 
@@ -171,7 +212,7 @@ class ValueRescorer:
     """
 
     def __init__(self, runner: ModelRunner, head: nn.Linear, *, is_vocabulary: bool) -> None:
-        self.reader = Rescorer(runner)
+        self.reader = reader_of(runner)
         self._head = head
         self._is_vocabulary = is_vocabulary
 

@@ -13,7 +13,6 @@ from ivg.decoding.sequences import Hypothesis, Task
 from ivg.decoding.stopping import INCOMPLETE, StopChecker
 from ivg.engines.lockstep.rescoring import TokenSequence, num_common
 from ivg.models.inspection import ModelInfo, readable_length
-from ivg.models.rendering import Renderer
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +52,7 @@ class Encoder:
 
     def __init__(self, info: ModelInfo, prompt_name: str | None = None, *, shares_ids: bool = False) -> None:
         self._info = info
-        self._renderer = Renderer(info.tokenizer, info.template)
+        self._renderer = info.renderer()
         self._prompt_name = prompt_name or info.name
         self._shares_ids = shares_ids
         self._has_warned = False

@@ -24,7 +24,6 @@ from ivg.engines.lockstep.rescoring import LogpRescorer, ValueRescorer
 from ivg.engines.lockstep.response_encoding import Encoder, ResponseText, response_text
 from ivg.models.inspection import ModelInfo, readable_length
 from ivg.models.loading import LoadedModel, LoadedPair, LoadedValue
-from ivg.models.rendering import Renderer
 
 
 class _Scorer(Protocol):
@@ -58,7 +57,7 @@ class TextGuides:
         self._stop_checker = stop_checker
         self._text_guides = [_bind(guide, weight, shares_ids=False) for guide, weight in text_guides]
         self._id_guides = [_bind(guide, weight, shares_ids=True) for guide, weight in id_guides]
-        ends = [_renderer(info).end_id for guide, _ in id_guides for info in _infos(guide)]
+        ends = [info.renderer().end_id for guide, _ in id_guides for info in _infos(guide)]
         self._foreign_eos = {eos for eos in base.eos_ids if any(eos != end for end in ends)}
 
     @property
@@ -116,10 +115,6 @@ class TextGuides:
 
 def _infos(guide: LoadedPair | LoadedValue) -> list[ModelInfo]:
     return [guide.tuned.info, guide.untuned.info] if isinstance(guide, LoadedPair) else [guide.model.info]
-
-
-def _renderer(info: ModelInfo) -> Renderer:
-    return Renderer(info.tokenizer, info.template)
 
 
 def _bind(guide: LoadedPair | LoadedValue, weight: float, *, shares_ids: bool) -> tuple[str, float, _Scorer]:
@@ -186,7 +181,7 @@ class _WholeTextScorer:
 
     def __init__(self, model: LoadedModel) -> None:
         self._model = model
-        self._renderer = _renderer(model.info)
+        self._renderer = model.info.renderer()
 
     def clear(self) -> None:
         """Keep nothing: every text is read anew."""

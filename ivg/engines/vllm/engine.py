@@ -35,7 +35,6 @@ from ivg.engines.vllm.row_settings import RowSettings
 from ivg.errors import UserError
 from ivg.models.inspection import ModelInfo
 from ivg.models.plan import GuidePlan, ModelInfos, PairInfo, plan_functions, plan_guides
-from ivg.models.rendering import Renderer
 from ivg.models.vocab import stop_token_ids
 
 _CPU_CACHE_BYTES = 4 * 2**30  # vLLM would take most of a machine's memory, and fail where it is not free
@@ -88,7 +87,7 @@ def prepare(
         stop_checker=stop_checker,
         last_ids=(*infos.base.eos_ids, *stop_token_ids(infos.base.tokenizer, sampling.stop)),
         scorer=add_scorers([*scorers, *([] if scorer is None else [scorer])]),
-        renderer=_renderer(ranking[0].models[-1]) if ranking else None,
+        renderer=ranking[0].models[-1].renderer() if ranking else None,
         max_length=given.get("max_model_len", context),
         average=any(isinstance(plan.info, PairInfo) and plan.info.config.average for plan in ranking),
         keep_trace=keep_trace,
@@ -114,10 +113,6 @@ def find_refusals_here(
         *_refuse_pieces(sampling, engine_args),
         *_refuse_second_runner(),
     ]
-
-
-def _renderer(info: ModelInfo) -> Renderer:
-    return Renderer(info.tokenizer, info.template)
 
 
 def _defaults_on_cpus(sampling: SamplingConfig, given: Mapping[str, Any]) -> dict[str, Any]:

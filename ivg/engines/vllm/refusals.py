@@ -11,10 +11,9 @@ from ivg.config import SamplingConfig
 from ivg.decoding.engine import Refusal
 from ivg.decoding.sequences import Task
 from ivg.errors import UserError
+from ivg.models.architectures import has_states
 from ivg.models.inspection import ModelInfo
 from ivg.models.plan import GuidePlan, PairInfo
-from ivg.models.prompts import encode_prompt
-from ivg.models.rendering import Renderer
 
 LOCKSTEP = "set engine: lockstep"
 MIN_TEMPERATURE = 0.01  # vLLM raises anything between 0 and this to it
@@ -164,7 +163,7 @@ def _refuse_ends(plans: Sequence[GuidePlan]) -> Iterator[Refusal]:
 
 
 def _end_of(info: ModelInfo) -> int | None:
-    return Renderer(info.tokenizer, info.template).end_id
+    return info.renderer().end_id
 
 
 def _refuse_routes(plans: Sequence[GuidePlan]) -> Iterator[Refusal]:
@@ -199,6 +198,9 @@ def _refuse_model(info: ModelInfo, tensor_parallel_size: int) -> Iterator[Refusa
     ):
         reason = "vLLM keeps one attention window for all models of an engine"
         yield Refusal(f"{info.name}: sliding-window attention", reason, LOCKSTEP)
+    if info.kind != "classifier" and has_states(info.config):
+        reason = "vLLM keeps them in blocks of their own, untried beside guides"
+        yield Refusal(f"{info.name}: recurrent states ({info.config.model_type})", reason, LOCKSTEP)
     heads = fields.get("num_attention_heads") or fields.get("n_head") or 0
     if heads % tensor_parallel_size:
         instead = "give a tensor_parallel_size that divides the heads of all models"
@@ -209,9 +211,7 @@ def _refuse_model(info: ModelInfo, tensor_parallel_size: int) -> Iterator[Refusa
 def _refuse_beside(base: ModelInfo, guide: ModelInfo) -> Iterator[Refusal]:
     """A guide reads the base's prompt, in the base's type of numbers."""
     try:
-        is_same = encode_prompt(guide.tokenizer, _PROBE, guide.template) == encode_prompt(
-            base.tokenizer, _PROBE, base.template
-        )
+        is_same = guide.renderer().prompt_ids(_PROBE) == base.renderer().prompt_ids(_PROBE)
     except UserError:  # a template that refuses this prompt is judged by the real ones
         is_same = guide.template == base.template
     if not is_same:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,7 +38,11 @@ class EncodedResponse:
 
 
 def encode_response(
-    tokenizer: PreTrainedTokenizerBase, row: Record, *, template: str | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    row: Record,
+    *,
+    template: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> EncodedResponse:
     """Encode an output row for the base, as `ivg.models.rendering` says: closed by its own end if it ended.
 
@@ -49,11 +53,12 @@ def encode_response(
         tokenizer: the base's own.
         row: an output row: prompt, `response`, and optionally `token_ids` and `finish_reason`.
         template: how the base sees a prompt; see `ivg.models.prompts.encode_prompt`.
+        chat_template_kwargs: what its chat template is told.
 
     Raises:
         UserError: the ids do not spell the response in this tokenizer, or no token of the base's ends one.
     """
-    renderer = Renderer(tokenizer, template)
+    renderer = Renderer(tokenizer, template, chat_template_kwargs)
     prompt_ids = renderer.prompt_ids(row)
     text, reason = str(row["response"]), row.get("finish_reason")
     is_ended = reason in ("eos", "stop")

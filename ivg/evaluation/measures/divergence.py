@@ -27,7 +27,6 @@ from ivg.evaluation.measures.statistics import Scores, mean_by_prompt
 from ivg.evaluation.reading import read_json
 from ivg.models.loading import load_inspected
 from ivg.models.plan import Fit, ModelInfos, inspect_models, plan_guides
-from ivg.models.prompts import encode_prompt
 from ivg.models.vocab import compare
 from ivg.run.output_files import manifest_path
 
@@ -312,14 +311,18 @@ def token_guidance_kl(guidance: TokenGuidance) -> Scores:
     """
     file = guidance.file
     base, pair = guidance.infos.base, guidance.infos.pairs[0]
-    by_base = [encode_response(base.tokenizer, row, template=base.template) for row in file.rows]
+    told = base.source.chat_template_kwargs
+    by_base = [
+        encode_response(base.tokenizer, row, template=base.template, chat_template_kwargs=told)
+        for row in file.rows
+    ]
     # The response is common: the guides see the base's ids after their own prompt.
     by_guides = [
         [
-            EncodedResponse(encode_prompt(guide.tokenizer, row, guide.template), encoded.response_ids)
+            EncodedResponse(renderer.prompt_ids(row), encoded.response_ids)
             for row, encoded in zip(file.rows, by_base, strict=True)
         ]
-        for guide in (pair.tuned, pair.untuned)
+        for renderer in (pair.tuned.renderer(), pair.untuned.renderer())
     ]
     # Each by itself: a LoRA over `untuned` would otherwise share one model with it.
     models = [

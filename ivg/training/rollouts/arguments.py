@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from accelerate import PartialState
 
 from ivg.config import Dtype, ModelConfig, SamplingConfig
 from ivg.errors import UserError
 from ivg.rewards import RewardConfig
+from ivg.training.arguments import as_mapping
 from ivg.training.rollouts.labelling import PairStrategy
 
 _MAX_SAMPLES = 65_536  # a block's samples are held in memory
@@ -47,6 +48,10 @@ class RolloutArguments:
     prompt_template: str | None = dataclasses.field(
         default=None,
         metadata={"help": "How the policy sees a prompt: 'chat', a format string with {prompt}, or unset."},
+    )
+    chat_template_kwargs: dict[str, Any] | str | None = dataclasses.field(
+        default=None,
+        metadata={"help": "What the chat template is told, such as {enable_thinking: false}."},
     )
     max_prompts: int | None = dataclasses.field(
         default=None, metadata={"help": "Use only the first distinct prompts, >= 1."}
@@ -116,6 +121,7 @@ class RolloutArguments:
             device=str(PartialState().device),
             trust_remote_code=self.trust_remote_code,
             template=self.prompt_template,
+            chat_template_kwargs=as_mapping(self.chat_template_kwargs, "chat_template_kwargs"),
         )
 
     def sampling(self) -> SamplingConfig:

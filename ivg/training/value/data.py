@@ -13,16 +13,13 @@ import datasets
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerBase
 
 from ivg.models.rendering import Renderer
 from ivg.training.encoding import IGNORED, encode_pair, response_ids
 from ivg.training.rows import as_prompt_row
 
 
-def encode_rewarded(
-    rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, template: str | None
-) -> list[dict[str, Any]]:
+def encode_rewarded(rows: datasets.Dataset, renderer: Renderer) -> list[dict[str, Any]]:
     """Encode rows of prompt, completion and reward.
 
     A field `finish_reason`, where there is one, tells which responses came to their end (`eos` or `stop`) and
@@ -32,7 +29,6 @@ def encode_rewarded(
         Per row: `sequences` (one list of ids), `num_prompt_tokens`, `reward`, and `group`, a number that
         rows with the same prompt share.
     """
-    renderer = Renderer(tokenizer, template)
     groups: dict[str, int] = {}
     encoded = []
     for row in rows:
@@ -48,15 +44,12 @@ def encode_rewarded(
     return encoded
 
 
-def encode_pairs(
-    rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, template: str | None
-) -> list[dict[str, Any]]:
+def encode_pairs(rows: datasets.Dataset, renderer: Renderer) -> list[dict[str, Any]]:
     """Encode rows of prompt, chosen and rejected.
 
     Returns:
         Per row: `sequences` (chosen, rejected) and `num_prompt_tokens`.
     """
-    renderer = Renderer(tokenizer, template)
     encoded = []
     for row in rows:
         prompt, chosen, rejected = encode_pair(row, renderer).values()

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from ivg.errors import UserError
 from ivg.models.inspection import context_length, read_config, read_tokenizer
@@ -86,8 +86,7 @@ def add_policy_prompts(
     rows: datasets.Dataset,
     name: str,
     training: ValueTrainingArguments,
-    tokenizer: PreTrainedTokenizerBase,
-    template: str | None,
+    renderer: Renderer,
 ) -> None:
     """Give every encoded row `policy_prompt`, the ids of its prompt as the policy sees it.
 
@@ -96,8 +95,7 @@ def add_policy_prompts(
         rows: the rows it was made from.
         name: what to call them in an error message.
         training: the settings.
-        tokenizer: the value model's.
-        template: how the value model sees a prompt.
+        renderer: how the value model reads text.
 
     Raises:
         UserError: no such model, its ids mean other tokens, or rows are longer than its context.
@@ -112,8 +110,7 @@ def add_policy_prompts(
         )
         for read in (read_config, read_tokenizer)
     )
-    ends = (Renderer(policy_tokenizer, training.policy_template), Renderer(tokenizer, template))
-    check_vocabulary(*ends, training.policy_model)
+    check_vocabulary(Renderer(policy_tokenizer, training.policy_template), renderer, training.policy_model)
     for new, row in zip(encoded, rows, strict=True):
         prompt = as_prompt_row(row["prompt"])
         new["policy_prompt"] = encode_prompt(policy_tokenizer, prompt, training.policy_template)

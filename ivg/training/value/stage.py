@@ -18,7 +18,6 @@ from transformers import (
 
 from ivg.errors import UserError, is_main_process, readable
 from ivg.models.inspection import context_length
-from ivg.models.rendering import Renderer
 from ivg.training import checks
 from ivg.training.arguments import DataArguments, ModelArguments
 from ivg.training.data import load_training_data
@@ -83,7 +82,7 @@ def prepare(data: DataArguments, training: ValueTrainingArguments, model: ModelA
         train_rows=train_rows,
         eval_rows=eval_rows,
         scale=scale,
-        prompt_format=Renderer(tokenizer, data.prompt_template).describe(),
+        prompt_format=data.renderer(tokenizer).describe(),
     )
 
 
@@ -106,9 +105,10 @@ def encode(
     if training.binary_reward:
         remedy = "set binary_reward: false or make them so"
         refuse(name, "a reward other than 0 and 1", [r not in (0, 1) for r in rows["reward"]], remedy)
-    Renderer(tokenizer, data.prompt_template).require_end(name)
-    encoded = (encode_pairs if paired else encode_rewarded)(rows, tokenizer, data.prompt_template)
-    add_policy_prompts(encoded, rows, name, training, tokenizer, data.prompt_template)
+    renderer = data.renderer(tokenizer)
+    renderer.require_end(name)
+    encoded = (encode_pairs if paired else encode_rewarded)(rows, renderer)
+    add_policy_prompts(encoded, rows, name, training, renderer)
     return _within_limit(encoded, name, training, context_length(config))
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import (
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
@@ -29,11 +28,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from ivg.engines.lockstep.model_runner import ModelRunner, Part
 from ivg.engines.lockstep.variable_length import drop_last, feed_variable_length
+from tests.engines.lockstep.rows import PROMPTS, Batch, V
 from tests.tiny import scale_up
 
-V = 32
 EXACT, VISIBLE = 1e-5, 1e-2
 WINDOW = 4
 SIZES = {
@@ -81,57 +79,11 @@ BUILDERS: dict[str, Callable[..., PreTrainedModel]] = {
 }
 SLIDING = ("mistral", "gemma3")
 COPYING = "deepseek"  # keeps keys and values compressed until they are attended to
-PROMPTS = [[1, 2, 3, 9, 8, 7, 3, 2, 4, 11], [5], [13, 2, 2, 30, 17, 21]]
 
 
 def build(name: str, **options: int) -> PreTrainedModel:
     torch.manual_seed(0)
     return scale_up(BUILDERS[name](**options), factor=16.0).float()
-
-
-def runner_over(model: PreTrainedModel) -> ModelRunner:
-    return ModelRunner(model, name="model", has_logits=True, num_ids=V, max_length=64)
-
-
-class Batch:
-    """A runner's rows beside the tokens that each row should hold."""
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        prompts: list[list[int]],
-        *,
-        plain: PreTrainedModel,
-        runner: ModelRunner | None = None,
-    ) -> None:
-        self.model, self.plain = model, plain
-        self.runner = runner or runner_over(model)
-        self.histories = [list(prompt) for prompt in prompts]
-        self.state = self.runner.prefill(prompts)
-
-    def feed(self, *columns: list[int]) -> Tensor:
-        """Feed one list of tokens per row; return (R, n, V)."""
-        for history, new in zip(self.histories, columns, strict=True):
-            history += new
-        return self.runner.feed(self.state, torch.tensor(columns))
-
-    def select(self, *rows: int) -> None:
-        self.runner.select(self.state, torch.tensor(rows))
-        self.histories = [list(self.histories[row]) for row in rows]
-
-    def join(self, kept: list[int], prompts: list[list[int]], repeats: list[int]) -> None:
-        fresh = Part(self.runner.prefill(prompts), torch.tensor(repeats))
-        self.state = self.runner.rebuild([Part(self.state, torch.tensor(kept)), fresh])
-        self.histories = [list(self.histories[r]) for r in kept] + [list(prompts[r]) for r in repeats]
-
-    def trim(self, *rows: int) -> None:
-        self.state = self.runner.rebuild([Part(self.state, torch.tensor(rows))])
-        self.histories = [list(self.histories[row]) for row in rows]
-
-    def error(self) -> float:
-        """How far the rows' last outputs are from those of each whole sequence alone, without a cache."""
-        alone = [self.plain(input_ids=torch.tensor([ids])).logits[0, -1] for ids in self.histories]
-        return float((self.state.last - torch.stack(alone)).abs().max())
 
 
 @pytest.fixture(autouse=True)

@@ -25,6 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tiny.save(folder / name, tiny.causal(seed))
     tiny.save(folder / "windowed", tiny.mistral(3))
     tiny.save(folder / "llama", tiny.llama(4))
+    tiny.save(folder / "hybrid", tiny.hybrid(8))
     for name, labels in (("scalar", 1), ("vocabulary", len(tiny.LETTERS) + 2)):
         model: PreTrainedModel = tiny.value(5, num_labels=labels)
         model.config.architectures = ["GPT2ForTokenClassification"]
@@ -88,6 +89,7 @@ def test_what_it_can_do_is_not_refused(folder: Path) -> None:
         ({"base": {"attn_implementation": "eager"}}, "attn_implementation"),
         ({"guide": {"template": "Q: {prompt}"}}, "a template of its own"),
         ({"tuned": "windowed"}, "sliding-window attention"),
+        ({"tuned": "hybrid"}, "recurrent states (lfm2)"),
         ({"tuned": "other", "search": RANKED}, "other"),
         (
             {"search": SearchConfig(chunk_guidance="explicit", num_beams=2), "values": ("classifier",)},

@@ -3,6 +3,7 @@
 import datasets
 
 from ivg.models.prompts import encode_prompt
+from ivg.models.rendering import Renderer
 from ivg.training.value.data import ValueCollator, encode_pairs, encode_rewarded
 from tests import tiny
 
@@ -17,7 +18,7 @@ ROWS = datasets.Dataset.from_list(
 
 def test_prompt_in_its_template_then_response_then_eos_where_it_ended() -> None:
     tokenizer = tiny.tokenizer()
-    encoded = encode_rewarded(ROWS, tokenizer, "x{prompt}!")
+    encoded = encode_rewarded(ROWS, Renderer(tokenizer, "x{prompt}!"))
     prompt = encode_prompt(tokenizer, {"prompt": "ab"}, "x{prompt}!")
     ids = tokenizer.get_vocab()
     assert encoded[0]["sequences"] == [[*prompt, ids[" "], ids["c"], ids["d"], tokenizer.eos_token_id]]
@@ -32,7 +33,7 @@ def test_conversational_rows_go_through_the_chat_template() -> None:
     rows = datasets.Dataset.from_list(
         [{"prompt": messages, "completion": [{"role": "assistant", "content": "c"}], "reward": 1.0}]
     )
-    encoded = encode_rewarded(rows, tokenizer, None)
+    encoded = encode_rewarded(rows, Renderer(tokenizer, None))
     expected = [
         *encode_prompt(tokenizer, {"messages": messages}),
         tokenizer.get_vocab()["c"],
@@ -43,7 +44,7 @@ def test_conversational_rows_go_through_the_chat_template() -> None:
 
 def test_collator_pads_right_and_labels_responses_only() -> None:
     tokenizer = tiny.tokenizer()
-    batch = ValueCollator(tokenizer.pad_token_id)(encode_rewarded(ROWS, tokenizer, None))
+    batch = ValueCollator(tokenizer.pad_token_id)(encode_rewarded(ROWS, Renderer(tokenizer, None)))
     ids, pad, eos = tokenizer.get_vocab(), tokenizer.pad_token_id, tokenizer.eos_token_id
     assert batch["input_ids"].tolist() == [
         [[ids["a"], ids["b"], ids[" "], ids["c"], ids["d"], eos]],
@@ -63,7 +64,7 @@ def test_collator_pads_right_and_labels_responses_only() -> None:
 def test_collator_keeps_chosen_and_rejected_of_a_pair_together() -> None:
     tokenizer = tiny.tokenizer()
     rows = datasets.Dataset.from_list([{"prompt": "a", "chosen": "bc", "rejected": "d"}] * 2)
-    batch = ValueCollator(tokenizer.pad_token_id)(encode_pairs(rows, tokenizer, None))
+    batch = ValueCollator(tokenizer.pad_token_id)(encode_pairs(rows, Renderer(tokenizer, None)))
     ids, eos = tokenizer.get_vocab(), tokenizer.eos_token_id
     pair = [[-100, ids["b"], ids["c"], eos], [-100, ids["d"], eos, -100]]
     assert batch["labels"].tolist() == [pair, pair]

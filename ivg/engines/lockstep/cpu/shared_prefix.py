@@ -20,7 +20,7 @@ from transformers.masking_utils import sdpa_mask
 
 from ivg.engines.lockstep.cpu import attention
 from ivg.engines.lockstep.kv_cache import COLUMN_STEP, GROWTH, Pool, RowCache, RowLayer, Source
-from ivg.engines.lockstep.model_runner import ModelRunner
+from ivg.engines.lockstep.model_runner import ModelRunner, network_of
 
 logger = logging.getLogger(__name__)
 ATTENTION = "ivg_shared_prefix"  # what the attention below is called in a model's config
@@ -404,8 +404,8 @@ def share_prefixes(runner: ModelRunner, new_cache: Callable[[], SharedPrefixCach
 
     The model gets the attention above for good. It is tried first: architectures do things of their own.
     """
-    network = next((m for m in runner.module.modules() if isinstance(m, PreTrainedModel)), None)
-    if network is None or not _takes_attention(network):
+    network = network_of(runner.module)
+    if network is None or runner.has_states or not _takes_attention(network):
         return False
     AttentionInterface.register(ATTENTION, attend)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)

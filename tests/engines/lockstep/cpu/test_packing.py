@@ -9,7 +9,8 @@ from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 from ivg.engines.lockstep.cpu.packing import FastGELU, PackedLinear, pack_weights, use_fast_gelu
-from tests.engines.lockstep.test_kv_cache import BUILDERS, build, runner_over
+from tests.engines.lockstep.rows import runner_over
+from tests.engines.lockstep.test_kv_cache import BUILDERS, build
 
 IDS = torch.tensor([[1, 2, 3, 9, 8, 7, 3, 2, 4, 11], [5, 30, 17, 21, 0, 4, 4, 9, 1, 2]])
 

@@ -29,16 +29,8 @@ from ivg.engines.lockstep.cpu.shared_prefix import (
 from ivg.engines.lockstep.kv_cache import RowCache
 from ivg.engines.lockstep.variable_length import drop_last
 from tests.engines.lockstep import test_kv_cache as plain_tests
-from tests.engines.lockstep.test_kv_cache import (
-    BUILDERS,
-    COPYING,
-    EXACT,
-    PROMPTS,
-    VISIBLE,
-    Batch,
-    build,
-    runner_over,
-)
+from tests.engines.lockstep.rows import PROMPTS, Batch, runner_over
+from tests.engines.lockstep.test_kv_cache import BUILDERS, COPYING, EXACT, VISIBLE, build
 
 
 class SharedBatch(Batch):
