@@ -102,7 +102,7 @@ class Answers:
             raise ApiError(400, str(error)) from error
 
     def _prepare(self, ask: Ask) -> Prepared:
-        prompts = [self._readers[ask.settings.preset](prompt) for prompt in ask.prompts]
+        prompts = self._readers[ask.settings.preset](ask.prompts)
         tasks = [] if ask.max_tokens == 0 else [task for p in prompts for task in self._tasks(ask, p)]
         return Prepared(ask, prompts, tasks, build_stop_checker(self._base, ask.settings.sampling))
 

@@ -9,7 +9,6 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from ivg.errors import UserError
-from ivg.models.inspection import ModelInfo
 from ivg.models.loading import load_inspected
 from ivg.models.memory import check_it_fits
 from ivg.models.plan import (
@@ -62,12 +61,8 @@ def plan(settings: ServerSettings) -> Planned:
             raise UserError(f"guidance {name}: {error}") from error
     every = [plan for of_preset in plans.values() for plan in of_preset]
     stop_token_ids(infos.base.tokenizer, run.sampling.stop)
-    check_it_fits(_loaded_once(infos.base, every))
+    check_it_fits(reading_models(infos.base, every))
     return Planned(used_models(infos, every), plans)
-
-
-def _loaded_once(base: ModelInfo, plans: Sequence[GuidePlan]) -> list[ModelInfo]:
-    return reading_models(base, plans)
 
 
 def start(settings: ServerSettings, planned: Planned) -> FastAPI:
