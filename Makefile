@@ -62,7 +62,7 @@ vllm: $(VLLM_VENV)/installed
 # files on models train with TRL, which this environment lacks.
 test-vllm: $(VLLM_VENV)/installed
 	@OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/decoding tests/models tests/engines/vllm \
-		tests/engines/test_table_engine.py tests/engines/lockstep/test_contract.py \
+		tests/serve/test_vllm.py tests/engines/test_table_engine.py tests/engines/lockstep/test_contract.py \
 		--ignore tests/models/test_rendering.py --ignore tests/models/test_whole_weights.py
 
 # A line of runs/chaos/log.jsonl for every kill; start it again after an interruption.

@@ -95,7 +95,6 @@ class Answers:
                 f"logprobs: a guide of model {ask.settings.preset!r} has another vocabulary; leave them out",
             )
         try:
-            self._models.check(ask.settings)
             # Long prompts and slow templates hold nobody else up.
             return await asyncio.to_thread(self._prepare, ask)
         except UserError as error:
@@ -104,6 +103,7 @@ class Answers:
     def _prepare(self, ask: Ask) -> Prepared:
         prompts = self._readers[ask.settings.preset](ask.prompts)
         tasks = [] if ask.max_tokens == 0 else [task for p in prompts for task in self._tasks(ask, p)]
+        self._models.check(ask.settings, tasks)
         return Prepared(ask, prompts, tasks, build_stop_checker(self._base, ask.settings.sampling))
 
     def _tasks(self, ask: Ask, prompt: EncodedPrompt) -> list[Task]:

@@ -98,8 +98,8 @@ class ServedLockstep:
         """Always: an error ends the requests of one batch, and nothing else."""
         return True
 
-    def check(self, settings: RequestSettings) -> None:
-        """Refuse nothing: lockstep decodes under all settings."""
+    def check(self, settings: RequestSettings, tasks: Sequence[Task]) -> None:
+        """Refuse nothing: lockstep decodes all that its models can."""
 
     async def decode(self, settings: RequestSettings, task: Task, watcher: Watcher | None = None) -> Finished:
         """Decode one task beside whatever else is running; cancelling the wait frees its rows."""
