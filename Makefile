@@ -77,7 +77,7 @@ vllm: $(VLLM_VENV)/installed
 # files on models train with TRL, which this environment lacks.
 test-vllm: $(VLLM_VENV)/installed
 	@OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/decoding tests/models tests/engines/vllm \
-		tests/engines/test_table_engine.py tests/engines/lockstep/test_contract.py \
+		tests/serve/test_vllm.py tests/engines/test_table_engine.py tests/engines/lockstep/test_contract.py \
 		--ignore tests/models/test_rendering.py --ignore tests/models/test_whole_weights.py
 
 # Compares what model runner V2's side relies on with the source of the pinned CUDA build, which need not run

@@ -70,8 +70,7 @@ def find_engine_refusals(
     found = find_refusals(infos.base, plans, config.sampling, engine_args=args, keep_trace=keep_trace)
     here: list[Refusal] = []
     if asks_vllm and not absence:
-        _set_environment()
-        with _readable_import():
+        with importing_vllm():
             from ivg.engines.vllm.engine import find_refusals_here
         here = find_refusals_here(infos.base, plans, config.sampling, args)
     return [*absence, *_refuse_lockstep_settings(config), *found, *here]
@@ -111,15 +110,18 @@ def _prepare_vllm(
     return start_vllm
 
 
-def _set_environment() -> None:
-    """Set what vLLM reads when it is imported: standard output is for results, and nobody is told of runs."""
+@contextlib.contextmanager
+def importing_vllm() -> Iterator[None]:
+    """Stand around the first import of vLLM.
+
+    What it reads then is set: standard output is for results, and nobody is told of runs.
+
+    Raises:
+        UserError: it cannot be imported.
+    """
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-
-
-@contextlib.contextmanager
-def _readable_import() -> Iterator[None]:
     try:
         yield
     except ImportError as error:  # a build for other hardware, or half an installation

@@ -95,15 +95,15 @@ class Answers:
                 f"logprobs: a guide of model {ask.settings.preset!r} has another vocabulary; leave them out",
             )
         try:
-            self._models.check(ask.settings)
             # Long prompts and slow templates hold nobody else up.
             return await asyncio.to_thread(self._prepare, ask)
         except UserError as error:
             raise ApiError(400, str(error)) from error
 
     def _prepare(self, ask: Ask) -> Prepared:
-        prompts = [self._readers[ask.settings.preset](prompt) for prompt in ask.prompts]
+        prompts = self._readers[ask.settings.preset](ask.prompts)
         tasks = [] if ask.max_tokens == 0 else [task for p in prompts for task in self._tasks(ask, p)]
+        self._models.check(ask.settings, tasks)
         return Prepared(ask, prompts, tasks, build_stop_checker(self._base, ask.settings.sampling))
 
     def _tasks(self, ask: Ask, prompt: EncodedPrompt) -> list[Task]:

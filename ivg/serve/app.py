@@ -86,7 +86,7 @@ class Service:
         self.started = int(time.time())
         self._answers = answers
         self._metrics = metrics
-        self._num_requests = 0
+        self.num_requests = 0
 
     async def serve(self, request: Request, ask: Ask, form: Format) -> Response:
         """Answer one request.
@@ -94,11 +94,11 @@ class Service:
         Raises:
             ApiError: in place of an answer.
         """
-        if self._num_requests >= self.settings.serve.max_requests:
-            raise ApiError(503, f"{self._num_requests} requests are running or wait already; try again later")
+        if self.num_requests >= self.settings.serve.max_requests:
+            raise ApiError(503, f"{self.num_requests} requests are running or wait already; try again later")
         if not self.models.is_alive:
             raise ApiError(503, "the engine has ended; start the server again")
-        self._num_requests += 1
+        self.num_requests += 1
         is_streaming = False
         try:
             prepared = await until_hang_up(request, self._answers.prepare(ask))
@@ -159,7 +159,7 @@ class Service:
             raise
 
     def _leave(self) -> None:
-        self._num_requests -= 1
+        self.num_requests -= 1
 
 
 def build_app(service: Service, registry: CollectorRegistry) -> FastAPI:

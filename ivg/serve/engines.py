@@ -31,11 +31,11 @@ class RequestSettings:
 class ServedModels(Protocol):
     """Models in memory, which decode under any settings of their presets."""
 
-    def check(self, settings: RequestSettings) -> None:
-        """Refuse settings that the engine cannot do.
+    def check(self, settings: RequestSettings, tasks: Sequence[Task]) -> None:
+        """Refuse what the engine cannot do.
 
         Raises:
-            UserError: one of them.
+            UserError: settings, or a prompt.
         """
         ...
 

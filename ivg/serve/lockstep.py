@@ -44,15 +44,17 @@ class RowBudget:
         finally:
             if turn.done() and not turn.cancelled():
                 self._free += num_rows
-            else:
-                self._waiting.remove((num_rows, turn))
             self._let_in()
 
     def _let_in(self) -> None:
-        while self._waiting and self._waiting[0][0] <= self._free:
-            num_rows, turn = self._waiting.popleft()
-            self._free -= num_rows
-            turn.set_result(None)
+        while self._waiting:
+            num_rows, turn = self._waiting[0]
+            if not turn.cancelled():  # whoever waited is still there
+                if num_rows > self._free:
+                    return
+                self._free -= num_rows
+                turn.set_result(None)
+            self._waiting.popleft()
 
 
 class ServedLockstep:
@@ -96,8 +98,8 @@ class ServedLockstep:
         """Always: an error ends the requests of one batch, and nothing else."""
         return True
 
-    def check(self, settings: RequestSettings) -> None:
-        """Refuse nothing: lockstep decodes under all settings."""
+    def check(self, settings: RequestSettings, tasks: Sequence[Task]) -> None:
+        """Refuse nothing: lockstep decodes all that its models can."""
 
     async def decode(self, settings: RequestSettings, task: Task, watcher: Watcher | None = None) -> Finished:
         """Decode one task beside whatever else is running; cancelling the wait frees its rows."""

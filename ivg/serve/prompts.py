@@ -24,7 +24,7 @@ class EncodedPrompt:
 
     Attributes:
         record: as a record of an input file would hold it, for guides that read text.
-        prompt_id: hash of its content, which decides the draws together with the seed.
+        prompt_id: hash of its content and its number among equal ones, which with the seed decide the draws.
         ids: by model name.
     """
 
@@ -46,25 +46,30 @@ class PromptReader:
         self.infos = reading_models(base, plans)
         self._shares_ids = {info.name for plan in plans if plan.fit.route == "ids" for info in plan.models}
 
-    def __call__(self, prompt: Prompt) -> EncodedPrompt:
-        """Encode one prompt.
+    def __call__(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt]:
+        """Encode the prompts of a request.
 
         Raises:
             UserError: no prompt, or one that a template cannot write.
         """
+        read = [self._read(prompt) for prompt in prompts]
+        names = identities([record for record, _ in read])
+        return [
+            EncodedPrompt(record, name, {model: tuple(found) for model, found in ids.items()})
+            for (record, ids), name in zip(read, names, strict=True)
+        ]
+
+    def _read(self, prompt: Prompt) -> tuple[Record, dict[str, list[int]]]:
+        """Return a prompt as a record, and its ids by model name."""
         if isinstance(prompt, Mapping):
             record = check_row(prompt, _WHERE)
-            ids = {info.name: encode_prompt(info.tokenizer, record, info.template) for info in self.infos}
-        elif isinstance(prompt, str):
+            return record, {i.name: encode_prompt(i.tokenizer, record, i.template) for i in self.infos}
+        if isinstance(prompt, str):
             record = check_row({"prompt": prompt}, _WHERE)
-            ids = {info.name: encode_text(info.tokenizer, prompt) for info in self.infos}
-        else:
-            self._check_ids(prompt)
-            text = self._base.tokenizer.decode(prompt, skip_special_tokens=False)
-            record = {"prompt": text}
-            ids = {info.name: self._read_ids(info, prompt, text) for info in self.infos}
-        (name,) = identities([record])
-        return EncodedPrompt(record, name, {model: tuple(found) for model, found in ids.items()})
+            return record, {info.name: encode_text(info.tokenizer, prompt) for info in self.infos}
+        self._check_ids(prompt)
+        text = self._base.tokenizer.decode(prompt, skip_special_tokens=False)
+        return {"prompt": text}, {info.name: self._read_ids(info, prompt, text) for info in self.infos}
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         limit = self._base.num_embeddings

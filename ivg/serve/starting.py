@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from fastapi import FastAPI
-from prometheus_client import CollectorRegistry
+from prometheus_client import REGISTRY, CollectorRegistry
 
+from ivg.decoding.engine import refuse
 from ivg.errors import UserError
-from ivg.models.inspection import ModelInfo
 from ivg.models.loading import load_inspected
 from ivg.models.memory import check_it_fits
 from ivg.models.plan import (
@@ -23,6 +23,7 @@ from ivg.models.plan import (
 )
 from ivg.models.vocab import stop_token_ids
 from ivg.rewards import import_function
+from ivg.run.engines import find_engine_refusals, importing_vllm
 from ivg.serve.answers import Answers
 from ivg.serve.app import Service, build_app
 from ivg.serve.engines import ServedModels
@@ -56,18 +57,15 @@ def plan(settings: ServerSettings) -> Planned:
     for name, preset in settings.presets.items():
         try:
             plans[name] = plan_guides(infos, preset.search)
+            refuse("vllm", find_engine_refusals(run, infos, plans[name]))
             for function in plan_functions(infos, preset.search):
                 import_function(function.name, "value function")
         except UserError as error:
             raise UserError(f"guidance {name}: {error}") from error
     every = [plan for of_preset in plans.values() for plan in of_preset]
     stop_token_ids(infos.base.tokenizer, run.sampling.stop)
-    check_it_fits(_loaded_once(infos.base, every))
+    check_it_fits(reading_models(infos.base, every))
     return Planned(used_models(infos, every), plans)
-
-
-def _loaded_once(base: ModelInfo, plans: Sequence[GuidePlan]) -> list[ModelInfo]:
-    return reading_models(base, plans)
 
 
 def start(settings: ServerSettings, planned: Planned) -> FastAPI:
@@ -87,6 +85,11 @@ def start(settings: ServerSettings, planned: Planned) -> FastAPI:
 def _start_engine(settings: ServerSettings, planned: Planned) -> tuple[ServedModels, CollectorRegistry, str]:
     """Return the models of the chosen engine, where metrics go, and how their names begin."""
     run = settings.run
+    if run.engine == "vllm":
+        with importing_vllm():
+            from ivg.serve.vllm import ServedVllm
+        # vLLM counts under its own names, and requests there are single candidates.
+        return ServedVllm(planned.infos, planned.plans, run.vllm), REGISTRY, "ivg"
     loaded = load_inspected(planned.infos)
     served = ServedLockstep(
         loaded, planned.plans, max_rows=run.max_batch_rows, max_tokens=run.max_batch_tokens

@@ -88,6 +88,8 @@ def test_completions_read_texts_and_ids_as_they_are(server: Running, models: Any
     both = client.completions.create(model=preset, prompt=[text, "hi"], seed=7)
     assert [choice.index for choice in both.choices] == [0, 1]
     assert both.choices[0].text == found[0]
+    twice = client.completions.create(model=preset, prompt=[text, text], seed=7)
+    assert twice.choices[0].text == found[0] != twice.choices[1].text
     assert both.usage.prompt_tokens == len(text) + len("hi")
 
 

@@ -73,32 +73,88 @@ def prepare(
     given = dict(engine_args or {})
     refusals = find_refusals(infos.base, plans, sampling, engine_args=given, keep_trace=keep_trace)
     refuse("vllm", [*refusals, *find_refusals_here(infos.base, plans, sampling, given)])
-    models = (infos.base, *(info for plan in plans for info in plan.models))
-    description = describe(infos.base, plans)
-    stop_checker = build_stop_checker(infos.base, sampling)
-    scorers = build_function_scorers(plan_functions(infos, search), stop_checker)
-    ranking = [plan for plan in plans if plan.chunk_weight]
-    context = shortest_context(models)
-    settings = SearchSettings(
-        description=description,
-        rows=_row_settings(plans),
-        search=search,
-        sampling=sampling,
-        stop_checker=stop_checker,
-        last_ids=(*infos.base.eos_ids, *stop_token_ids(infos.base.tokenizer, sampling.stop)),
-        scorer=add_scorers([*scorers, *([] if scorer is None else [scorer])]),
-        renderer=ranking[0].models[-1].renderer() if ranking else None,
-        max_length=given.get("max_model_len", context),
-        average=any(isinstance(plan.info, PairInfo) and plan.info.config.average for plan in ranking),
-        keep_trace=keep_trace,
-    )
-    args = guided_model_args(infos.base.source, description, context) | given
-    if "max_model_len" in given:  # of prompt and response; one token more is sampled
-        args["max_model_len"] = given["max_model_len"] + 1
-    if current_platform.is_cpu():
-        args = _defaults_on_cpus(sampling, given) | args
-    _try_config(args)
-    return Prepared(settings, args)
+    model = GuidedModel(infos, plans, given)
+    settings = model.settings(plans, search, sampling, scorer=scorer, keep_trace=keep_trace)
+    return Prepared(settings, model.engine_args(sampling))
+
+
+class GuidedModel:
+    """The one model that vLLM loads, and what can be decoded with it.
+
+    Args:
+        infos: base and guides, not loaded.
+        plans: of every guide inside it.
+        given: vLLM's own arguments, which were examined.
+    """
+
+    def __init__(self, infos: ModelInfos, plans: Sequence[GuidePlan], given: Mapping[str, Any]) -> None:
+        self._infos = infos
+        self._plans = plans
+        self._given = dict(given)
+        self._context = shortest_context((infos.base, *(info for plan in plans for info in plan.models)))
+        self._description = describe(infos.base, plans)
+
+    def settings(
+        self,
+        plans: Sequence[GuidePlan],
+        search: SearchConfig,
+        sampling: SamplingConfig,
+        *,
+        scorer: PrefixScorer | None = None,
+        keep_trace: bool = False,
+    ) -> SearchSettings:
+        """Return what one way of decoding needs.
+
+        Args:
+            plans: who of the guides takes part in it, and with which weights.
+            search: guidance and beam search.
+            sampling: lengths, temperature, seed.
+            scorer: adds to the values at boundaries, beside the value functions.
+            keep_trace: record boundaries.
+        """
+        base, ranking = self._infos.base, [plan for plan in plans if plan.chunk_weight]
+        stop_checker = build_stop_checker(base, sampling)
+        scorers = build_function_scorers(plan_functions(self._infos, search), stop_checker)
+        return SearchSettings(
+            description=self._description,
+            rows=self._row_settings(plans),
+            search=search,
+            sampling=sampling,
+            stop_checker=stop_checker,
+            last_ids=(*base.eos_ids, *stop_token_ids(base.tokenizer, sampling.stop)),
+            scorer=add_scorers([*scorers, *([] if scorer is None else [scorer])]),
+            renderer=ranking[0].models[-1].renderer() if ranking else None,
+            max_length=self._given.get("max_model_len", self._context),
+            average=any(isinstance(plan.info, PairInfo) and plan.info.config.average for plan in ranking),
+            keep_trace=keep_trace,
+        )
+
+    def engine_args(self, sampling: SamplingConfig) -> dict[str, Any]:
+        """Return the arguments to start vLLM with.
+
+        Args:
+            sampling: temperature 0 lets prompts be read in pieces on CPUs.
+
+        Raises:
+            UserError: what vLLM says against them.
+        """
+        given = self._given
+        args = guided_model_args(self._infos.base.source, self._description, self._context) | given
+        if "max_model_len" in given:  # of prompt and response; one token more is sampled
+            args["max_model_len"] = given["max_model_len"] + 1
+        if current_platform.is_cpu():
+            args = _defaults_on_cpus(sampling, given) | args
+        _try_config(args)
+        return args
+
+    def _row_settings(self, plans: Sequence[GuidePlan]) -> RowSettings:
+        """Return the guides' weights; chunk scores are asked for where any guide ranks."""
+        weights = {id(plan.info): (plan.beta, plan.chunk_weight) for plan in plans}
+        of_guides = [weights.get(id(plan.info), (0.0, 0.0)) for plan in self._plans]
+        chunk_weights = tuple(weight for _, weight in of_guides)
+        return RowSettings(
+            tuple(beta for beta, _ in of_guides), chunk_weights if any(chunk_weights) else None
+        )
 
 
 def find_refusals_here(
@@ -158,12 +214,6 @@ def _in_one_line(error: Exception) -> str:
     return text if len(text) <= 300 else text[:300] + " ..."
 
 
-def _row_settings(plans: Sequence[GuidePlan]) -> RowSettings:
-    """Return the guides' weights; chunk scores are asked for where any guide ranks."""
-    weights = tuple(plan.chunk_weight for plan in plans)
-    return RowSettings(tuple(plan.beta for plan in plans), weights if any(weights) else None)
-
-
 def start(prepared: Prepared, watcher: Watcher | None = None) -> VllmEngine:
     """Load the models and return the engine.
 
@@ -190,11 +240,19 @@ def start(prepared: Prepared, watcher: Watcher | None = None) -> VllmEngine:
 
 def start_async(prepared: Prepared) -> AsyncVllmEngine:
     """Load the models and return the asynchronous twin."""
+    return AsyncVllmEngine(start_llm(prepared.engine_args), prepared.settings)
+
+
+def start_llm(engine_args: Mapping[str, Any]) -> AsyncLLM:
+    """Load the models into vLLM's asynchronous engine.
+
+    Raises:
+        EngineError: vLLM could not start.
+    """
     register()
     _use_first_runner()
     with _one_line("could not start"):
-        engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**prepared.engine_args))
-    return AsyncVllmEngine(engine, prepared.settings)
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_args))
 
 
 def guided_model_args(source: ModelConfig, description: Description, context: int | None) -> dict[str, Any]:
@@ -401,11 +459,14 @@ class AsyncVllmEngine:
     Args:
         engine: vLLM with the guided model.
         settings: what is decoded, and how.
+        names: of the requests; shared by all that send requests to one vLLM.
     """
 
-    def __init__(self, engine: AsyncLLM, settings: SearchSettings) -> None:
+    def __init__(
+        self, engine: AsyncLLM, settings: SearchSettings, names: Iterator[str] | None = None
+    ) -> None:
         self._engine = engine
-        self._search = PromptSearch(self._generate, settings)
+        self._search = PromptSearch(self._generate, settings, names)
 
     async def decode(self, task: Task, watcher: Watcher | None = None) -> Finished:
         """Decode one task beside whatever else is running; cancelling the wait frees its rows."""
@@ -417,9 +478,18 @@ class AsyncVllmEngine:
         self._engine.shutdown()
 
     async def _generate(self, ids: Sequence[int], params: SamplingParams, name: str) -> CompletionOutput:
-        outputs = self._engine.generate({"prompt_token_ids": list(ids)}, params, name)
-        with _one_line():
-            async for output in outputs:  # one, as only the final one was asked for
-                if output.finished:
-                    return output.outputs[0]
-        raise RuntimeError(f"vLLM ended request {name} without an answer")
+        return (await request(self._engine, ids, params, name)).outputs[0]
+
+
+async def request(engine: AsyncLLM, ids: Sequence[int], params: SamplingParams, name: str) -> RequestOutput:
+    """Send one request; cancelling the wait ends it.
+
+    Raises:
+        EngineError: vLLM died.
+    """
+    with _one_line():
+        # One output, as only the final one was asked for.
+        async for output in engine.generate({"prompt_token_ids": list(ids)}, params, name):
+            if output.finished:
+                return output
+    raise RuntimeError(f"vLLM ended request {name} without an answer")

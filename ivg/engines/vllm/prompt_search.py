@@ -9,7 +9,7 @@ import asyncio
 import dataclasses
 import itertools
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -70,13 +70,16 @@ class PromptSearch:
     Args:
         generate: continues ids (prompt and prefix) as its parameters say, under a request's name.
         settings: what is decoded, and how.
+        names: of the requests; shared by all searches of one vLLM.
     """
 
-    def __init__(self, generate: Generate, settings: SearchSettings) -> None:
+    def __init__(
+        self, generate: Generate, settings: SearchSettings, names: Iterator[str] | None = None
+    ) -> None:
         self._generate = generate
         self._settings = settings
         self._piece = MAX_TOKENS_BETWEEN_LOOKS if settings.sampling.stop else settings.search.chunk_length
-        self._names = map(str, itertools.count())
+        self._names = names or map(str, itertools.count())
         weights = settings.rows.chunk_weights or (0.0,) * len(settings.description.guides)
         ranking = [g for g, weight in zip(settings.description.guides, weights, strict=True) if weight]
         self._has_values = any(guide.is_scalar for guide in ranking)

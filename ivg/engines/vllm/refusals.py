@@ -236,12 +236,17 @@ def _refuse_chunk_scores(plans: Sequence[GuidePlan]) -> Iterator[Refusal]:
         yield Refusal("average for some pairs only", reason, f"set it for all or none, or {LOCKSTEP}")
 
 
-def _refuse_settings(
-    plans: Sequence[GuidePlan], sampling: SamplingConfig, keep_trace: bool
-) -> Iterator[Refusal]:
+def refuse_temperature(sampling: SamplingConfig) -> Iterator[Refusal]:
+    """Tell temperatures that vLLM would change."""
     if 0 < sampling.temperature < MIN_TEMPERATURE:
         instead = f"give 0 (greedy), {MIN_TEMPERATURE} or more, or {LOCKSTEP}"
         yield Refusal(f"temperature {sampling.temperature}", "vLLM would raise it", instead)
+
+
+def _refuse_settings(
+    plans: Sequence[GuidePlan], sampling: SamplingConfig, keep_trace: bool
+) -> Iterator[Refusal]:
+    yield from refuse_temperature(sampling)
     if keep_trace and any(plan.guides_tokens for plan in plans):
         reason = "vLLM does not return what guidance added to each token"
         yield Refusal("trace with token guidance", reason, LOCKSTEP)

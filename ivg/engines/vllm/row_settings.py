@@ -29,16 +29,20 @@ class RowSettings:
         chunk_weights: where given, chunk scores are reported instead of log-probs, with these weights of the
             guides: under a sampled token what it adds, under the value id the value of the prefix before it.
         beta: in place of `betas`, one weight for every guide that guides tokens.
+        is_for_prompts: these betas hold for a prompt's log-probs too. vLLM does not say whose prompt it asks
+            for, so whoever sets this sees to it that at one time only prompts of equal betas are scored.
     """
 
     betas: tuple[float, ...] = ()
     chunk_weights: tuple[float, ...] | None = None
     beta: float | None = None
+    is_for_prompts: bool = False
 
     def to_extra_args(self) -> dict[str, Any]:
         """Return them as `SamplingParams.extra_args`."""
         weights = {} if self.chunk_weights is None else {"chunk_weights": list(self.chunk_weights)}
-        return {EXTRA_ARG: {"betas": list(self.betas), **weights}}
+        prompts = {"is_for_prompts": True} if self.is_for_prompts else {}
+        return {EXTRA_ARG: {"betas": list(self.betas), **weights, **prompts}}
 
     @classmethod
     def from_params(cls, params: SamplingParams) -> RowSettings | None:
@@ -53,14 +57,21 @@ class RowSettings:
             return cls(beta=_read_beta(extra_args))
         if given is None:
             return None
-        if not isinstance(given, Mapping) or not {"betas"} <= given.keys() <= {"betas", "chunk_weights"}:
+        valid = {"betas", "chunk_weights", "is_for_prompts"}
+        if not isinstance(given, Mapping) or not {"betas"} <= given.keys() <= valid:
             raise ValueError(f"{EXTRA_ARG} is {given!r:.60}; give betas, and chunk_weights where wanted")
-        for name, numbers in given.items():
+        for name in given.keys() & {"betas", "chunk_weights"}:
+            numbers = given[name]
             is_list = isinstance(numbers, Sequence) and all(isinstance(n, int | float) for n in numbers)
             if not is_list or (name == "betas" and any(n < 0 for n in numbers)):
                 raise ValueError(f"{EXTRA_ARG}.{name} is {numbers!r:.60}; give a number for each guide")
         weights = given.get("chunk_weights")
-        return cls(tuple(given["betas"]), None if weights is None else tuple(weights))
+        is_for_prompts = given.get("is_for_prompts") is True
+        return cls(
+            tuple(given["betas"]),
+            None if weights is None else tuple(weights),
+            is_for_prompts=is_for_prompts,
+        )
 
     @classmethod
     def check(cls, params: SamplingParams) -> None:
@@ -70,9 +81,10 @@ class RowSettings:
             ValueError: saying what to give.
         """
         settings = cls.from_params(params)
-        if settings is not None and params.prompt_logprobs is not None:
-            given = EXTRA_ARG if settings.beta is None else BETA_ARG
-            raise ValueError(f"prompt_logprobs are given with the model's own betas only; leave out {given}")
+        if settings is None or settings.is_for_prompts or params.prompt_logprobs is None:
+            return
+        given = EXTRA_ARG if settings.beta is None else BETA_ARG
+        raise ValueError(f"prompt_logprobs are given with the model's own betas only; leave out {given}")
 
     def for_guides(self, betas: Sequence[float]) -> RowSettings:
         """Return them with a weight for each guide; those guide tokens that have a weight of their own."""
@@ -100,21 +112,24 @@ class BatchSettings:
 
     def __init__(self, betas: Sequence[float]) -> None:
         self._default = RowSettings(tuple(betas))
+        self._of_prompts = self._default
         self._next: Sequence[RowSettings | None] = ()
         self._scored: tuple[Tensor, Tensor] | None = None
 
     def put(self, rows: Sequence[RowSettings | None]) -> None:
         """Set the settings of the rows that are sampled next, in their order."""
         self._next = rows
+        self._of_prompts = next((row for row in rows if row and row.is_for_prompts), self._default)
 
     def take(self, num_rows: int) -> list[RowSettings]:
         """Return the settings of each row; good for one call.
 
-        vLLM asks for logits of other rows too (dummy runs, prompts' log-probs): those get the model's own.
+        vLLM asks for logits of other rows too (dummy runs, prompts' log-probs): those get the model's own, or
+        what the rows of the batch say for prompts.
         """
         rows, self._next = self._next, ()
         if len(rows) != num_rows:
-            return [self._default] * num_rows
+            return [self._of_prompts] * num_rows
         return [(row or self._default).for_guides(self._default.betas) for row in rows]
 
     def keep_for_sampling(self, rows: Tensor, logits: Tensor) -> None:

@@ -69,6 +69,18 @@ def test_scored_rows_are_sampled_from_their_own_logits() -> None:
     assert rows.apply(torch.tensor([[1.0, 2.0], [3.0, 4.0]])).tolist() == [[1.0, 2.0], [3.0, 4.0]]
 
 
+def test_a_row_may_say_its_betas_hold_for_prompts_too() -> None:
+    settings = BatchSettings([0.5])
+    rows = processor(settings)
+    scoring = RowSettings((3.0,), is_for_prompts=True)
+    rows.update_state(update(2, added=[(0, params(ONE)), (1, params(scoring))]))
+    assert settings.take(2) == [ONE, scoring]
+    assert settings.take(7) == [scoring] * 7  # the prompt, after the same step
+    rows.update_state(update(1, removed=[1]))
+    assert settings.take(1) == [ONE]
+    assert settings.take(7) == [OWN] * 7
+
+
 @pytest.mark.parametrize(
     "given",
     [{"beta": [1.0]}, {"betas": 1.0}, {"betas": [-1.0]}, {"betas": ["a"]}, {"chunk_weights": [1.0]}, 3],
@@ -83,3 +95,5 @@ def test_betas_of_a_request_and_prompt_log_probs_exclude_each_other() -> None:
     with pytest.raises(ValueError, match="prompt_logprobs"):
         RowSettingsProcessor.validate_params(own)
     RowSettingsProcessor.validate_params(SamplingParams(prompt_logprobs=1))
+    alone = RowSettings((1.0,), is_for_prompts=True)
+    RowSettingsProcessor.validate_params(SamplingParams(prompt_logprobs=1, extra_args=alone.to_extra_args()))
