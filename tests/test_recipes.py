@@ -139,6 +139,21 @@ def test_decoding_keys_reach_the_decoder_as_written(path: Path, stand_ins: Any) 
         assert value.model.template == (given["template"] if isinstance(given, dict) else None)
 
 
+def test_fidelity_speaks_of_every_model_and_data_set_of_the_papers_tasks() -> None:
+    text = (ROOT / "recipes" / "FIDELITY.md").read_text(encoding="utf-8")
+    names = set()
+    for path in PATHS:
+        if path.parts[-2] in ("sentiment", "summarization", "tulu", "ultra"):
+            keys = yaml.safe_load(path.read_text())
+            names |= set(RUNNER.models_of(keys)) if RUNNER.stage_of(path) == "decode" else set()
+            names |= {keys[key] for key in (*RUNNER.MODELS, *RUNNER.DATASETS) if key in keys}
+    spoken = {name.rpartition("/")[2] for name in names if not name.startswith("runs/")}
+    aliases = {"gpt2": "GPT-2", "gpt2-large": "GPT-2 large", "gpt2-xl": "GPT-2 XL"}
+    aliases |= {"Llama-2-7b-chat-hf": "Llama-2-7B-chat", "Llama-2-70b-chat-hf": "Llama-2-70B-chat"}
+    aliases |= {"gpt2-summarize-dpo": "`chadlzx/gpt2-summarize` and `-dpo`"}
+    assert {name for name in spoken if aliases.get(name, name) not in text} == set()
+
+
 def test_every_hub_name_has_a_stand_in(stand_ins: Any) -> None:
     models, data = set(), set()
     for path in PATHS:
