@@ -205,8 +205,7 @@ def judge(options: Options, files: Sequence[Decoded]) -> dict[str, Any]:
     base_name = None if base is None else files[0].name
     report: dict[str, Any] = {
         "reward": name,
-        "also": list(also),
-        **compare(measured, base=base_name, reference=options.reference),
+        **compare(measured, base=base_name, reference=options.reference, also=list(also)),
     }
     for file, values in zip(files, rewards, strict=True):
         report["methods"][file.name]["missing"] = missing_reasons(file, values)

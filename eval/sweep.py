@@ -122,10 +122,10 @@ def judge(grid: GridConfig, base: LoadedModel, reward: Reward, also: Mapping[str
         others = {key: score(function, file.rows, file.responses, key) for key, function in also.items()}
         measured[run.name] = measure(file, rewards, response_nll(base.module, encoded), others)
         missing[run.name] = missing_reasons(file, rewards)
-    report = compare(measured, base="base", reference="base")
+    report = compare(measured, base="base", reference="base", also=list(also))
     for run_name, reasons in missing.items():
         report["methods"][run_name]["missing"] = reasons
-    return {"reward": name, "also": list(also), **report}
+    return {"reward": name, **report}
 
 
 @exit_on_user_error

@@ -1,5 +1,6 @@
 """Tiny models of the architectures that recipes name, and tiny data in the schemas of their datasets."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +99,18 @@ def save_model(folder: Path, spec: dict[str, Any]) -> None:
 
 
 def save_released(folder: Path, spec: dict[str, Any]) -> None:
-    """Write a tiny value model in the format of the paper's authors: a backbone and `score_head.weight`."""
+    """Write a tiny value or reward model in the format of the paper's authors.
+
+    A backbone, `score_head.weight` with a row for each token (or `outputs` rows), and their class's name.
+    """
     save_model(folder, spec)
     file = folder / "model.safetensors"
     state = {name: tensor for name, tensor in load_file(file).items() if name != "lm_head.weight"}
-    vocabulary = len(tokenizer(spec["vocabulary"], chat=False))
+    num_outputs = spec.get("outputs") or len(tokenizer(spec["vocabulary"], chat=False))
     torch.manual_seed(1)
-    save_file({**state, "score_head.weight": torch.randn(vocabulary, WIDTH)}, file, {"format": "pt"})
+    save_file({**state, "score_head.weight": torch.randn(num_outputs, WIDTH)}, file, {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": [spec["class"]]}))
 
 
 def rows(schema: str) -> list[dict[str, Any]]:
@@ -131,12 +137,21 @@ def rows(schema: str) -> list[dict[str, Any]]:
                     "score_chosen": 8.0,
                     "score_rejected": 3.0,
                 },
-                "rewards": {
-                    "prompt": question,
-                    "chosen": good,
-                    "rejected": bad,
-                    "chosen_reward": 1.0 + i,
-                    "rejected_reward": -1.0 - i,
+                "scores": {
+                    "source": "evol_instruct",
+                    "instruction": question,
+                    "models": ["a", "b"],
+                    "completions": [
+                        {"model": "a", "response": good, "overall_score": 7.5, "fine-grained_score": 4.25},
+                        {
+                            "model": "b",
+                            "response": bad,
+                            "overall_score": 2.0 + i / 4,
+                            "fine-grained_score": 1.5,
+                        },
+                    ],
+                    "correct_answers": ["None"],
+                    "incorrect_answers": ["None"],
                 },
                 "instructions": {"instruction": question, "output": good, "generator": "x", "dataset": "y"},
             }[schema]

@@ -67,7 +67,7 @@ def stand_ins(tmp_path: Path) -> Any:
 
 def test_no_recipe_file_is_left_out() -> None:
     files = {path for recipe in RUNNER.RECIPES for path in (ROOT / "recipes" / recipe).rglob("*.yaml")}
-    assert len(PATHS) == 31
+    assert len(PATHS) == 35
     # Evaluation recipes are run by eval/, not here.
     assert {path.name for path in files - set(PATHS)} == {"alpaca.yaml"}
     folders = {path.name for path in (ROOT / "recipes").iterdir() if path.is_dir()} - {"__pycache__"}
@@ -137,6 +137,21 @@ def test_decoding_keys_reach_the_decoder_as_written(path: Path, stand_ins: Any) 
             assert getattr(pair, side).template == template
     for value, given in zip(used.values, written.get("values", []), strict=True):
         assert value.model.template == (given["template"] if isinstance(given, dict) else None)
+
+
+def test_fidelity_speaks_of_every_model_and_data_set_of_the_papers_tasks() -> None:
+    text = (ROOT / "recipes" / "FIDELITY.md").read_text(encoding="utf-8")
+    names = set()
+    for path in PATHS:
+        if path.parts[-2] in ("sentiment", "summarization", "tulu", "ultra"):
+            keys = yaml.safe_load(path.read_text())
+            names |= set(RUNNER.models_of(keys)) if RUNNER.stage_of(path) == "decode" else set()
+            names |= {keys[key] for key in (*RUNNER.MODELS, *RUNNER.DATASETS) if key in keys}
+    spoken = {name.rpartition("/")[2] for name in names if not name.startswith("runs/")}
+    aliases = {"gpt2": "GPT-2", "gpt2-large": "GPT-2 large", "gpt2-xl": "GPT-2 XL"}
+    aliases |= {"Llama-2-7b-chat-hf": "Llama-2-7B-chat", "Llama-2-70b-chat-hf": "Llama-2-70B-chat"}
+    aliases |= {"gpt2-summarize-dpo": "`chadlzx/gpt2-summarize` and `-dpo`"}
+    assert {name for name in spoken if aliases.get(name, name) not in text} == set()
 
 
 def test_every_hub_name_has_a_stand_in(stand_ins: Any) -> None:

@@ -50,7 +50,9 @@ def label(args: RolloutArguments, samples_dir: Path) -> None:
     """Turn all finished blocks into completions, preferences and statistics."""
     samples = [row for path in sorted(samples_dir.glob("block-*.jsonl")) for row in read_jsonl(path)]
     completions = labelling.usable(samples)
-    pairs = labelling.preference_pairs(completions, strategy=args.pairs, margin=args.min_margin)
+    pairs = labelling.preference_pairs(
+        completions, strategy=args.pairs, margin=args.min_margin, seed=args.seed
+    )
     output = Path(args.output_dir)
     write_jsonl(output / "completions.jsonl", completions)
     write_jsonl(output / "preferences.jsonl", pairs.rows)

@@ -26,6 +26,7 @@ class LeftOut(NamedTuple):
 
 Rows = Iterable[dict[str, Any] | LeftOut]
 _EQUAL, _EMPTY = LeftOut("equal responses"), LeftOut("an empty response")
+_UNSCORED = LeftOut("no score")
 _OTHER_PROMPT = LeftOut("responses to different prompts")
 _TLDR = re.compile(r"^\s*TL;DR:\s*")
 
@@ -99,6 +100,21 @@ def ultrafeedback_rewards(row: Mapping[str, Any]) -> Rows:
             yield _EMPTY
 
 
+def ultrafeedback_scores(row: Mapping[str, Any]) -> Rows:
+    """`openbmb/UltraFeedback` (unverified): instruction, completions = list of response and overall_score.
+
+    Empty answers are left out, and so are those without a score.
+    """
+    for completion in row["completions"]:
+        text, score = completion["response"], completion["overall_score"]
+        if not text.strip():
+            yield _EMPTY
+        elif score is None:
+            yield _UNSCORED
+        else:
+            yield {"prompt": row["instruction"], "completion": text, "reward": float(score)}
+
+
 def adapt(rows: datasets.Dataset, name: str | None, source: str = "the dataset") -> datasets.Dataset:
     """Turn a dataset into TRL's columns; a line on stdout counts the rows that are left out, by reason.
 
@@ -155,6 +171,7 @@ ADAPTERS: dict[str, Callable[[Mapping[str, Any]], Rows]] = {
         ultrafeedback_pairs,
         ultrafeedback_prompts,
         ultrafeedback_rewards,
+        ultrafeedback_scores,
         ultrafeedback_sft,
     )
 }

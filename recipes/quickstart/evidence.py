@@ -3,7 +3,8 @@
     python recipes/quickstart/evidence.py        (or `make evidence`)
 
 Everything is written to runs/evidence. The prompts are the same for all seeds; models, samples and draws are
-not. Finished stages are skipped; a run that was killed goes on when started again.
+not. Finished stages are skipped; a run that was killed goes on when started again. A prompted base is not
+among the baselines: trained on reviews alone, it follows no instructions.
 """
 
 import re

@@ -50,7 +50,7 @@ def compare_methods(files: list[Decoded], score_nll: NllScorer) -> dict[str, Any
         file.name: measure(file, rewards[file.name], score_nll(file.rows), scores_beside(file))
         for file in files
     }
-    report = {"also": list(ALSO), **compare(measured, base="base", reference="ivg")}
+    report = compare(measured, base="base", reference="ivg", also=list(ALSO))
     for file in files:
         report["methods"][file.name]["missing"] = missing_reasons(file, rewards[file.name])
         report["methods"][file.name]["finished"] = finished(file)

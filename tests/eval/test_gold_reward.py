@@ -36,6 +36,10 @@ def number_of_words(rows, responses):
     return [float(len(text.split())) for text in responses]
 
 
+def is_long(rows, responses):
+    return [float(len(text.split()) > 2) for text in responses]
+
+
 def no_reward_for_one_word(rows, responses):
     return [len(text.split()) if " " in text else float("nan") for text in responses]
 
@@ -66,6 +70,31 @@ def test_rewards_lengths_and_pairs_by_hand(files, capsys):
     printed = capsys.readouterr().out
     assert "Gold reward by method" in printed
     assert "IVG against the others" in printed
+
+
+def test_further_rewards_stand_beside_it(files):
+    report = run(files, "--also", f"long={__name__}.is_long", f"words={__name__}.number_of_words")
+    assert report["also"] == ["long", "words"]
+    assert report["methods"]["ivg"]["words"]["mean"] == 2
+    long = report["methods"]["ivg"]["long"]
+    assert (long["mean"], long["n"]) == (0.5, 2)
+    assert long["ci95"] == pytest.approx([0.0945, 0.9055], abs=1e-4)  # Wilson's, of 1 in 2
+
+
+@pytest.mark.parametrize(
+    ("also", "message"),
+    [
+        (["nothing"], "got 'nothing'; expected NAME=DOTTED.NAME"),
+        (["a=x.y", "a=x.y"], "'a' is given twice"),
+        (["a=ivg.rewards.nothing"], "module ivg.rewards defines no nothing"),
+        ([f"gold_reward={__name__}.is_long"], "is the name of another measure"),
+    ],
+)
+def test_wrong_further_rewards_are_refused_in_one_line(files, capsys, also, message):
+    with pytest.raises(SystemExit) as stop:
+        gold_reward.main(argv_of(files, "--also", *also))
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_names_are_shown_as_they_are(files, capsys):

@@ -106,6 +106,37 @@ def test_a_sweep_measures_every_cell_and_runs_none_twice(config, monkeypatch, ca
     assert "Sweep over guidance settings" in capsys.readouterr().out
 
 
+def is_even(rows, responses):
+    return [float(len(text.split()) % 2 == 0) for text in responses]
+
+
+@pytest.mark.slow
+def test_further_rewards_stand_beside_the_first(config, capsys):
+    config[0].update(grid=GRID[1:2], also={"even": f"{__name__}.is_even"})
+    sweep.main(write(config))
+    data = json.loads((config[1] / "out" / "sweep.json").read_text())
+    assert data["also"] == ["even"]
+    texts = read_decoded("base", config[1] / "out" / "base.jsonl").responses
+    assert data["methods"]["base"]["even"]["mean"] == pytest.approx(statistics.mean(is_even([], texts)))
+
+
+@pytest.mark.parametrize("also", [["a.b"], {"a": 1}, "a.b"])
+def test_further_rewards_of_another_form_are_refused(config, capsys, also):
+    config[0]["also"] = also
+    with pytest.raises(SystemExit) as stop:
+        sweep.main(write(config))
+    assert stop.value.code == 2
+    assert "give names with a function's dotted name each" in capsys.readouterr().err
+
+
+def test_a_speed_comparison_takes_no_further_rewards(config, capsys):
+    config[0]["also"] = {"even": f"{__name__}.is_even"}
+    with pytest.raises(SystemExit) as stop:
+        speed.main(write(config))
+    assert stop.value.code == 2
+    assert "also is read by eval/sweep.py alone" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_changed_settings_decode_again(config):
     sweep.main(write(config))

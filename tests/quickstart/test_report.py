@@ -68,6 +68,7 @@ def test_the_numbers_are_those_one_gets_by_hand(compared):
     assert base["VADER"]["mean"] == pytest.approx((3 / 5 + 4 / 6 + 1) / 3 * GOOD, abs=1e-4)
     assert (base["valid"]["mean"], ivg["valid"]["mean"]) == (pytest.approx(1 / 3), 1)
     assert ivg["valid"]["ci95"] == [pytest.approx(3 / (3 + 1.959964**2)), 1]  # Wilson's
+    assert compared["paired_also"]["valid"]["base"]["mean"] == pytest.approx(2 / 3)
     # Two nats a token: 2 x 6 against 2 x (4 + 5 + 9) / 3.
     assert ivg["distance_from_base"]["mean"] == pytest.approx(0.0)
     assert base["distance_from_base"]["mean"] == 0.0

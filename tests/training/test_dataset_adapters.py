@@ -52,6 +52,19 @@ def test_ultrafeedback_rewards_gives_two_rows_each() -> None:
     assert [r["completion"] for r in _adapt("ultrafeedback_rewards", messages)] == ["fine", "bad"]
 
 
+def test_ultrafeedback_scores_gives_a_row_for_each_scored_answer() -> None:
+    completions = [
+        {"model": "a", "response": "good", "overall_score": 7.5},
+        {"model": "b", "response": " ", "overall_score": 2.0},
+        {"model": "c", "response": "bad", "overall_score": 1},
+        {"model": "d", "response": "unread", "overall_score": None},
+    ]
+    assert _adapt("ultrafeedback_scores", {"instruction": "q", "completions": completions}) == [
+        {"prompt": "q", "completion": "good", "reward": 7.5},
+        {"prompt": "q", "completion": "bad", "reward": 1.0},
+    ]
+
+
 @pytest.mark.parametrize("name", sorted(ADAPTERS))
 def test_another_schema_is_refused_by_name(name: str) -> None:
     with pytest.raises(UserError, match=rf"adapter {name} expects column '\w+'; the dataset has text"):

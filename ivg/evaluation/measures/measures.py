@@ -88,7 +88,11 @@ def missing_reasons(decoded: Decoded, rewards: Sequence[float]) -> dict[str, int
 
 
 def compare(
-    methods: Mapping[str, Measures], *, base: str | None = None, reference: str | None = None
+    methods: Mapping[str, Measures],
+    *,
+    base: str | None = None,
+    reference: str | None = None,
+    also: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Estimate every measure of every method, and compare methods on the same prompts.
 
@@ -96,10 +100,12 @@ def compare(
         methods: what `measure` returned, by method.
         base: the method that the distance is taken from; needs `nll` in every method.
         reference: the method that the others are subtracted from; the last one if unset.
+        also: names of the further scores that `measure` was given, for tables to show.
 
     Returns:
         JSON data: `methods` (each measure's estimate, or null where no response has it), `reference`,
-        `paired` (gold reward of the reference minus that of each other method) and `win_rates`.
+        `paired` (gold reward of the reference minus that of each other method) and `win_rates`; `also` as
+        given, and `paired_also` likewise for each of these scores.
 
     Raises:
         UserError: an unknown base or reference, or a method without a single gold reward.
@@ -120,6 +126,14 @@ def compare(
         "reference": reference,
         "paired": {
             other: paired_difference(rewards[reference], rewards[other]).as_dict() for other in others
+        },
+        "also": list(also),
+        "paired_also": {
+            name: {
+                other: paired_difference(methods[reference][name], methods[other][name]).as_dict()
+                for other in others
+            }
+            for name in also
         },
         "win_rates": {other: win_rate(rewards[reference], rewards[other]).as_dict() for other in others},
     }

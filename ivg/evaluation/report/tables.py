@@ -120,13 +120,17 @@ def divergence_table(report: Mapping[str, Any]) -> Table | None:
 def paired_table(report: Mapping[str, Any]) -> Table:
     """Tabulate the reference method against each other one, on the same prompts."""
     reference = label(report["reference"])
-    header = [f"{reference} minus", "difference [95%]", "bootstrap [95%]", "win rate [95%]", "n"]
+    also = report.get("paired_also", {})
+    header = [f"{reference} minus", "difference [95%]", "bootstrap [95%]", "win rate [95%]"]
+    header += [*(f"{name}, difference [95%]" for name in also), "n"]
     rows = []
     for other, difference in report["paired"].items():
         low, high = difference["bootstrap95"]
         bootstrap = NOTHING if low is None else f"[{low:+.3f}, {high:+.3f}]"
         wins = interval(report["win_rates"][other])
-        rows.append([label(other), interval(difference, signed=True), bootstrap, wins, str(difference["n"])])
+        beside = [interval(differences[other], signed=True) for differences in also.values()]
+        shown = interval(difference, signed=True)
+        rows.append([label(other), shown, bootstrap, wins, *beside, str(difference["n"])])
     return Table(f"{reference} against the others, same prompts", header, rows)
 
 

@@ -90,7 +90,10 @@ class RolloutArguments:
     reward_batch_size: int = dataclasses.field(default=32, metadata={"help": "Responses per forward pass."})
     pairs: PairStrategy = dataclasses.field(
         default="best-worst",
-        metadata={"help": "best-worst: one pair a prompt; all: every pair above min_margin."},
+        metadata={
+            "help": "best-worst: one pair a prompt; all: every pair above min_margin; bradley-terry: two by "
+            "two, the better one chosen with probability sigmoid(difference of rewards)."
+        },
     )
     min_margin: float = dataclasses.field(
         default=0.0, metadata={"help": "How far the rewards of a pair must differ, >= 0."}

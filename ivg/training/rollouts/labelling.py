@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import random
 import statistics
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-PairStrategy = Literal["best-worst", "all"]
+PairStrategy = Literal["best-worst", "all", "bradley-terry"]
 Sample = Mapping[str, Any]
 
 
@@ -40,12 +41,17 @@ def _is_scored(sample: Sample) -> bool:
     return sample["reward"] is not None and math.isfinite(sample["reward"])
 
 
-def preference_pairs(samples: Sequence[Sample], *, strategy: PairStrategy, margin: float = 0.0) -> Pairs:
+def preference_pairs(
+    samples: Sequence[Sample], *, strategy: PairStrategy, margin: float = 0.0, seed: int = 0
+) -> Pairs:
     """Pair the samples of each prompt by reward.
 
     Args:
         samples: usable rows with `id` (of the prompt), `prompt`, `completion`, `reward` and `finish_reason`.
-        strategy: `best-worst` gives at most one pair a prompt; `all` every pair above the margin.
+        strategy: `best-worst` gives at most one pair a prompt; `all` every pair above the margin;
+            `bradley-terry` takes the samples two by two as they were drawn, and prefers the better of two
+            with probability sigmoid(difference of rewards), as a noisy judge does.
+        seed: of these preferences; each depends on it and on the prompt's id alone.
         margin: how far two rewards must differ, >= 0; equal ones never make a pair.
     """
     groups: dict[Hashable, list[Sample]] = defaultdict(list)
@@ -53,16 +59,16 @@ def preference_pairs(samples: Sequence[Sample], *, strategy: PairStrategy, margi
         groups[sample["id"]].append(sample)
     rows: list[dict[str, Any]] = []
     num_ties = num_below = 0
-    for group in groups.values():
-        # Stable: among equal rewards the earlier sample comes first.
-        ranked = sorted(group, key=lambda sample: -sample["reward"])
-        ends = [(ranked[0], ranked[-1])] if len(ranked) > 1 else []
-        for better, worse in ends if strategy == "best-worst" else itertools.combinations(ranked, 2):
+    for name, group in groups.items():
+        judge = random.Random(f"{seed} {name}")
+        for better, worse in _candidates(group, strategy):
             difference = better["reward"] - worse["reward"]
             if difference == 0:
                 num_ties += 1
             elif difference <= margin:
                 num_below += 1
+            elif strategy == "bradley-terry" and judge.random() > 1 / (1 + math.exp(-difference)):
+                rows.append(_pair(worse, better))
             else:
                 rows.append(_pair(better, worse))
     return Pairs(
@@ -71,6 +77,22 @@ def preference_pairs(samples: Sequence[Sample], *, strategy: PairStrategy, margi
         num_below_margin=num_below,
         num_single=sum(len(group) == 1 for group in groups.values()),
     )
+
+
+def _candidates(group: Sequence[Sample], strategy: PairStrategy) -> Iterable[tuple[Sample, Sample]]:
+    """Return the pairs of a prompt's samples that a strategy looks at, the better one first."""
+
+    def ranked(samples: Sequence[Sample]) -> list[Sample]:
+        # Stable: among equal rewards the earlier sample comes first.
+        return sorted(samples, key=lambda sample: -sample["reward"])
+
+    if strategy == "bradley-terry":
+        twos = [ranked(group[start : start + 2]) for start in range(0, len(group) - 1, 2)]
+        return [(better, worse) for better, worse in twos]
+    best_first = ranked(group)
+    if strategy == "all":
+        return itertools.combinations(best_first, 2)
+    return [(best_first[0], best_first[-1])] if len(group) > 1 else []
 
 
 def _pair(better: Sample, worse: Sample) -> dict[str, Any]:

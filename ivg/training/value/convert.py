@@ -1,7 +1,8 @@
-"""Token-reward checkpoints of the paper's authors become stock token classifiers (`ivg-convert-value`).
+"""Checkpoints of the paper's authors become stock classifiers (`ivg-convert-value`).
 
-Those checkpoints hold a GPT-2 or Llama backbone and `score_head.weight` of shape (V, H), without a bias; the
-stock head has a bias, which is set to zero.
+Those checkpoints hold a GPT-2 or Llama backbone and `score_head.weight` without a bias. Of shape (V, H) it is
+a token-reward model, which becomes a token classifier; the stock head has a bias, which is set to zero. Of
+shape (1, H) it is a reward model of finished responses, which becomes a sequence classifier.
 """
 
 from __future__ import annotations
@@ -14,7 +15,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForTokenClassification, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from ivg.errors import UserError, first_line, readable
 from ivg.models.folders import check_conversion
@@ -31,18 +37,24 @@ _IGNORED_ENDINGS = (
     "rotary_emb.inv_freq",
     "lm_head.weight",
     "score_head.bias",
+    # Running statistics of scores, which are applied only where the config says do_normalize.
+    "normalizer.mean",
+    "normalizer.var",
+    "normalizer.count",
 )
 
 
 def convert_value(source: str, destination: str) -> int:
     """Write a token-reward checkpoint as an `AutoModelForTokenClassification` with a vocabulary head.
 
+    A reward model, whose head has one row, becomes an `AutoModelForSequenceClassification`.
+
     Args:
         source: folder with config.json and the weights (safetensors or .bin, in one file or sharded).
         destination: folder to write; the tokenizer is copied where there is one.
 
     Returns:
-        V, the number of outputs.
+        V, the number of outputs; 1 of a reward model.
 
     Raises:
         UserError: not such a checkpoint, or the destination holds a model already.
@@ -126,14 +138,20 @@ def _convert(state: dict[str, Tensor], config: PretrainedConfig, source: str) ->
         or not head.is_floating_point()
     ):
         raise UserError(f"{source}: {_HEAD} is {tuple(head.shape)}; expected (V, {config.hidden_size})")
+    is_reward = len(head) == 1
+    if is_reward and getattr(config, "do_normalize", False):
+        raise UserError(f"{source}: normalises its scores (do_normalize), which no stock class does")
+    kind = AutoModelForSequenceClassification if is_reward else AutoModelForTokenClassification
     config.num_labels = len(head)
     with readable(f"{source}: no {config.model_type} can be made of its config"), torch.device("meta"):
-        model = AutoModelForTokenClassification.from_config(config, dtype=head.dtype, trust_remote_code=False)
+        model = kind.from_config(config, dtype=head.dtype, trust_remote_code=False)
     prefix, name = f"{model.base_model_prefix}.", head_name(model)
     renamed = {
         prefix + _bare(key): tensor for key, tensor in state.items() if not key.endswith(_IGNORED_ENDINGS)
     }
-    renamed |= {f"{name}.weight": head, f"{name}.bias": head.new_zeros(len(head))}
+    renamed |= {f"{name}.weight": head}
+    if model.get_submodule(name).bias is not None:
+        renamed |= {f"{name}.bias": head.new_zeros(len(head))}
     wanted = {key: tuple(parameter.shape) for key, parameter in model.named_parameters()}
     found = {key: tuple(tensor.shape) for key, tensor in renamed.items()}
     wrong = sorted(key for key in {*wanted, *found} if wanted.get(key) != found.get(key))
@@ -144,7 +162,7 @@ def _convert(state: dict[str, Tensor], config: PretrainedConfig, source: str) ->
             f"{source}: {len(wrong)} weights do not fit a {config.model_type} token classifier, "
             f"such as {key}{shapes}; expected a plain GPT-2 or Llama backbone with {_HEAD}"
         )
-    model = AutoModelForTokenClassification.from_config(config, dtype=head.dtype, trust_remote_code=False)
+    model = kind.from_config(config, dtype=head.dtype, trust_remote_code=False)
     model.load_state_dict(renamed, strict=False)
     return model
 

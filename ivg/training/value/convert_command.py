@@ -14,7 +14,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Convert a checkpoint from the command line."""
     parser = argparse.ArgumentParser(
         prog="ivg-convert-value",
-        description="Token-reward checkpoints of the paper's authors become stock token classifiers.",
+        description="Checkpoints of the paper's authors become stock classifiers.",
     )
     parser.add_argument("source", help="folder of a token-reward checkpoint (score_head.weight)")
     parser.add_argument("destination", help="folder to write")

@@ -37,6 +37,19 @@ def test_every_measure_by_hand():
     assert report["win_rates"]["base"]["mean"] == 1
 
 
+def test_further_scores_are_compared_on_the_same_prompts():
+    found = {
+        name: measure(decoded(name, ["x", "y"]), [1.0, 2.0], also={"valid": valid})
+        for name, valid in {"base": [0.0, 1.0], "ivg": [1.0, 1.0]}.items()
+    }
+    report = compare(found, reference="ivg", also=["valid"])
+    assert report["also"] == ["valid"]
+    assert report["methods"]["base"]["valid"]["mean"] == 0.5
+    assert report["paired_also"]["valid"]["base"]["mean"] == 0.5
+    with pytest.raises(UserError, match="'num_tokens' is the name of another measure"):
+        measure(decoded("m", ["x", "y"]), [1.0, 2.0], also={"num_tokens": [1.0, 2.0]})
+
+
 def test_without_a_base_there_is_no_distance():
     report = compare(methods())
     assert "distance_from_base" not in report["methods"]["ivg"]

@@ -42,6 +42,27 @@ def test_all_pairs_above_the_margin() -> None:
     assert (pairs.num_ties, pairs.num_below_margin) == (1, 1)
 
 
+def test_a_bradley_terry_judge_prefers_the_better_as_often_as_the_sigmoid_says() -> None:
+    samples = [
+        {**_sample(prompt, reward), "prompt": f"p{prompt}"} for prompt in range(4000) for reward in (0.0, 1.5)
+    ]
+    rows = labelling.preference_pairs(samples, strategy="bradley-terry", seed=3).rows
+    better = sum(row["chosen_reward"] > row["rejected_reward"] for row in rows) / len(rows)
+    rate = 1 / (1 + math.exp(-1.5))
+    assert len(rows) == 4000
+    assert abs(better - rate) < 3.5 * math.sqrt(rate * (1 - rate) / 4000)
+    assert rows == labelling.preference_pairs(samples, strategy="bradley-terry", seed=3).rows
+    assert rows != labelling.preference_pairs(samples, strategy="bradley-terry", seed=4).rows
+
+
+def test_a_bradley_terry_judge_sees_samples_two_by_two() -> None:
+    samples = [_sample(0, reward) for reward in (100.0, 0.0, 7.0, 7.0, 3.0)]
+    pairs = labelling.preference_pairs(samples, strategy="bradley-terry")
+    # 100 against 0 is no question; 7 against 7 is a tie; the fifth has no partner.
+    assert [(row["chosen_reward"], row["rejected_reward"]) for row in pairs.rows] == [(100.0, 0.0)]
+    assert pairs.num_ties == 1
+
+
 def test_empty_and_unscored_samples_are_left_out_and_counted() -> None:
     samples = [*SAMPLES, _sample(4, 1.0, "  "), _sample(4, math.nan)]
     usable = labelling.usable(samples)

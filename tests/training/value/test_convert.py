@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
+    AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     GPT2Config,
     GPT2Model,
@@ -147,3 +148,26 @@ def test_other_weights_are_refused(tmp_path: Path, change: dict[str, torch.Tenso
     assert reward.score_head.bias is None
     with pytest.raises(UserError, match=message):
         convert_value(str(tmp_path / "source"), str(tmp_path / "value"))
+
+
+def test_a_reward_model_of_finished_responses_becomes_a_sequence_classifier(tmp_path: Path) -> None:
+    _checkpoint(tmp_path / "source", "llama", "safetensors", "")
+    file = tmp_path / "source" / "model.safetensors"
+    head = torch.linspace(-1, 1, 16)[None]  # (1, H)
+    statistics = {"normalizer.mean": torch.tensor([3.0]), "normalizer.var": torch.tensor([2.0])}
+    save_file({**load_file(file), "score_head.weight": head, **statistics}, file)
+    assert convert_value(str(tmp_path / "source"), str(tmp_path / "reward")) == 1
+    reward = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward").eval()
+    ids = torch.randint(1, VOCAB - 1, (1, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        hidden = _backbone("llama")(input_ids=ids).last_hidden_state  # (1, 20, H)
+        assert float(reward(input_ids=ids).logits) == pytest.approx(float(hidden[0, -1] @ head[0]), abs=1e-5)
+
+
+def test_a_reward_model_that_normalises_its_scores_is_refused(tmp_path: Path) -> None:
+    _checkpoint(tmp_path / "source", "llama", "safetensors", "")
+    file, config = tmp_path / "source" / "model.safetensors", tmp_path / "source" / "config.json"
+    save_file({**load_file(file), "score_head.weight": torch.ones(1, 16)}, file)
+    config.write_text(json.dumps({**json.loads(config.read_text()), "do_normalize": True}))
+    with pytest.raises(UserError, match="normalises its scores"):
+        convert_value(str(tmp_path / "source"), str(tmp_path / "reward"))
