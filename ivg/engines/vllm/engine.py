@@ -30,7 +30,13 @@ from ivg.engines.stop_checker import build_stop_checker
 from ivg.engines.vllm.description import Description, describe
 from ivg.engines.vllm.plugin import ARCHITECTURE, register
 from ivg.engines.vllm.prompt_search import PromptSearch, SearchSettings
-from ivg.engines.vllm.refusals import LOCKSTEP, check_prompt, find_refusals, shortest_context
+from ivg.engines.vllm.refusals import (
+    LOCKSTEP,
+    check_prompt,
+    draft_model_path,
+    find_refusals,
+    shortest_context,
+)
 from ivg.engines.vllm.row_settings import RowSettings
 from ivg.errors import UserError
 from ivg.models.inspection import ModelInfo
@@ -94,6 +100,8 @@ def prepare(
         keep_trace=keep_trace,
     )
     args = guided_model_args(infos.base.source, description, context) | given
+    if "speculative_config" in given:
+        args["speculative_config"] = _draft_model(given["speculative_config"], plans)
     if "max_model_len" in given:  # of prompt and response; one token more is sampled
         args["max_model_len"] = given["max_model_len"] + 1
     if current_platform.is_cpu():
@@ -112,8 +120,13 @@ def find_refusals_here(
         *_refuse_architectures(models),
         *_refuse_head_sizes(models),
         *_refuse_pieces(sampling, engine_args),
+        *_refuse_sampled_drafts(sampling, engine_args),
         *_refuse_second_runner(),
     ]
+
+
+def _draft_model(given: Mapping[str, Any], plans: Sequence[GuidePlan]) -> dict[str, Any]:
+    return {**given, "method": "draft_model", "model": draft_model_path(given["model"], plans)}
 
 
 def _renderer(info: ModelInfo) -> Renderer:
@@ -238,6 +251,16 @@ def _refuse_pieces(sampling: SamplingConfig, engine_args: Mapping[str, Any]) -> 
     if engine_args.get("enable_chunked_prefill") and _must_prefill_whole(sampling):
         reason = "on a CPU vLLM cannot turn back the draws of a prompt that is read in pieces"
         yield Refusal("enable_chunked_prefill", reason, "leave it out, or set temperature 0")
+
+
+def _refuse_sampled_drafts(sampling: SamplingConfig, engine_args: Mapping[str, Any]) -> Iterator[Refusal]:
+    if (
+        engine_args.get("speculative_config") is not None
+        and current_platform.is_cpu()
+        and sampling.temperature
+    ):
+        reason = "vLLM's CPU build judges drafts by another temperature, so that samples would be wrong"
+        yield Refusal("vllm.speculative_config", reason, "set temperature 0, or leave it out")
 
 
 def _refuse_architectures(models: Sequence[ModelInfo]) -> Iterator[Refusal]:

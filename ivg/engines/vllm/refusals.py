@@ -66,6 +66,7 @@ def find_refusals(
     size = 1 if bad_args else args.get("tensor_parallel_size", 1)
     return [
         *bad_args,
+        *_refuse_draft_model(args.get("speculative_config"), plans),
         *_refuse_routes(plans),
         *(refusal for info in (base, *guides) for refusal in _refuse_model(info, size)),
         *(refusal for guide in guides for refusal in _refuse_beside(base, guide)),
@@ -99,6 +100,12 @@ def check_prompt(task: Task, max_length: int | None = None) -> None:
         )
 
 
+def draft_model_path(name: str, plans: Sequence[GuidePlan]) -> str:
+    """Return where a draft model lies: `tuned` is that of the first pair."""
+    pairs = [plan.info for plan in plans if isinstance(plan.info, PairInfo)]
+    return pairs[0].tuned.source.path if name == "tuned" and pairs else name
+
+
 def shortest_context(models: Sequence[ModelInfo]) -> int | None:
     """Return the shortest context, in tokens; None where no model has a limit."""
     return min((info.max_length for info in models if info.max_length is not None), default=None)
@@ -114,7 +121,7 @@ _OURS = {
 }
 _FIXED = (
     *("hf_overrides", "logits_processors", "logprobs_mode", "skip_tokenizer_init", "seed"),
-    *("runner", "convert", "enable_lora", "speculative_config", "scheduler_cls", "worker_cls"),
+    *("runner", "convert", "enable_lora", "scheduler_cls", "worker_cls"),
 )
 
 
@@ -143,6 +150,34 @@ def _refuse_length(engine_args: Mapping[str, Any], models: Sequence[ModelInfo]) 
     if isinstance(length, int) and context is not None and length > context:
         reason = f"the shortest context of the models has {context} tokens"
         yield Refusal(f"vllm.max_model_len {length}", reason, "give less, or leave it out")
+
+
+_DRAFT_KEYS = {"model", "num_speculative_tokens"}  # vLLM has more, of which some are not exact
+
+
+def _refuse_draft_model(given: object, plans: Sequence[GuidePlan]) -> Iterator[Refusal]:
+    """A draft model may propose tokens where all requests have the model's own betas and want no scores."""
+    if given is None:
+        return
+    asked = f"vllm.speculative_config {given!r:.60}"
+    if not isinstance(given, Mapping) or set(given) != _DRAFT_KEYS:
+        instead = "give model (tuned, or a folder) and num_speculative_tokens"
+        yield Refusal(asked, "sampling is exact with a draft model and a number of tokens alone", instead)
+        return
+    model, num_tokens = given["model"], given["num_speculative_tokens"]
+    is_count = isinstance(num_tokens, int) and not isinstance(num_tokens, bool) and num_tokens >= 1
+    if not is_count or not isinstance(model, str) or not model:
+        instead = "give model: tuned, or a folder, and num_speculative_tokens >= 1"
+        yield Refusal(asked, "it is a model and a count", instead)
+    pairs = [plan.info for plan in plans if isinstance(plan.info, PairInfo)]
+    if model == "tuned" and not pairs:
+        yield Refusal("vllm.speculative_config.model tuned", "no pair takes part", "give a folder")
+    elif model == "tuned" and pairs[0].tuned.adapter_over is not None:
+        reason = f"{pairs[0].tuned.name} is an adapter, and a draft model is a whole one"
+        yield Refusal("vllm.speculative_config.model tuned", reason, "merge it, or give another folder")
+    if any(plan.chunk_weight for plan in plans):
+        reason = "vLLM reports no chunk scores beside a draft model"
+        yield Refusal("vllm.speculative_config", reason, "leave it out, or set chunk_guidance: none")
 
 
 def _refuse_ends(plans: Sequence[GuidePlan]) -> Iterator[Refusal]:
