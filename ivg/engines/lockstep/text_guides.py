@@ -20,7 +20,7 @@ from ivg.decoding.sequences import Hypothesis, Task
 from ivg.decoding.stopping import StopChecker
 from ivg.engines.lockstep.model_runner import runner_of, separate_runners
 from ivg.engines.lockstep.rescoring import LogpRescorer, ValueRescorer
-from ivg.engines.lockstep.response_encoding import Encoder, ResponseText, response_text
+from ivg.engines.response_encoding import Encoder, ResponseText, response_text
 from ivg.models.inspection import ModelInfo, readable_length
 from ivg.models.loading import LoadedModel, LoadedPair, LoadedValue
 from ivg.models.rendering import Renderer

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 from ivg.config import SamplingConfig
 from ivg.decoding.engine import Refusal
 from ivg.decoding.sequences import Task
 from ivg.errors import UserError
 from ivg.models.inspection import ModelInfo
-from ivg.models.plan import GuidePlan, PairInfo
+from ivg.models.plan import GuidePlan, PairInfo, ValueInfo
 from ivg.models.prompts import encode_prompt
 from ivg.models.rendering import Renderer
 
 LOCKSTEP = "set engine: lockstep"
+VALUE_ENGINE = "value_engine"  # beside vLLM's own arguments: those for the engines of values that stand alone
 MIN_TEMPERATURE = 0.01  # vLLM raises anything between 0 and this to it
 _INSTALLATION = (
     "run: make vllm, and use .venv-vllm/bin/ivg-decode; with CUDA: pip install -c constraints-vllm.txt "
     "torch==2.13.0 && pip install vllm==0.33.0 && pip install -e ."
 )
+_OWN_ENGINE = f"an engine of its own (vllm.{VALUE_ENGINE}: {{}})"
 _PROBE = {"prompt": "Is it 1, 2 or 3?\nSay why."}
 
 
@@ -60,12 +62,14 @@ def find_refusals(
         engine_args: vLLM's own arguments.
         keep_trace: whether log-ratios and boundaries are to be recorded.
     """
-    guides = [info for plan in plans for info in plan.models]
     args = engine_args or {}
+    plans, alone = split_values(plans, args)
+    guides = [info for plan in plans for info in plan.models]
     bad_args = [*_refuse_values(args), *_refuse_ours(args), *_refuse_length(args, (base, *guides))]
     size = 1 if bad_args else args.get("tensor_parallel_size", 1)
     return [
         *bad_args,
+        *_refuse_alone(alone, args),
         *_refuse_draft_model(args.get("speculative_config"), plans),
         *_refuse_routes(plans),
         *(refusal for info in (base, *guides) for refusal in _refuse_model(info, size)),
@@ -76,17 +80,39 @@ def find_refusals(
     ]
 
 
-def check_prompt(task: Task, max_length: int | None = None) -> None:
+class Split(NamedTuple):
+    """The guides inside the guided model, and the values that stand alone, in engines of their own."""
+
+    inside: list[GuidePlan]
+    alone: list[GuidePlan]
+
+    @property
+    def names_alone(self) -> frozenset[str]:
+        """Names of the models that stand alone."""
+        return frozenset(info.name for plan in self.alone for info in plan.models)
+
+
+def split_values(plans: Sequence[GuidePlan], engine_args: Mapping[str, Any]) -> Split:
+    """Tell which values stand alone: where `value_engine` is given, all that rank chunks and no more."""
+    is_asked = VALUE_ENGINE in engine_args
+    alone = [
+        plan for plan in plans if is_asked and isinstance(plan.info, ValueInfo) and not plan.guides_tokens
+    ]
+    return Split([plan for plan in plans if plan not in alone], alone)
+
+
+def check_prompt(task: Task, max_length: int | None = None, *, alone: Collection[str] = frozenset()) -> None:
     """Refuse a prompt that the models read in different ids, or that is too long.
 
     Args:
         task: to be decoded.
         max_length: prompt and response, in tokens; None where only the models' contexts bound them.
+        alone: names of models that read the prompt in engines of their own.
 
     Raises:
         UserError: naming the model.
     """
-    (first, ids), *others = task.prompt_ids.items()
+    (first, ids), *others = [item for item in task.prompt_ids.items() if item[0] not in alone]
     for name, other in others:
         if other != ids:
             raise UserError(
@@ -136,6 +162,28 @@ def _refuse_ours(engine_args: Mapping[str, Any]) -> Iterator[Refusal]:
     if engine_args.get("pipeline_parallel_size", 1) != 1:
         reason = "base and guides are one model, whose layers stay together"
         yield Refusal("vllm.pipeline_parallel_size", reason, "set tensor_parallel_size")
+
+
+def _refuse_alone(alone: Sequence[GuidePlan], engine_args: Mapping[str, Any]) -> Iterator[Refusal]:
+    """Values in engines of their own, and the arguments for these."""
+    given = engine_args.get(VALUE_ENGINE)
+    if given is None and VALUE_ENGINE not in engine_args:
+        return
+    if not isinstance(given, Mapping):
+        instead = "give arguments with their values, such as {gpu_memory_utilization: 0.2}, or {}"
+        yield Refusal(f"vllm.{VALUE_ENGINE} {given!r:.60}", "it holds arguments of vLLM", instead)
+        return
+    for name in given:
+        if name in (*_OURS, *_FIXED, "speculative_config", VALUE_ENGINE):
+            yield Refusal(f"vllm.{VALUE_ENGINE}.{name}", "ivg sets it", "leave it out")
+    if not alone:
+        reason = "no value model ranks chunks alone"
+        yield Refusal(f"vllm.{VALUE_ENGINE}", reason, "leave it out, or set chunk_guidance: explicit")
+    for plan in alone:
+        (info,) = plan.models
+        yield from _refuse_loading(info)
+        if info.adapter_over is not None:
+            yield Refusal(info.name, "vLLM's pooling engine takes no adapter", f"merge it, or {LOCKSTEP}")
 
 
 def _refuse_values(engine_args: Mapping[str, Any]) -> Iterator[Refusal]:
@@ -210,11 +258,14 @@ def _refuse_routes(plans: Sequence[GuidePlan]) -> Iterator[Refusal]:
             reason = "its vocabulary differs from the base's"
             if plan.models[0].kind == "classifier":
                 reason = "a sequence classifier reads whole texts"
-            yield Refusal(name, f"{reason}, and vLLM feeds all models the same ids", LOCKSTEP)
+            is_value = isinstance(plan.info, ValueInfo) and not plan.guides_tokens
+            instead = f"give it {_OWN_ENGINE}, or {LOCKSTEP}" if is_value else LOCKSTEP
+            yield Refusal(name, f"{reason}, and vLLM feeds all models the same ids", instead)
 
 
-def _refuse_model(info: ModelInfo, tensor_parallel_size: int) -> Iterator[Refusal]:
-    source, fields = info.source, info.config.get_text_config().to_dict()
+def _refuse_loading(info: ModelInfo) -> Iterator[Refusal]:
+    """How a model is asked to be loaded."""
+    source = info.source
     if source.dtype == "float64":
         yield Refusal(f"{info.name}: dtype float64", "vLLM has no kernels for it", LOCKSTEP)
     if source.quantization is not None:
@@ -228,6 +279,11 @@ def _refuse_model(info: ModelInfo, tensor_parallel_size: int) -> Iterator[Refusa
     if source.attn_implementation is not None:
         reason = "vLLM has attention of its own"
         yield Refusal(f"{info.name}: attn_implementation", reason, "leave it out")
+
+
+def _refuse_model(info: ModelInfo, tensor_parallel_size: int) -> Iterator[Refusal]:
+    yield from _refuse_loading(info)
+    fields = info.config.get_text_config().to_dict()
     window = fields.get("sliding_window")
     if "sliding_attention" in (fields.get("layer_types") or ()) or (
         fields.get("layer_types") is None and window and fields.get("use_sliding_window", True)
