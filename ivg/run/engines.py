@@ -15,7 +15,7 @@ from ivg.decoding.sequences import Task
 from ivg.decoding.stopping import StopChecker
 from ivg.decoding.streaming import AgreedText, NewText
 from ivg.engines.lockstep.engine import LockstepEngine
-from ivg.engines.vllm.refusals import check_prompt, find_refusals, refuse_absence
+from ivg.engines.vllm.refusals import check_prompt, find_refusals, refuse_absence, split_values
 from ivg.errors import UserError, first_line
 from ivg.models.loading import load_inspected
 from ivg.models.plan import GuidePlan, ModelInfos
@@ -95,8 +95,9 @@ def _prepare_vllm(
     config: DecodeConfig, infos: ModelInfos, plans: Sequence[GuidePlan], tasks: Sequence[Task]
 ) -> StartEngine:
     refuse("vllm", find_engine_refusals(config, infos, plans))
+    alone = split_values(plans, config.vllm).names_alone
     for task in tasks:
-        check_prompt(task, config.vllm.get("max_model_len"))
+        check_prompt(task, config.vllm.get("max_model_len"), alone=alone)
     from ivg.engines.vllm.engine import prepare, start
 
     keep_trace = config.trace is not None

@@ -19,14 +19,7 @@ from ivg.engines.lockstep.guides import MAX_SCORES
 from ivg.engines.lockstep.model_runner import BatchState, ModelRunner, Part
 from ivg.engines.lockstep.state_check import require_exact_states
 from ivg.engines.lockstep.variable_length import Piece, drop_last, feed_variable_length
-
-
-class TokenSequence(NamedTuple):
-    """One sequence to read: which others it may continue, its prompt's length, its ids."""
-
-    group: int
-    num_prompt: int
-    ids: tuple[int, ...]
+from ivg.engines.response_encoding import TokenSequence, num_common
 
 
 class _Origin(NamedTuple):
@@ -243,11 +236,3 @@ def _origin(
     shared, parent = max((num_common(cached[m].ids, reading.ids), -m) for m in members)
     # The last shared token is fed again: its output scores the first token that is not shared.
     return _Origin(-parent, max(0, min(shared - 1, len(reading.ids) - num_again)))
-
-
-def num_common(ours: Sequence[int], theirs: Sequence[int]) -> int:
-    """Return the length of the common prefix."""
-    length = min(len(ours), len(theirs))
-    if ours[:length] == theirs[:length]:
-        return length
-    return int((np.array(ours[:length]) != np.array(theirs[:length])).argmax())

@@ -21,7 +21,7 @@ from ivg.decoding.stopping import StopChecker
 from ivg.engines.lockstep.lora_pair import separate_runners
 from ivg.engines.lockstep.model_runner import runner_of
 from ivg.engines.lockstep.rescoring import LogpRescorer, ValueRescorer
-from ivg.engines.lockstep.response_encoding import Encoder, ResponseText, response_text
+from ivg.engines.response_encoding import Encoder, ResponseText, response_text
 from ivg.models.inspection import ModelInfo, readable_length
 from ivg.models.loading import LoadedModel, LoadedPair, LoadedValue
 

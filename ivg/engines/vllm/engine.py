@@ -30,8 +30,17 @@ from ivg.engines.stop_checker import build_stop_checker
 from ivg.engines.vllm.description import Description, describe
 from ivg.engines.vllm.plugin import ARCHITECTURE, register
 from ivg.engines.vllm.prompt_search import PromptSearch, SearchSettings
-from ivg.engines.vllm.refusals import LOCKSTEP, check_prompt, find_refusals, shortest_context
+from ivg.engines.vllm.refusals import (
+    LOCKSTEP,
+    VALUE_ENGINE,
+    check_prompt,
+    draft_model_path,
+    find_refusals,
+    shortest_context,
+    split_values,
+)
 from ivg.engines.vllm.row_settings import RowSettings
+from ivg.engines.vllm.value_engines import ValueEngine, ValueEnginePlan, plan_value_engine
 from ivg.errors import UserError
 from ivg.models.inspection import ModelInfo
 from ivg.models.plan import GuidePlan, ModelInfos, PairInfo, plan_functions, plan_guides
@@ -41,10 +50,19 @@ _CPU_CACHE_BYTES = 4 * 2**30  # vLLM would take most of a machine's memory, and 
 
 
 class Prepared(NamedTuple):
-    """A run that vLLM can do: what is decoded and how, and the arguments to start vLLM with."""
+    """A run that vLLM can do.
+
+    Attributes:
+        settings: what is decoded and how.
+        engine_args: to start vLLM with.
+        base: the frozen model.
+        values: those that get engines of their own.
+    """
 
     settings: SearchSettings
     engine_args: dict[str, Any]
+    base: ModelInfo
+    values: tuple[ValueEnginePlan, ...] = ()
 
 
 def prepare(
@@ -73,9 +91,17 @@ def prepare(
     given = dict(engine_args or {})
     refusals = find_refusals(infos.base, plans, sampling, engine_args=given, keep_trace=keep_trace)
     refuse("vllm", [*refusals, *find_refusals_here(infos.base, plans, sampling, given)])
-    model = GuidedModel(infos, plans, given)
-    settings = model.settings(plans, search, sampling, scorer=scorer, keep_trace=keep_trace)
-    return Prepared(settings, model.engine_args(sampling))
+    split = split_values(plans, given)
+    given_values = given.pop(VALUE_ENGINE, {})
+    if current_platform.is_cpu():
+        given_values = _defaults_on_cpus(given_values, whole_prompts=False) | given_values
+    values = tuple(plan_value_engine(plan, given_values) for plan in split.alone)
+    for value in values:
+        _try_config(value.engine_args)
+    model = GuidedModel(infos, split.inside, given)
+    settings = model.settings(split.inside, search, sampling, scorer=scorer, keep_trace=keep_trace)
+    settings = dataclasses.replace(settings, alone=split.names_alone)
+    return Prepared(settings, model.engine_args(sampling), infos.base, values)
 
 
 class GuidedModel:
@@ -140,10 +166,12 @@ class GuidedModel:
         """
         given = self._given
         args = guided_model_args(self._infos.base.source, self._description, self._context) | given
+        if "speculative_config" in given:
+            args["speculative_config"] = _draft_model(given["speculative_config"], self._plans)
         if "max_model_len" in given:  # of prompt and response; one token more is sampled
             args["max_model_len"] = given["max_model_len"] + 1
         if current_platform.is_cpu():
-            args = _defaults_on_cpus(sampling, given) | args
+            args = _defaults_on_cpus(given, whole_prompts=sampling.temperature > 0) | args
         _try_config(args)
         return args
 
@@ -161,17 +189,28 @@ def find_refusals_here(
     base: ModelInfo, plans: Sequence[GuidePlan], sampling: SamplingConfig, engine_args: Mapping[str, Any]
 ) -> list[Refusal]:
     """Return what the vLLM that is installed here, on this machine, cannot do."""
-    models = (base, *(info for plan in plans for info in plan.models))
+    inside, alone = split_values(plans, engine_args)
+    models = (base, *(info for plan in inside for info in plan.models))
+    values = [info for plan in alone for info in plan.models]
+    own = {name: value for name, value in engine_args.items() if name != VALUE_ENGINE}
+    value_args = engine_args.get(VALUE_ENGINE)
     return [
-        *_refuse_unknown(engine_args),
+        *_refuse_unknown(own),
+        *_refuse_unknown(value_args if isinstance(value_args, Mapping) else {}, f"{VALUE_ENGINE}."),
         *_refuse_architectures(models),
-        *_refuse_head_sizes(models),
+        *_refuse_value_heads(values),
+        *_refuse_head_sizes((*models, *values)),
         *_refuse_pieces(sampling, engine_args),
+        *_refuse_sampled_drafts(sampling, engine_args),
         *_refuse_second_runner(),
     ]
 
 
-def _defaults_on_cpus(sampling: SamplingConfig, given: Mapping[str, Any]) -> dict[str, Any]:
+def _draft_model(given: Mapping[str, Any], plans: Sequence[GuidePlan]) -> dict[str, Any]:
+    return {**given, "method": "draft_model", "model": draft_model_path(given["model"], plans)}
+
+
+def _defaults_on_cpus(given: Mapping[str, Any], *, whole_prompts: bool) -> dict[str, Any]:
     """Return what serves better on CPUs than vLLM's own defaults."""
     defaults: dict[str, Any] = {
         "enforce_eager": True,  # compiling takes longer than most runs
@@ -179,7 +218,7 @@ def _defaults_on_cpus(sampling: SamplingConfig, given: Mapping[str, Any]) -> dic
     }
     if "gpu_memory_utilization" not in given:
         defaults["kv_cache_memory_bytes"] = _CPU_CACHE_BYTES
-    if _must_prefill_whole(sampling):
+    if whole_prompts:  # vLLM turns back the draws of a prompt that is read in pieces; on a CPU it cannot
         defaults["enable_chunked_prefill"] = False
     return defaults
 
@@ -235,12 +274,29 @@ def start(prepared: Prepared, watcher: Watcher | None = None) -> VllmEngine:
             log_stats=False,
             multiprocess_mode=False,
         )
-    return VllmEngine(engine, prepared.settings, watcher)
+    values = _start_values(prepared)
+    return VllmEngine(engine, _with_values(prepared.settings, values), watcher, values)
+
+
+def _start_values(prepared: Prepared) -> list[ValueEngine]:
+    checker, values = prepared.settings.stop_checker, []
+    for value in prepared.values:
+        config = _try_config(value.engine_args)
+        with _one_line("could not start"):
+            values.append(ValueEngine(value.plan, config, prepared.base, checker))
+    return values
+
+
+def _with_values(settings: SearchSettings, values: Sequence[ValueEngine]) -> SearchSettings:
+    scorers = [*values, *([] if settings.scorer is None else [settings.scorer])]
+    return dataclasses.replace(settings, scorer=add_scorers(scorers))
 
 
 def start_async(prepared: Prepared) -> AsyncVllmEngine:
     """Load the models and return the asynchronous twin."""
-    return AsyncVllmEngine(start_llm(prepared.engine_args), prepared.settings)
+    engine = start_llm(prepared.engine_args)
+    values = _start_values(prepared)
+    return AsyncVllmEngine(engine, _with_values(prepared.settings, values), values=values)
 
 
 def start_llm(engine_args: Mapping[str, Any]) -> AsyncLLM:
@@ -281,15 +337,20 @@ def guided_model_args(source: ModelConfig, description: Description, context: in
     }
 
 
-def _must_prefill_whole(sampling: SamplingConfig) -> bool:
-    """Whether prompts cannot be read in pieces: vLLM then turns draws back, which it cannot on a CPU."""
-    return current_platform.is_cpu() and sampling.temperature > 0
-
-
 def _refuse_pieces(sampling: SamplingConfig, engine_args: Mapping[str, Any]) -> Iterator[Refusal]:
-    if engine_args.get("enable_chunked_prefill") and _must_prefill_whole(sampling):
+    if engine_args.get("enable_chunked_prefill") and current_platform.is_cpu() and sampling.temperature:
         reason = "on a CPU vLLM cannot turn back the draws of a prompt that is read in pieces"
         yield Refusal("enable_chunked_prefill", reason, "leave it out, or set temperature 0")
+
+
+def _refuse_sampled_drafts(sampling: SamplingConfig, engine_args: Mapping[str, Any]) -> Iterator[Refusal]:
+    if (
+        engine_args.get("speculative_config") is not None
+        and current_platform.is_cpu()
+        and sampling.temperature
+    ):
+        reason = "vLLM's CPU build judges drafts by another temperature, so that samples would be wrong"
+        yield Refusal("vllm.speculative_config", reason, "set temperature 0, or leave it out")
 
 
 def _refuse_architectures(models: Sequence[ModelInfo]) -> Iterator[Refusal]:
@@ -301,13 +362,25 @@ def _refuse_architectures(models: Sequence[ModelInfo]) -> Iterator[Refusal]:
             yield Refusal(info.name, f"vLLM has no {name}", LOCKSTEP)
 
 
-def _refuse_unknown(engine_args: Mapping[str, Any]) -> Iterator[Refusal]:
+def _refuse_unknown(engine_args: Mapping[str, Any], where: str = "") -> Iterator[Refusal]:
     known = [field.name for field in dataclasses.fields(EngineArgs)]
     for name in map(str, engine_args):
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             instead = f"did you mean {close[0]!r}?" if close else "see vllm serve --help=all"
-            yield Refusal(f"vllm.{name}", "vLLM has no such argument", instead)
+            yield Refusal(f"vllm.{where}{name}", "vLLM has no such argument", instead)
+
+
+def _refuse_value_heads(values: Sequence[ModelInfo]) -> Iterator[Refusal]:
+    """A classifier of vLLM's own, or a head that lies where vLLM puts one over any of its language models."""
+    supported = ModelRegistry.get_supported_archs()
+    for info in values:
+        if set(info.config.architectures or ()) & set(supported):
+            continue
+        yield from _refuse_architectures([info])
+        if info.config.model_type == "gpt2" and info.kind != "classifier":
+            reason = "its head is called `classifier`, where vLLM looks for `score`"
+            yield Refusal(info.name, reason, f"leave out vllm.{VALUE_ENGINE}, or {LOCKSTEP}")
 
 
 def _refuse_head_sizes(models: Sequence[ModelInfo]) -> Iterator[Refusal]:
@@ -365,15 +438,24 @@ class VllmEngine:
         engine: vLLM with the guided model.
         settings: what is decoded, and how.
         watcher: is told of every chunk boundary.
+        values: those of the settings' scorer, to be closed with this engine.
 
     Attributes:
         stop_checker: turns responses' ids into text.
         cache_use: of all requests so far.
     """
 
-    def __init__(self, engine: LLMEngine, settings: SearchSettings, watcher: Watcher | None = None) -> None:
+    def __init__(
+        self,
+        engine: LLMEngine,
+        settings: SearchSettings,
+        watcher: Watcher | None = None,
+        values: Sequence[ValueEngine] = (),
+    ) -> None:
         self._engine = engine
         self._watcher = watcher
+        self._values = values
+        self._alone = settings.alone
         self.stop_checker: StopChecker = settings.stop_checker
         self.cache_use = CacheUse()
         self._waiting: dict[str, asyncio.Future[CompletionOutput]] = {}
@@ -391,7 +473,7 @@ class VllmEngine:
             UserError: a prompt that the models read in different ids.
         """
         for task in tasks:
-            check_prompt(task)
+            check_prompt(task, alone=self._alone)
         loop = asyncio.new_event_loop()
         running = set[asyncio.Task[Finished]]()
         waiting = iter(tasks)
@@ -421,6 +503,8 @@ class VllmEngine:
 
     def close(self) -> None:
         """Stop vLLM and give its memory back."""
+        for value in self._values:
+            value.close()
         self._engine.engine_core.shutdown()
 
     async def _step_until_one_ends(
@@ -460,21 +544,30 @@ class AsyncVllmEngine:
         engine: vLLM with the guided model.
         settings: what is decoded, and how.
         names: of the requests; shared by all that send requests to one vLLM.
+        values: those of the settings' scorer, to be closed with this engine.
     """
 
     def __init__(
-        self, engine: AsyncLLM, settings: SearchSettings, names: Iterator[str] | None = None
+        self,
+        engine: AsyncLLM,
+        settings: SearchSettings,
+        names: Iterator[str] | None = None,
+        values: Sequence[ValueEngine] = (),
     ) -> None:
         self._engine = engine
+        self._values = values
+        self._alone = settings.alone
         self._search = PromptSearch(self._generate, settings, names)
 
     async def decode(self, task: Task, watcher: Watcher | None = None) -> Finished:
         """Decode one task beside whatever else is running; cancelling the wait frees its rows."""
-        check_prompt(task)
+        check_prompt(task, alone=self._alone)
         return await self._search.decode(task, watcher)
 
     async def close(self) -> None:
         """Stop vLLM."""
+        for value in self._values:
+            value.close()
         self._engine.shutdown()
 
     async def _generate(self, ids: Sequence[int], params: SamplingParams, name: str) -> CompletionOutput:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 from ivg.config import SamplingConfig
 from ivg.decoding.engine import Refusal
@@ -13,14 +13,16 @@ from ivg.decoding.sequences import Task
 from ivg.errors import UserError
 from ivg.models.architectures import has_states
 from ivg.models.inspection import ModelInfo
-from ivg.models.plan import GuidePlan, PairInfo
+from ivg.models.plan import GuidePlan, PairInfo, ValueInfo
 
 LOCKSTEP = "set engine: lockstep"
+VALUE_ENGINE = "value_engine"  # beside vLLM's own arguments: those for the engines of values that stand alone
 MIN_TEMPERATURE = 0.01  # vLLM raises anything between 0 and this to it
 _INSTALLATION = (
     "run: make vllm, and use .venv-vllm/bin/ivg-decode; with CUDA: pip install -c constraints-vllm.txt "
     "torch==2.13.0 && pip install vllm==0.33.0 && pip install -e ."
 )
+_OWN_ENGINE = f"an engine of its own (vllm.{VALUE_ENGINE}: {{}})"
 _PROBE = {"prompt": "Is it 1, 2 or 3?\nSay why."}
 
 
@@ -59,12 +61,15 @@ def find_refusals(
         engine_args: vLLM's own arguments.
         keep_trace: whether log-ratios and boundaries are to be recorded.
     """
-    guides = [info for plan in plans for info in plan.models]
     args = engine_args or {}
+    plans, alone = split_values(plans, args)
+    guides = [info for plan in plans for info in plan.models]
     bad_args = [*_refuse_values(args), *_refuse_ours(args), *_refuse_length(args, (base, *guides))]
     size = 1 if bad_args else args.get("tensor_parallel_size", 1)
     return [
         *bad_args,
+        *_refuse_alone(alone, args),
+        *_refuse_draft_model(args.get("speculative_config"), plans),
         *_refuse_routes(plans),
         *(refusal for info in (base, *guides) for refusal in _refuse_model(info, size)),
         *(refusal for guide in guides for refusal in _refuse_beside(base, guide)),
@@ -74,17 +79,39 @@ def find_refusals(
     ]
 
 
-def check_prompt(task: Task, max_length: int | None = None) -> None:
+class Split(NamedTuple):
+    """The guides inside the guided model, and the values that stand alone, in engines of their own."""
+
+    inside: list[GuidePlan]
+    alone: list[GuidePlan]
+
+    @property
+    def names_alone(self) -> frozenset[str]:
+        """Names of the models that stand alone."""
+        return frozenset(info.name for plan in self.alone for info in plan.models)
+
+
+def split_values(plans: Sequence[GuidePlan], engine_args: Mapping[str, Any]) -> Split:
+    """Tell which values stand alone: where `value_engine` is given, all that rank chunks and no more."""
+    is_asked = VALUE_ENGINE in engine_args
+    alone = [
+        plan for plan in plans if is_asked and isinstance(plan.info, ValueInfo) and not plan.guides_tokens
+    ]
+    return Split([plan for plan in plans if plan not in alone], alone)
+
+
+def check_prompt(task: Task, max_length: int | None = None, *, alone: Collection[str] = frozenset()) -> None:
     """Refuse a prompt that the models read in different ids, or that is too long.
 
     Args:
         task: to be decoded.
         max_length: prompt and response, in tokens; None where only the models' contexts bound them.
+        alone: names of models that read the prompt in engines of their own.
 
     Raises:
         UserError: naming the model.
     """
-    (first, ids), *others = task.prompt_ids.items()
+    (first, ids), *others = [item for item in task.prompt_ids.items() if item[0] not in alone]
     for name, other in others:
         if other != ids:
             raise UserError(
@@ -96,6 +123,12 @@ def check_prompt(task: Task, max_length: int | None = None) -> None:
             f"prompt {task.prompt_id}: {len(ids)} tokens + max_new_tokens {task.max_tokens} exceed "
             f"vllm.max_model_len {max_length}; shorten it, or raise max_model_len"
         )
+
+
+def draft_model_path(name: str, plans: Sequence[GuidePlan]) -> str:
+    """Return where a draft model lies: `tuned` is that of the first pair."""
+    pairs = [plan.info for plan in plans if isinstance(plan.info, PairInfo)]
+    return pairs[0].tuned.source.path if name == "tuned" and pairs else name
 
 
 def shortest_context(models: Sequence[ModelInfo]) -> int | None:
@@ -113,7 +146,7 @@ _OURS = {
 }
 _FIXED = (
     *("hf_overrides", "logits_processors", "logprobs_mode", "skip_tokenizer_init", "seed"),
-    *("runner", "convert", "enable_lora", "speculative_config", "scheduler_cls", "worker_cls"),
+    *("runner", "convert", "enable_lora", "scheduler_cls", "worker_cls"),
 )
 
 
@@ -130,6 +163,28 @@ def _refuse_ours(engine_args: Mapping[str, Any]) -> Iterator[Refusal]:
         yield Refusal("vllm.pipeline_parallel_size", reason, "set tensor_parallel_size")
 
 
+def _refuse_alone(alone: Sequence[GuidePlan], engine_args: Mapping[str, Any]) -> Iterator[Refusal]:
+    """Values in engines of their own, and the arguments for these."""
+    given = engine_args.get(VALUE_ENGINE)
+    if given is None and VALUE_ENGINE not in engine_args:
+        return
+    if not isinstance(given, Mapping):
+        instead = "give arguments with their values, such as {gpu_memory_utilization: 0.2}, or {}"
+        yield Refusal(f"vllm.{VALUE_ENGINE} {given!r:.60}", "it holds arguments of vLLM", instead)
+        return
+    for name in given:
+        if name in (*_OURS, *_FIXED, "speculative_config", VALUE_ENGINE):
+            yield Refusal(f"vllm.{VALUE_ENGINE}.{name}", "ivg sets it", "leave it out")
+    if not alone:
+        reason = "no value model ranks chunks alone"
+        yield Refusal(f"vllm.{VALUE_ENGINE}", reason, "leave it out, or set chunk_guidance: explicit")
+    for plan in alone:
+        (info,) = plan.models
+        yield from _refuse_loading(info)
+        if info.adapter_over is not None:
+            yield Refusal(info.name, "vLLM's pooling engine takes no adapter", f"merge it, or {LOCKSTEP}")
+
+
 def _refuse_values(engine_args: Mapping[str, Any]) -> Iterator[Refusal]:
     for name in ("tensor_parallel_size", "max_model_len"):
         value = engine_args.get(name, 1)
@@ -142,6 +197,34 @@ def _refuse_length(engine_args: Mapping[str, Any], models: Sequence[ModelInfo]) 
     if isinstance(length, int) and context is not None and length > context:
         reason = f"the shortest context of the models has {context} tokens"
         yield Refusal(f"vllm.max_model_len {length}", reason, "give less, or leave it out")
+
+
+_DRAFT_KEYS = {"model", "num_speculative_tokens"}  # vLLM has more, of which some are not exact
+
+
+def _refuse_draft_model(given: object, plans: Sequence[GuidePlan]) -> Iterator[Refusal]:
+    """A draft model may propose tokens where all requests have the model's own betas and want no scores."""
+    if given is None:
+        return
+    asked = f"vllm.speculative_config {given!r:.60}"
+    if not isinstance(given, Mapping) or set(given) != _DRAFT_KEYS:
+        instead = "give model (tuned, or a folder) and num_speculative_tokens"
+        yield Refusal(asked, "sampling is exact with a draft model and a number of tokens alone", instead)
+        return
+    model, num_tokens = given["model"], given["num_speculative_tokens"]
+    is_count = isinstance(num_tokens, int) and not isinstance(num_tokens, bool) and num_tokens >= 1
+    if not is_count or not isinstance(model, str) or not model:
+        instead = "give model: tuned, or a folder, and num_speculative_tokens >= 1"
+        yield Refusal(asked, "it is a model and a count", instead)
+    pairs = [plan.info for plan in plans if isinstance(plan.info, PairInfo)]
+    if model == "tuned" and not pairs:
+        yield Refusal("vllm.speculative_config.model tuned", "no pair takes part", "give a folder")
+    elif model == "tuned" and pairs[0].tuned.adapter_over is not None:
+        reason = f"{pairs[0].tuned.name} is an adapter, and a draft model is a whole one"
+        yield Refusal("vllm.speculative_config.model tuned", reason, "merge it, or give another folder")
+    if any(plan.chunk_weight for plan in plans):
+        reason = "vLLM reports no chunk scores beside a draft model"
+        yield Refusal("vllm.speculative_config", reason, "leave it out, or set chunk_guidance: none")
 
 
 def _refuse_ends(plans: Sequence[GuidePlan]) -> Iterator[Refusal]:
@@ -174,11 +257,14 @@ def _refuse_routes(plans: Sequence[GuidePlan]) -> Iterator[Refusal]:
             reason = "its vocabulary differs from the base's"
             if plan.models[0].kind == "classifier":
                 reason = "a sequence classifier reads whole texts"
-            yield Refusal(name, f"{reason}, and vLLM feeds all models the same ids", LOCKSTEP)
+            is_value = isinstance(plan.info, ValueInfo) and not plan.guides_tokens
+            instead = f"give it {_OWN_ENGINE}, or {LOCKSTEP}" if is_value else LOCKSTEP
+            yield Refusal(name, f"{reason}, and vLLM feeds all models the same ids", instead)
 
 
-def _refuse_model(info: ModelInfo, tensor_parallel_size: int) -> Iterator[Refusal]:
-    source, fields = info.source, info.config.get_text_config().to_dict()
+def _refuse_loading(info: ModelInfo) -> Iterator[Refusal]:
+    """How a model is asked to be loaded."""
+    source = info.source
     if source.dtype == "float64":
         yield Refusal(f"{info.name}: dtype float64", "vLLM has no kernels for it", LOCKSTEP)
     if source.quantization is not None:
@@ -192,6 +278,11 @@ def _refuse_model(info: ModelInfo, tensor_parallel_size: int) -> Iterator[Refusa
     if source.attn_implementation is not None:
         reason = "vLLM has attention of its own"
         yield Refusal(f"{info.name}: attn_implementation", reason, "leave it out")
+
+
+def _refuse_model(info: ModelInfo, tensor_parallel_size: int) -> Iterator[Refusal]:
+    yield from _refuse_loading(info)
+    fields = info.config.get_text_config().to_dict()
     window = fields.get("sliding_window")
     if "sliding_attention" in (fields.get("layer_types") or ()) or (
         fields.get("layer_types") is None and window and fields.get("use_sliding_window", True)

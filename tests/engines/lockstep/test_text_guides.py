@@ -24,7 +24,7 @@ from ivg.decoding.engine import NumericalError, in_order
 from ivg.decoding.sequences import Finished, Hypothesis
 from ivg.decoding.stopping import StopChecker
 from ivg.engines.lockstep.engine import LockstepEngine
-from ivg.engines.lockstep.response_encoding import response_text
+from ivg.engines.response_encoding import response_text
 from ivg.models.loading import Models, load_models
 from ivg.models.prompts import as_rows
 from ivg.run.tasks import make_tasks

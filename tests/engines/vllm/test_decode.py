@@ -220,6 +220,14 @@ def refusal_of(
         ),
         ("vllm.max_num_seqs=many", "engine vllm: vLLM refuses this run: "),
         ("vllm.enable_chunked_prefill=true", "enable_chunked_prefill: on a CPU"),
+        (
+            "vllm.speculative_config={model: tuned, num_speculative_tokens: 2}",
+            "vllm.speculative_config.model tuned: no pair takes part",
+        ),
+        (
+            "vllm.speculative_config={model: base, num_speculative_tokens: 2}",
+            "vLLM's CPU build judges drafts by another temperature",
+        ),
         ("vllm.max_model_len=40", "exceed vllm.max_model_len 40"),
         ("base.path=narrow", "attention heads of size 8: on CPUs vLLM takes 32, 64"),
     ],

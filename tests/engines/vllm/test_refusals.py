@@ -15,6 +15,7 @@ from tests import tiny
 from tests.models import tiny as two_vocabularies
 
 EFT = SearchConfig(token_guidance="implicit")
+DRAFT = {"model": "tuned", "num_speculative_tokens": 3}
 RANKED = SearchConfig(chunk_guidance="implicit", num_successors=2)
 
 
@@ -78,6 +79,7 @@ def test_what_it_can_do_is_not_refused(folder: Path) -> None:
     assert refusals(folder) == []
     assert refusals(folder, search=RANKED, values=("scalar",), keep_trace=True, temperature=0.01) == []
     assert refusals(folder, tuned="llama", engine_args={"tensor_parallel_size": 2}) == []
+    assert refusals(folder, engine_args={"speculative_config": DRAFT}) == []
 
 
 @pytest.mark.parametrize(
@@ -105,6 +107,14 @@ def test_what_it_can_do_is_not_refused(folder: Path) -> None:
         ({"engine_args": {"max_model_len": "1k"}}, "vllm.max_model_len '1k'"),
         ({"engine_args": {"dtype": "float16"}}, "vllm.dtype"),
         ({"engine_args": {"hf_overrides": {}}}, "vllm.hf_overrides"),
+        ({"engine_args": {"speculative_config": DRAFT | {"method": "ngram"}}}, "vllm.speculative_config {"),
+        ({"engine_args": {"speculative_config": "tuned"}}, "vllm.speculative_config 'tuned'"),
+        ({"engine_args": {"speculative_config": DRAFT | {"num_speculative_tokens": 0}}}, "'num_speculat"),
+        (
+            {"engine_args": {"speculative_config": DRAFT | {"model": None}}},
+            "vllm.speculative_config {'model'",
+        ),
+        ({"search": RANKED, "engine_args": {"speculative_config": DRAFT}}, "vllm.speculative_config"),
         ({"tuned": "closes_by_pad", "search": RANKED}, "which closes responses by id"),
         ({"tuned": "no_end", "search": RANKED}, "no_end"),
     ],

@@ -9,12 +9,21 @@ import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from ivg.decoding.sequences import Hypothesis, Task
 from ivg.decoding.stopping import INCOMPLETE, StopChecker
-from ivg.engines.lockstep.rescoring import TokenSequence, num_common
 from ivg.models.inspection import ModelInfo, readable_length
 
 logger = logging.getLogger(__name__)
+
+
+class TokenSequence(NamedTuple):
+    """One sequence to read: which others it may continue, its prompt's length, its ids."""
+
+    group: int
+    num_prompt: int
+    ids: tuple[int, ...]
 
 
 class ResponseText(NamedTuple):
@@ -88,3 +97,11 @@ class Encoder:
                 limit,
             )
         return ids[:limit]
+
+
+def num_common(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    """Return the length of the common prefix."""
+    length = min(len(ours), len(theirs))
+    if ours[:length] == theirs[:length]:
+        return length
+    return int((np.array(ours[:length]) != np.array(theirs[:length])).argmax())
