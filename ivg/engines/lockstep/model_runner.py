@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from ivg.engines.lockstep.kv_cache import RowCache, Source
 from ivg.errors import UserError
 from ivg.models.architectures import has_states
-from ivg.models.loading import WITH_ADAPTER, WITHOUT_ADAPTER, LoadedModel, LoadedPair
+from ivg.models.loading import LoadedModel, LoadedPair
 
 
 @dataclasses.dataclass(slots=True)
@@ -275,27 +275,31 @@ def network_of(module: nn.Module) -> PreTrainedModel | None:
 
 
 def runner_of(model: LoadedModel, branches: tuple[str, ...] = ()) -> ModelRunner:
-    """Return a fresh runner over a model: logits of a causal LM, hidden states of a value model."""
+    """Return a fresh runner over a model: logits of a causal LM, hidden states of a value model.
+
+    Args:
+        model: the model.
+        branches: the adapters under which each row runs; default: the model's own, if it is one of several.
+    """
     is_causal = model.info.kind == "causal"
+    own = () if model.branch is None else (model.branch,)
     return ModelRunner(
         model.module if is_causal else model.module.get_submodule(model.module.base_model_prefix),
         name=model.info.name,
         has_logits=is_causal,
         num_ids=model.info.num_embeddings,
         max_length=model.info.max_length,
-        branches=branches,
+        branches=branches or own,
     )
 
 
 def pair_runners(pair: LoadedPair) -> tuple[ModelRunner, ...]:
     """Return fresh runners: tuned and untuned, or one with both as branches."""
-    if pair.is_shared:
-        return (runner_of(pair.tuned, (WITH_ADAPTER, WITHOUT_ADAPTER)),)
+    if pair.is_shared and pair.tuned.branch and pair.untuned.branch:
+        return (runner_of(pair.tuned, (pair.tuned.branch, pair.untuned.branch)),)
     return (runner_of(pair.tuned), runner_of(pair.untuned))
 
 
 def separate_runners(pair: LoadedPair) -> tuple[ModelRunner, ModelRunner]:
     """Return fresh runners, always one for each, for rows whose branches differ in length."""
-    if pair.is_shared:
-        return (runner_of(pair.tuned, (WITH_ADAPTER,)), runner_of(pair.untuned, (WITHOUT_ADAPTER,)))
     return (runner_of(pair.tuned), runner_of(pair.untuned))
