@@ -62,6 +62,8 @@ def label(args: RolloutArguments, samples_dir: Path) -> None:
     for name, value in statistics.items():
         table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
     Console().print(table)
+    if warning := labelling.warn_of_cut(statistics, args.max_new_tokens):
+        Console(stderr=True).print(f"warning: {warning}", style="yellow")
 
 
 if __name__ == "__main__":

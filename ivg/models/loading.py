@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -34,7 +35,7 @@ CLASSES: dict[Kind, Any] = {
 }
 # Heads are gathered row by row, so they stay as they are.
 UNQUANTIZED = ("lm_head", *HEAD_NAMES)
-# What PEFT calls a row with the adapter of a shared pair, and one without any.
+# What PEFT calls a row with the adapter of the first shared pair, and one without any.
 WITH_ADAPTER, WITHOUT_ADAPTER = "tuned", "__base__"
 
 
@@ -44,11 +45,14 @@ class LoadedModel:
 
     Attributes:
         is_ours: loaded here and not handed in, so that an engine may replace its layers by faster ones.
+        branch: where LoRAs over it are in the same module, what PEFT calls a row of this model: an adapter's
+            name, or `__base__` for none; else None.
     """
 
     info: ModelInfo
     module: PreTrainedModel
     is_ours: bool = False
+    branch: str | None = None
 
     @property
     def head(self) -> nn.Linear:
@@ -117,8 +121,12 @@ def load_models(
 
 
 def load_inspected(infos: ModelInfos, base: LoadedModel | None = None) -> Models:
-    """Load the weights of models that were inspected, except a base that is in memory already."""
+    """Load the weights of models that were inspected, except a base that is in memory already.
+
+    Adapters over one model stand over one set of weights, the base's too where they are over the base.
+    """
     loaded: dict[str, PreTrainedModel] = {}
+    adapted: dict[str, Any] = {}  # models with adapters over them
 
     def load(info: ModelInfo) -> LoadedModel:
         key = _loading_key(info.source)
@@ -126,11 +134,15 @@ def load_inspected(infos: ModelInfos, base: LoadedModel | None = None) -> Models
             loaded[key] = _load_module(info)
         return LoadedModel(info, loaded[key], is_ours=True)
 
-    base = base or load(infos.base)
     pairs = tuple(
-        _load_shared_pair(pair) if pair.is_shared else LoadedPair(pair, load(pair.tuned), load(pair.untuned))
+        _load_shared_pair(pair, adapted)
+        if pair.is_shared
+        else LoadedPair(pair, load(pair.tuned), load(pair.untuned))
         for pair in infos.pairs
     )
+    if base is None and (key := _loading_key(infos.base.source)) in adapted:
+        base = LoadedModel(infos.base, adapted[key], is_ours=True, branch=WITHOUT_ADAPTER)
+    base = base or load(infos.base)
     return Models(infos, base, pairs, tuple(LoadedValue(value, load(value.model)) for value in infos.values))
 
 
@@ -139,18 +151,30 @@ def _loading_key(source: ModelConfig) -> str:
     return repr(dataclasses.replace(source, template=None, chat_template_kwargs={}))
 
 
-def _load_shared_pair(pair: PairInfo) -> LoadedPair:
+def _load_shared_pair(pair: PairInfo, adapted: dict[str, Any]) -> LoadedPair:
+    """Put a pair's adapter over its untuned model, beside others that are there already.
+
+    Args:
+        pair: the pair.
+        adapted: by `_loading_key`, models with adapters over them; extended in place.
+    """
     path, name = pair.tuned.source.path, pair.tuned.name
     brought = adapter_weights(path, name)
-    module = _attach_adapter(_load_module(pair.untuned), path, brought, name, WITH_ADAPTER).eval()
-    config = module.peft_config[WITH_ADAPTER]
+    key = _loading_key(pair.untuned.source)
+    module = adapted.get(key)
+    branch = WITH_ADAPTER if module is None else f"{WITH_ADAPTER}{len(module.peft_config) + 1}"
+    under = _load_module(pair.untuned) if module is None else module
+    module = adapted[key] = _attach_adapter(under, path, brought, name, branch).eval()
+    module.requires_grad_(False)
+    module.base_model.set_adapter([])  # called without a branch, it is the model under the adapters
+    config = module.peft_config[branch]
     if config.modules_to_save or config.peft_type != "LORA" or config.use_dora:
         raise UserError(
             f"{pair.tuned.name}: rows with and without this adapter cannot share a batch (plain LoRA could); "
             "merge the adapter into its base and give that folder"
         )
-    tuned, untuned = (LoadedModel(info, module, is_ours=True) for info in (pair.tuned, pair.untuned))
-    return LoadedPair(pair, tuned, untuned)
+    tuned = LoadedModel(pair.tuned, module, is_ours=True, branch=branch)
+    return LoadedPair(pair, tuned, LoadedModel(pair.untuned, module, is_ours=True, branch=WITHOUT_ADAPTER))
 
 
 def _load_module(info: ModelInfo) -> PreTrainedModel:
@@ -307,7 +331,11 @@ def _attach_adapter(
 
     with readable(f"{name}: its adapter cannot be loaded"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Found missing adapter keys")
-        adapted = PeftModel.from_pretrained(module, folder, adapter_name=adapter_name)
+        if isinstance(module, PeftModel):
+            adapted = module
+            adapted.load_adapter(folder, adapter_name=adapter_name)
+        else:
+            adapted = PeftModel.from_pretrained(module, folder, adapter_name=adapter_name)
         keys = get_peft_model_state_dict(adapted, adapter_name=adapter_name)
     wanted = {key.removeprefix(PEFT_PREFIX) for key in keys}
     if missing := sorted(wanted - set(brought)):
@@ -351,6 +379,8 @@ def _quantization(source: ModelConfig) -> BitsAndBytesConfig | None:
         return None
     skip = list(UNQUANTIZED)
     if source.quantization == "8bit":
+        # It tells of every layer at every token that inputs are cast.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16, llm_int8_skip_modules=skip

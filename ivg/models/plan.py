@@ -322,6 +322,23 @@ def plan_functions(infos: ModelInfos, search: SearchConfig) -> list[FunctionPlan
     return plans
 
 
+def tell_templates(infos: ModelInfos) -> list[str]:
+    """Say which guides read prompts in the base's format string instead of a chat template of their own.
+
+    One setting for all models (`--prompt_template`) is easily given for the base alone.
+    """
+    template = infos.base.source.template
+    guides = [model for pair in infos.pairs for model in (pair.tuned, pair.untuned)]
+    guides += [value.model for value in infos.values]
+    return [
+        f"{info.name}: reads prompts as {template!r}, like the base, and not in its own chat template"
+        for info in guides
+        if template not in (None, "chat")
+        and info.source.template == template
+        and info.tokenizer.chat_template
+    ]
+
+
 def used_models(infos: ModelInfos, plans: Sequence[GuidePlan]) -> ModelInfos:
     """Leave out the guides that have nothing to do, so that they are not loaded."""
     used = {id(plan.info) for plan in plans}

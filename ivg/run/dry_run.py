@@ -24,7 +24,7 @@ from ivg.models.cross_vocab import SAMPLE_TEXT, TokenReadings, guided_share
 from ivg.models.inspection import ModelInfo, longrope_length
 from ivg.models.loading import default_device
 from ivg.models.memory import Needs, adapter_bytes, check_it_fits, estimate
-from ivg.models.plan import GuidePlan, ModelInfos, inspect_models, plan_guides
+from ivg.models.plan import GuidePlan, ModelInfos, inspect_models, plan_guides, tell_templates
 from ivg.models.prompts import Record, has_double_bos, messages_of
 from ivg.models.vocab import VocabMatch, compare, stop_token_ids
 from ivg.run.engines import find_engine_refusals
@@ -322,6 +322,7 @@ def _find_warnings(infos: ModelInfos, models: Sequence[ModelReport], config: Dec
             "the compiled loops are missing, so this CPU decodes slower than it could; install ivg from its "
             "source with pip install -e, where there is a C++ compiler"
         )
+    warnings += tell_templates(infos)
     length = longrope_length(infos.base.config)
     if length is not None:
         warnings.append(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ivg.config import DecodeConfig
 from ivg.decoding.sequences import Task
+from ivg.errors import is_main_process
 from ivg.models.inspection import ModelInfo
 from ivg.models.memory import check_it_fits
 from ivg.models.plan import (
@@ -19,6 +21,7 @@ from ivg.models.plan import (
     plan_functions,
     plan_guides,
     reading_models,
+    tell_templates,
     used_models,
 )
 from ivg.models.vocab import stop_token_ids
@@ -28,6 +31,8 @@ from ivg.run.input_files import RESULT_FIELDS, InputRecord, read_input, refuse_b
 from ivg.run.output_files import check_paths, content_hash, fingerprint
 from ivg.run.resume import Line, Lines
 from ivg.run.tasks import make_tasks
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -142,6 +147,9 @@ def prepare(
         by_record[i].append(dataclasses.replace(task, index=i * num_samples + task.sample))
     bad = {i: record.error for i, record in enumerate(records) if record.error is not None}
     infos = used_models(infos, plans)
+    if is_main_process():
+        for line in tell_templates(infos):
+            logger.warning(line)
     start_engine = prepare_engine(config, infos, plans, [task for some in by_record for task in some])
     return Job(config, references or {}, infos, plans, records, by_record, bad, start_engine)
 

@@ -14,6 +14,7 @@ import os
 import re
 import types
 import typing
+import warnings
 from argparse import Action
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import Enum
@@ -230,6 +231,8 @@ def parse_training(kind: type, argv: Sequence[str]) -> tuple[DataArguments, Any,
     Raises:
         UserError: as `parse_arguments`.
     """
+    # TRL sets the older of two names by default, which is nothing that a user could mend.
+    warnings.filterwarnings("ignore", message="`gradient_checkpointing", category=FutureWarning)
     data, training, model = parse_arguments((DataArguments, kind, ModelArguments), argv)
     model.trust_remote_code = training.trust_remote_code
     if "token" in (training.model_init_kwargs or {}):

@@ -13,6 +13,7 @@ import trl
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from ivg.errors import UserError, is_main_process
+from ivg.models.loading import quiet
 from ivg.run.json_files import write_json
 from ivg.training import checks
 from ivg.training.arguments import DataArguments, ModelArguments, refused_settings
@@ -140,7 +141,8 @@ def build(kind: type[Any], job: Job, training: TrainingArguments, model: ModelAr
         UserError: settings that the trainer or PEFT refuse.
     """
     # What TRL and PEFT refuse only now, such as LoRA modules that the model does not have.
-    with refused_settings(kind.__bases__[-1].__name__, training, model):
+    # That a new head starts at random is what is wanted, and no alarm.
+    with refused_settings(kind.__bases__[-1].__name__, training, model), quiet():
         trainer = kind(
             model=job.model,
             args=training,

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
-from transformers import PreTrainedModel
+from transformers import GPT2LMHeadModel, PreTrainedModel
 
 from ivg.config import DecodeConfig, ModelConfig, PairConfig, SamplingConfig, SearchConfig, ValueConfig
 from ivg.run.dry_run import DryRun, examine_run, format_size, render
 from tests import tiny
 from tests.models import tiny as guides
+from tests.models.vocabularies import bytewise, spaced
 
 ROWS = [{"prompt": "ab"}, {"prompt": "cafe bad."}]
 
@@ -122,3 +124,43 @@ def test_quantized_weights_count_as_they_will_be(tmp_path: Path) -> None:
 
 def test_sizes() -> None:
     assert [format_size(n) for n in (12, 2048, 5 * 2**20, 3 * 2**29)] == ["12 B", "2 KiB", "5 MiB", "1.5 GiB"]
+
+
+def test_templates_that_differ_are_shown_at_both_ends(tmp_path: Path) -> None:
+    chat = tiny.tokenizer(chat=True)
+    base = tiny.save(tmp_path / "base", tiny.causal(1), chat)
+    guide = tiny.save(tmp_path / "guide", tiny.causal(2), chat)
+    untuned, plain = ModelConfig(path=base), ModelConfig(path=guide, template="{prompt}!?")
+    config = DecodeConfig(base=untuned, pairs=(PairConfig(tuned=plain, untuned=untuned),))
+    report = examine_run(config, [{"prompt": "ab" * 200}])
+    assert [model.reads_as_base for model in report.models] == [True, True, False]
+    text = _shown(report)
+    assert "'{prompt}!?', not worded as for the base" in text
+    assert f"{'ab' * 10} ... " in text
+    assert f"{'ab' * 10}!?'" in text
+    overridden = dataclasses.replace(
+        config, base=ModelConfig(path=base, template="{prompt}!?"), search=SearchConfig()
+    )
+    (warning,) = examine_run(overridden, ROWS).warnings
+    assert warning.endswith("reads prompts as '{prompt}!?', like the base, and not in its own chat template")
+
+
+def test_the_share_that_another_vocabulary_guides_is_said(tmp_path: Path) -> None:
+    folders = []
+    for name, tokenizer in (("base", spaced()), ("guide", bytewise())):
+        config = tiny.gpt2_config(len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=None)
+        folders.append(tiny.save(tmp_path / name, GPT2LMHeadModel(config), tokenizer))
+    base, guide = (ModelConfig(path=folder) for folder in folders)
+    config = DecodeConfig(
+        base=base,
+        pairs=(PairConfig(tuned=guide, untuned=guide, vocab_mapping="shared-strings"),),
+        search=SearchConfig(token_guidance="implicit"),
+        sampling=SamplingConfig(max_new_tokens=9),
+    )
+    report = examine_run(config, [{"prompt": "the aé"}])  # ▁the ▁a é, and ▁a has no counterpart
+    assert report.problems == ()
+    assert report.models[0].guided_share is None
+    assert report.models[1].guided_share == pytest.approx(2 / 3)
+    text = _shown(report)
+    assert "it can guide 67% of the prompts' tokens" in text
+    assert "where the guide has a token for the same bytes: " in text

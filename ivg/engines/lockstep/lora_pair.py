@@ -7,18 +7,16 @@ each row stands; PEFT mixes them in a batch (`adapter_names`). The weights come 
 from __future__ import annotations
 
 from ivg.engines.lockstep.model_runner import ModelRunner, runner_of
-from ivg.models.loading import WITH_ADAPTER, WITHOUT_ADAPTER, LoadedPair
+from ivg.models.loading import LoadedPair
 
 
 def pair_runners(pair: LoadedPair) -> tuple[ModelRunner, ...]:
     """Return fresh runners: tuned and untuned, or one with both as branches."""
-    if pair.is_shared:
-        return (runner_of(pair.tuned, (WITH_ADAPTER, WITHOUT_ADAPTER)),)
+    if pair.is_shared and pair.tuned.branch and pair.untuned.branch:
+        return (runner_of(pair.tuned, (pair.tuned.branch, pair.untuned.branch)),)
     return (runner_of(pair.tuned), runner_of(pair.untuned))
 
 
 def separate_runners(pair: LoadedPair) -> tuple[ModelRunner, ModelRunner]:
     """Return fresh runners, always one for each, for rows whose branches differ in length."""
-    if pair.is_shared:
-        return (runner_of(pair.tuned, (WITH_ADAPTER,)), runner_of(pair.untuned, (WITHOUT_ADAPTER,)))
     return (runner_of(pair.tuned), runner_of(pair.untuned))

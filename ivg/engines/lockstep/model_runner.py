@@ -275,13 +275,19 @@ def network_of(module: nn.Module) -> PreTrainedModel | None:
 
 
 def runner_of(model: LoadedModel, branches: tuple[str, ...] = ()) -> ModelRunner:
-    """Return a fresh runner over a model: logits of a causal LM, hidden states of a value model."""
+    """Return a fresh runner over a model: logits of a causal LM, hidden states of a value model.
+
+    Args:
+        model: the model.
+        branches: the adapters under which each row runs; default: the model's own, if it is one of several.
+    """
     is_causal = model.info.kind == "causal"
+    own = () if model.branch is None else (model.branch,)
     return ModelRunner(
         model.module if is_causal else model.module.get_submodule(model.module.base_model_prefix),
         name=model.info.name,
         has_logits=is_causal,
         num_ids=model.info.num_embeddings,
         max_length=model.info.max_length,
-        branches=branches,
+        branches=branches or own,
     )

@@ -137,6 +137,22 @@ def describe(samples: Sequence[Sample], pairs: Pairs) -> dict[str, Any]:
     }
 
 
+def warn_of_cut(described: Mapping[str, Any], max_new_tokens: int) -> str | None:
+    """Return a warning where most samples were cut at the length limit, else None.
+
+    Args:
+        described: what `describe` returned.
+        max_new_tokens: the limit.
+    """
+    if described["share_ended"] is None or described["share_ended"] >= 0.5:
+        return None
+    return (
+        f"{1 - described['share_ended']:.0%} of {described['num_samples']} samples were cut at "
+        f"{max_new_tokens} tokens before they ended, so rewards judge unfinished texts and no model "
+        "learns to end one; raise max_new_tokens, or ask for shorter answers"
+    )
+
+
 def _mean(values: Sequence[float]) -> float | None:
     """Return the mean, or None (null in JSON) where there is nothing to average."""
     return statistics.fmean(values) if values else None

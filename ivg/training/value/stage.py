@@ -18,6 +18,7 @@ from transformers import (
 
 from ivg.errors import UserError, is_main_process, readable
 from ivg.models.inspection import context_length
+from ivg.models.loading import quiet
 from ivg.training import checks
 from ivg.training.arguments import DataArguments, ModelArguments
 from ivg.training.data import load_training_data
@@ -149,7 +150,7 @@ def load_model(
     set_seed(training.seed)  # the head starts at random
     if quantization is not None:
         kwargs["quantization_config"] = quantization
-    with readable(f"model {job.model}: cannot be loaded"):
+    with readable(f"model {job.model}: cannot be loaded"), quiet():
         model = AutoModelForTokenClassification.from_pretrained(
             job.model, num_labels=job.num_labels, **kwargs
         )

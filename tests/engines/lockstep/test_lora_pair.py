@@ -26,13 +26,13 @@ PROMPTS = ["ab", "hello there.", "f", "what a day"]
 SAMPLING = SamplingConfig(max_new_tokens=13, seed=5)
 
 
-def _adapter(folder: Path, untuned: str, *, use_dora: bool = False) -> str:
+def _adapter(folder: Path, untuned: str, *, use_dora: bool = False, seed: int = 9) -> str:
     """A LoRA with weights large enough to matter; `init` alone would add zero."""
     config = LoraConfig(
         r=2, lora_alpha=4, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True, use_dora=use_dora
     )
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(untuned), config)
-    generator = torch.Generator().manual_seed(9)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_" in name:
@@ -109,6 +109,35 @@ def test_log_ratios_equal_the_merged_models(folders: tuple[str, str, str, str], 
             assert one.log_ratios == pytest.approx(other.log_ratios, abs=1e-9)
             largest = max(largest, *map(abs, (*one.log_ratios, one.value)))
     assert largest > 0.1  # the adapter does something
+
+
+def test_adapters_over_the_base_share_its_weights(tmp_path: Path) -> None:
+    """A self-guided base, by two pairs: one set of weights, and the numbers of merged models apart."""
+    base = tiny.save(tmp_path / "base", tiny.causal(2))
+    pairs, apart = [], []
+    for seed, beta in ((9, 0.7), (10, 0.4)):
+        adapter = _adapter(tmp_path / f"adapter{seed}", base, seed=seed)
+        merged = _merged(tmp_path / f"merged{seed}", base, adapter)
+        for made, tuned in ((pairs, adapter), (apart, merged)):
+            pair = PairConfig(tuned=ModelConfig(path=tuned), untuned=ModelConfig(path=base), beta=beta)
+            made.append(pair)
+    models = load_models(base, pairs=pairs)
+    assert len({id(model.module) for model in models.every}) == 1
+    parameters = dict(models.base.module.named_parameters())
+    own = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(base).parameters())
+    storages = {p.untyped_storage().data_ptr(): p.numel() for p in parameters.values()}
+    assert sum(storages.values()) == own + sum(p.numel() for n, p in parameters.items() if "lora_" in n)
+    ids = torch.tensor([[1, 2, 3]])  # called as it is, the module is the base
+    plain = AutoModelForCausalLM.from_pretrained(base)(ids).logits
+    assert torch.equal(models.base.module(ids).logits, plain)
+    search = SearchConfig(token_guidance="implicit", chunk_length=4)
+    shared = ivg.generate(PROMPTS, models, search=search, sampling=SAMPLING)
+    expected = ivg.generate(PROMPTS, load_models(base, pairs=apart), search=search, sampling=SAMPLING)
+    assert [r.token_ids for r in shared] == [r.token_ids for r in expected]
+    unguided = ivg.generate(PROMPTS, load_models(base), sampling=SAMPLING)
+    assert [r.token_ids for r in shared] != [r.token_ids for r in unguided]
+    again = ivg.generate(PROMPTS, models, sampling=SAMPLING)
+    assert [r.token_ids for r in again] == [r.token_ids for r in unguided]
 
 
 def test_packed_layers_serve_both_branches(tmp_path: Path) -> None:

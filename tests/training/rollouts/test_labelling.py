@@ -84,4 +84,11 @@ def test_pairs_say_how_their_responses_ended() -> None:
     letters = tiny.tokenizer().get_vocab()
     assert ids["chosen_ids"] == [letters["a"], letters["b"]]
     assert ids["rejected_ids"] == [letters["c"], letters[tiny.EOS]]
-    assert labelling.describe(samples, labelling.preference_pairs([], strategy="all"))["share_ended"] == 0.5
+    nothing = labelling.preference_pairs([], strategy="all")
+    described = labelling.describe(samples, nothing)
+    assert described["share_ended"] == 0.5
+    assert labelling.warn_of_cut(described, 32) is None
+    cut = labelling.describe([{**sample, "finish_reason": "length"} for sample in samples], nothing)
+    warning = labelling.warn_of_cut(cut, 32)
+    assert warning is not None
+    assert warning.startswith(f"100% of {len(samples)} samples were cut at 32 tokens before they ended")
