@@ -193,7 +193,7 @@ def test_a_recipe_runs_from_training_to_a_decoded_file() -> None:
     command = [sys.executable, str(ROOT / "recipes" / "run_all.py"), "sentiment"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "5 stages ran" in done.stdout
+    assert "6 stages ran" in done.stdout
     rows = (ROOT / "runs/recipes/runs/sentiment/gpt2-xl.jsonl").read_text().splitlines()
     assert [json.loads(row)["prompt"] for row in rows] == ["Film 0 was", "Film 1 was", "Film 2 was"]
     assert all(json.loads(row)["num_tokens"] >= 1 for row in rows)

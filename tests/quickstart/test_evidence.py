@@ -4,12 +4,16 @@ import best_of_n
 import evidence
 import evidence_report
 import pytest
+import torch
 import yaml
 from evidence_report import Method
 from run import RECIPE, ROOT
+from transformers import GPT2ForTokenClassification, GPT2LMHeadModel
 
+import ivg
 from ivg.config.yaml_file import config_from_dict
 from ivg.evaluation.sweep.grid import read_grid
+from tests import tiny
 from tests.quickstart.commands import commands_of
 
 
@@ -96,6 +100,34 @@ DRAWS = [
 )
 def test_best_of_n_takes_the_first_n_of_one_draw(n, by, chosen):
     assert {row["id"]: row["sample"] for row in best_of_n.first_n(DRAWS, n, by)} == chosen
+
+
+def test_draws_are_scored_as_the_search_scores_them(tmp_path):
+    config = tiny.gpt2_config(33, num_labels=33)
+    torch.manual_seed(0)
+    for name, kind in (("base", GPT2LMHeadModel), ("value", GPT2ForTokenClassification)):
+        tiny.scale_up(kind(config), seed=1).save_pretrained(tmp_path / name)
+        tiny.tokenizer().save_pretrained(tmp_path / name)
+    models = ivg.load_models(
+        str(tmp_path / "base"), values=[ivg.ValueConfig(model=ivg.ModelConfig(path=str(tmp_path / "value")))]
+    )
+    found = ivg.generate(
+        [{"prompt": "ab", "id": "x"}, {"prompt": "b c", "id": "y"}],
+        models,
+        search=ivg.SearchConfig(chunk_guidance="explicit", num_successors=3, chunk_length=20),
+        sampling=ivg.SamplingConfig(max_new_tokens=20),
+    )
+    draws = [
+        {
+            **answer.prompt,
+            "completion": answer.text,
+            "finish_reason": answer.finish_reason,
+            "searched": answer.value,
+        }
+        for answer in found
+    ]
+    for draw in best_of_n.with_values(draws, str(tmp_path / "value")):
+        assert draw["value"] == pytest.approx(draw["searched"], abs=1e-4)
 
 
 def test_too_few_draws_are_refused():
