@@ -70,7 +70,7 @@ test-vllm: $(VLLM_VENV)/installed
 
 # Other people's clients against a running server: openai's and alpaca_eval's in our environment, lm-eval in its own.
 serve-check: $(VENV)/installed-all $(VLLM_VENV)/installed $(LM_EVAL_VENV)/installed
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/serve --ignore tests/serve/test_vllm.py
+	@OMP_NUM_THREADS=1 IVG_SERVE_CHECK=1 $(BIN)/python -m pytest tests/serve --ignore tests/serve/test_vllm.py
 	@OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/serve/test_vllm.py
 
 # A line of runs/chaos/log.jsonl for every kill; start it again after an interruption.

@@ -1,6 +1,7 @@
-"""Other people's clients against a running `ivg serve`, on both engines: alpaca_eval's and lm-evaluation-harness.
+"""Clients of others against a running `ivg serve`: alpaca_eval's own and lm-evaluation-harness.
 
-`make serve-check` installs what these need; without it they skip. Models are folders made on the spot.
+`make serve-check` runs them all, on both engines; `make test` runs alpaca_eval's on lockstep. The models are
+folders made on the spot.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from tests.serve.server import IVG
 ROOT = Path(__file__).parents[2]
 PYTHONS = {"lockstep": sys.executable, "vllm": str(ROOT / ".venv-vllm" / "bin" / "python")}
 LM_EVAL = ROOT / ".venv-lm-eval" / "bin" / "lm_eval"
+IS_WHOLE = os.environ.get("IVG_SERVE_CHECK") == "1"  # set by `make serve-check`, which installs everything
 BETA = 1.5
 PRESETS = [
     {"name": "ivg", **IVG},
@@ -63,8 +65,8 @@ def url(
 ) -> Iterator[str]:
     """Start `ivg serve` as anyone would, and stop it in the end."""
     engine = request.param
-    if not Path(PYTHONS[engine]).exists():
-        pytest.skip("vLLM is not installed; run: make vllm")
+    if engine == "vllm" and not IS_WHOLE:
+        pytest.skip("starts vLLM; run: make serve-check")
     exact = {name: {"path": path, "dtype": "float32"} for name, path in folders.items()}
     config: Path = tmp_path_factory.mktemp("config") / "serve.yaml"
     config.write_text(
@@ -128,7 +130,7 @@ def test_alpaca_eval_s_own_client(url: str, tmp_path: Path, preset: str, is_chat
     )
     assert len(found["completions"]) == 5
     assert all(isinstance(text, str) and text for text in found["completions"])
-    # Too long a response for the contexts of 160: the client lowers max_tokens by itself, as it does for OpenAI.
+    # Too long for the contexts of 160: this client lowers max_tokens by itself, as it does for OpenAI.
     long = openai_completions(
         prompts[:1],
         model_name=preset,
@@ -142,10 +144,10 @@ def test_alpaca_eval_s_own_client(url: str, tmp_path: Path, preset: str, is_chat
 
 
 def lm_eval(
-    url: str, folder: Path, tokenizer: str, task: str, preset: str
+    url: str, folder: Path, tokenizer: str, task: str, preset: str, *, num_concurrent: int = 3
 ) -> subprocess.CompletedProcess[str]:
-    if not LM_EVAL.exists():
-        pytest.skip("lm-evaluation-harness is not installed; run: make serve-check")
+    if not IS_WHOLE:
+        pytest.skip("needs lm-evaluation-harness; run: make serve-check")
     lines = "".join(json.dumps(doc, ensure_ascii=False) + "\n" for doc in DOCS)
     (folder / "docs.jsonl").write_text(lines, encoding="utf-8")
     arguments = {
@@ -153,7 +155,7 @@ def lm_eval(
         "base_url": f"{url}/completions",
         "tokenizer": tokenizer,
         "tokenizer_backend": "huggingface",
-        "num_concurrent": 3,
+        "num_concurrent": num_concurrent,
         "max_retries": 1,
         "max_length": 160,
     }
@@ -226,7 +228,7 @@ def test_lm_eval_gets_log_likelihoods_of_the_guided_distribution(
 def test_lm_eval_is_told_why_chunk_search_has_no_log_likelihoods(
     url: str, folders: dict[str, str], tmp_path: Path
 ) -> None:
-    done = lm_eval(url, tmp_path, folders["base"], "ivg_choice", "ivg")
+    done = lm_eval(url, tmp_path, folders["base"], "ivg_choice", "ivg", num_concurrent=1)
     assert done.returncode != 0
     assert "400" in done.stderr
     assert "searches over chunks" in done.stderr
