@@ -14,10 +14,12 @@ TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
 # The vLLM engine lives in an environment of its own: it wants other versions of transformers and setuptools.
 VLLM_VENV := .venv-vllm
 VLLM_PIP := $(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt
+# lm-evaluation-harness talks to servers over HTTP; what it requires stays out of ours.
+LM_EVAL_VENV := .venv-lm-eval
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: help quickstart evidence test fuzz check format bench bench-engines gpu-check recipes chaos vllm test-vllm \
-	test-vllm-source clean
+	test-vllm-source serve-check clean
 
 help:
 	@echo "make quickstart  train, guide and report on a small made-up task (10 minutes on 2 cores)"
@@ -33,6 +35,7 @@ help:
 	@echo "make vllm        install the vLLM engine (CPU build) into $(VLLM_VENV)"
 	@echo "make test-vllm   run its tests, and those that its transformers could break (minutes)"
 	@echo "make test-vllm-source  compare with the source of the pinned CUDA build (a download of 350 MB)"
+	@echo "make serve-check openai, alpaca_eval and lm-evaluation-harness against ivg serve, both engines (minutes)"
 	@echo "make chaos       kill -9 every resumable job at random moments (KILLS=200; goes on where it stopped)"
 	@echo "make clean       remove runs/ and build products; the virtual environment stays"
 
@@ -90,6 +93,11 @@ test-vllm-source: $(VLLM_VENV)/installed
 		OMP_NUM_THREADS=1 IVG_VLLM_SOURCE="$$folder/vllm" \
 			$(VLLM_VENV)/bin/python -m pytest tests/engines/vllm/test_runner_v2.py
 
+# Other people's clients against a running server: openai's and alpaca_eval's in our environment, lm-eval in its own.
+serve-check: $(VENV)/installed-all $(VLLM_VENV)/installed $(LM_EVAL_VENV)/installed
+	@OMP_NUM_THREADS=1 IVG_SERVE_CHECK=1 $(BIN)/python -m pytest tests/serve --ignore tests/serve/test_vllm.py
+	@OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/serve/test_vllm.py
+
 # A line of runs/chaos/log.jsonl for every kill; start it again after an interruption.
 KILLS ?= 200
 chaos: $(VENV)/installed-all
@@ -138,6 +146,12 @@ $(VLLM_VENV)/installed: constraints-vllm.txt pyproject.toml setup.py
 	@$(VLLM_VENV)/bin/python -c "$$VLLM_REQUIREMENTS" > $(VLLM_VENV)/requirements.txt
 	@$(VLLM_PIP) --requirement $(VLLM_VENV)/requirements.txt
 	@$(VLLM_PIP) --no-build-isolation --editable . hypothesis pytest scipy vaderSentiment
+	@touch $@
+
+$(LM_EVAL_VENV)/installed: constraints-lm-eval.txt
+	@echo "Installing lm-evaluation-harness into $(LM_EVAL_VENV): a download of about 150 MB."
+	@$(PYTHON) -m venv $(LM_EVAL_VENV)
+	@$(LM_EVAL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-lm-eval.txt 'lm-eval[api]' transformers
 	@touch $@
 
 # DeepSpeed is built against the installed torch, without compiling its operators.
