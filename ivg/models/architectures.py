@@ -35,9 +35,10 @@ def has_states(config: PretrainedConfig) -> bool:
     return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
 
 
-def _has_attention_beside_states(config: PretrainedConfig) -> bool:
+def num_attention_layers(config: PretrainedConfig) -> int:
+    """Return how many layers keep keys and values of their own."""
     layers = DynamicCache(config=config).layers
-    return has_states(config) and any(isinstance(layer, CacheLayerMixin) for layer in layers)
+    return sum(isinstance(layer, CacheLayerMixin) for layer in layers)
 
 
 def check_rows_can_move(config: PretrainedConfig, name: str, *, is_causal: bool) -> None:
@@ -57,7 +58,7 @@ def check_rows_can_move(config: PretrainedConfig, name: str, *, is_causal: bool)
     mapping = MODEL_FOR_CAUSAL_LM_MAPPING if is_causal else MODEL_MAPPING
     model_class = mapping.get(type(config), None)  # None where the checkpoint brings its own code
     is_stateful = model_class is not None and model_class._is_stateful
-    if other or (is_stateful and not _has_attention_beside_states(config)):
+    if other or (is_stateful and not (has_states(config) and num_attention_layers(config))):
         found = f" ({', '.join(other)} layers)" if other else ""
         raise UserError(
             f"{name}: {config.model_type} remembers in a way of its own{found}, so its rows cannot be "

@@ -7,6 +7,7 @@ encoding of its text. The guide's guidance exists for tokens that it has itself;
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterable, Sequence
 
@@ -64,12 +65,13 @@ class TokenReadings:
         return max(map(len, itertools.chain(self.inside.pieces, self.opening.pieces)))
 
 
+@functools.lru_cache(maxsize=2)  # takes seconds for large vocabularies, and a dry run asks several times
 def read_tokens(
     base: PreTrainedTokenizerBase,
     guide: PreTrainedTokenizerBase,
     *,
     num_ids: int,
-    eos_ids: Sequence[int],
+    eos_ids: tuple[int, ...],
     end_id: int | None,
     opens_turn: bool = False,
 ) -> TokenReadings:

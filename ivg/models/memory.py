@@ -11,8 +11,10 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import PretrainedConfig
+from transformers.pytorch_utils import Conv1D
 
 from ivg.errors import UserError, readable
+from ivg.models.architectures import num_attention_layers
 from ivg.models.inspection import Kind, ModelInfo
 from ivg.models.loading import CLASSES, UNQUANTIZED
 
@@ -29,12 +31,36 @@ class Needs:
         weight_bytes: in its dtype or quantization.
         cache_bytes_per_token: keys and values of one token in one row; 0 where nothing is cached.
         dtype: in which it computes.
+        matrix_bytes: of the weights that tokens are multiplied by, an output layer tied to the embedding
+            included.
+        file_bytes: of its checkpoint, which a CPU maps into memory to read it.
+        is_cast: whether it computes in another dtype than its checkpoint has.
     """
 
     num_parameters: int
     weight_bytes: int
     cache_bytes_per_token: int
     dtype: torch.dtype
+    matrix_bytes: int
+    file_bytes: int
+    is_cast: bool
+
+    def cpu_bytes(self, *, is_packed: bool) -> int:
+        """Return what its weights take on a CPU once they are loaded.
+
+        Weights that stay in the checkpoint's dtype are the file itself, mapped into memory.
+
+        Args:
+            is_packed: weights that tokens are multiplied by are brought into the CPU's order, as a copy.
+        """
+        if self.is_cast:  # the copies take the place of what they were made of, but for a tied layer's
+            return max(self.weight_bytes, self.matrix_bytes) if is_packed else self.weight_bytes
+        return self.file_bytes + (self.matrix_bytes if is_packed else 0)
+
+    @property
+    def loading_bytes(self) -> int:
+        """What loading takes beside that on a CPU: the mapping of a file whose weights are cast."""
+        return self.file_bytes if self.is_cast else 0
 
 
 def estimate(info: ModelInfo) -> Needs:
@@ -46,7 +72,17 @@ def estimate(info: ModelInfo) -> Needs:
     quantized = _num_quantized(model) if info.source.quantization is not None else 0
     per_quantized = _QUANTIZED_BYTES.get(info.source.quantization or "", 0.0)
     weight_bytes = int((num_parameters - quantized) * dtype.itemsize + quantized * per_quantized)
-    return Needs(num_parameters, weight_bytes, _cache_bytes(info.config, info.kind, dtype), dtype)
+    saved = _saved_dtype(info)
+    matrices = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear | Conv1D))
+    return Needs(
+        num_parameters=num_parameters,
+        weight_bytes=weight_bytes,
+        cache_bytes_per_token=_cache_bytes(info.config, info.kind, dtype),
+        dtype=dtype,
+        matrix_bytes=matrices * dtype.itemsize,
+        file_bytes=_file_bytes(info) or num_parameters * saved.itemsize,
+        is_cast=dtype != saved,
+    )
 
 
 def check_it_fits(infos: Sequence[ModelInfo]) -> None:
@@ -124,9 +160,24 @@ def adapter_bytes(info: ModelInfo) -> int:
     return sum(file.stat().st_size for file in Path(info.source.path).glob("adapter_model.*"))
 
 
+def _file_bytes(info: ModelInfo) -> int:
+    """Return the size of a local checkpoint's weights; 0 where they are not local."""
+    folder = Path(info.adapter_over or info.source.path)
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def process_bytes() -> int:
+    """Return the memory that this process has in use: libraries, mostly; 0 where the system does not tell."""
+    status = Path("/proc/self/statm")
+    return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if status.is_file() else 0
+
+
 def _dtype(info: ModelInfo) -> torch.dtype:
-    if info.source.dtype != "auto":
-        return _named(info.source.dtype)
+    return _saved_dtype(info) if info.source.dtype == "auto" else _named(info.source.dtype)
+
+
+def _saved_dtype(info: ModelInfo) -> torch.dtype:
+    """Return the dtype of a checkpoint's weights."""
     config = Path(info.source.path) / "config.json"
     if config.is_file():
         saved = json.loads(config.read_text())
@@ -157,14 +208,9 @@ def _cache_bytes(config: PretrainedConfig, kind: Kind, dtype: torch.dtype) -> in
         value = fields.get(text.attribute_map.get(name, name))
         return int(value) if isinstance(value, int) else None
 
-    layers, heads, width = field("num_hidden_layers"), field("num_attention_heads"), field("hidden_size")
-    if (
-        layers is None
-        or heads is None
-        or width is None
-        or (kind == "classifier" and not fields.get("use_cache"))
-    ):
+    heads, width = field("num_attention_heads"), field("hidden_size")
+    if heads is None or width is None or (kind == "classifier" and not fields.get("use_cache")):
         return 0
     key_heads = field("num_key_value_heads") or heads
     head_size = field("head_dim") or width // heads
-    return 2 * layers * key_heads * head_size * dtype.itemsize
+    return 2 * num_attention_layers(config) * key_heads * head_size * dtype.itemsize

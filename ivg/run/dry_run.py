@@ -11,19 +11,20 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from ivg.config import DecodeConfig, Guidance, SearchConfig, check_guidance
-from ivg.engines.lockstep.acceleration import has_compiled_loops
+from ivg.engines.lockstep.acceleration import has_compiled_loops, packs_weights
 from ivg.engines.vllm.refusals import installed_version
 from ivg.errors import UserError
 from ivg.models.cross_vocab import SAMPLE_TEXT, TokenReadings, guided_share
 from ivg.models.inspection import ModelInfo, longrope_length
 from ivg.models.loading import default_device
-from ivg.models.memory import Needs, adapter_bytes, check_it_fits, estimate
+from ivg.models.memory import Needs, adapter_bytes, check_it_fits, estimate, process_bytes
 from ivg.models.plan import GuidePlan, ModelInfos, inspect_models, plan_guides, tell_templates
 from ivg.models.prompts import Record, has_double_bos, messages_of
 from ivg.models.vocab import VocabMatch, compare, stop_token_ids
@@ -40,6 +41,7 @@ class ModelReport:
         kind: causal LM, scalar head, vocabulary head, or sequence classifier.
         needs: memory.
         shares_weights: its weights are counted with another model's.
+        is_quantized: it is loaded in fewer bits than its checkpoint has.
         match: how its token-to-id map compares with the base's; None for the base.
         guided_share: of the tokens in the prompts' text, where it guides tokens of another vocabulary.
         eos_ids: every id that ends its responses.
@@ -61,6 +63,7 @@ class ModelReport:
     kind: str
     needs: Needs
     shares_weights: bool
+    is_quantized: bool
     match: VocabMatch | None
     guided_share: float | None
     eos_ids: tuple[int, ...]
@@ -96,10 +99,13 @@ class DryRun:
         engine: what will decode, with its version where it has one of its own.
         models: base first.
         possibilities: the kinds of token and of chunk guidance.
-        weight_bytes: weights of all models that are used, shared ones once.
+        weight_bytes: weights of all models that are used, shared ones once; on a CPU as they lie in memory,
+            the checkpoint's mapping and packed copies included.
         num_rows: rows that will stand side by side at most.
         cache_bytes: their keys and values at the longest prompt + max_new_tokens, if each row has a whole
             cache of its own; less where the successors of a beam share one (`shared_prefix.py`).
+        score_bytes: scores of a step, a number for each row and token of the vocabulary, and copies of them.
+        process_bytes: what libraries and tokenizers take, on a CPU.
         num_prompts: prompts read.
         problems: what would make the run fail; empty if it can start.
         warnings: what should be looked at.
@@ -111,12 +117,16 @@ class DryRun:
     weight_bytes: int
     num_rows: int
     cache_bytes: int
+    score_bytes: int
+    process_bytes: int
     num_prompts: int
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
 KINDS: tuple[Guidance, ...] = ("none", "implicit", "explicit")
+# Logits in float32, with guidance added, as probabilities and their sums.
+_COPIES_OF_SCORES, _SCORE_BYTES = 4, 4
 _MAX_EXAMPLE = 300  # characters
 _KIND_NAMES = {
     "causal": "causal language model",
@@ -153,6 +163,7 @@ def examine_run(config: DecodeConfig, records: Sequence[Record]) -> DryRun:
     width = max((model.longest_prompt for model in used), default=0) + new
     num_rows = _count_rows(config, len(records), width)
     bad = _find_bad_prompts(used, config)
+    is_on_cpu = config.engine == "lockstep" and _runs_on_cpu(infos.base)
     return DryRun(
         engine=_name_engine(config),
         models=tuple(models),
@@ -161,13 +172,32 @@ def examine_run(config: DecodeConfig, records: Sequence[Record]) -> DryRun:
             for level in ("token_guidance", "chunk_guidance")
             for kind in KINDS
         ),
-        weight_bytes=sum(m.needs.weight_bytes for m in used),
+        weight_bytes=_count_weights(used, is_on_cpu),
         num_rows=num_rows,
         cache_bytes=sum(m.needs.cache_bytes_per_token * num_rows * (m.longest_prompt + new) for m in used),
+        score_bytes=_COPIES_OF_SCORES * len(used) * num_rows * infos.base.num_outputs * _SCORE_BYTES,
+        process_bytes=process_bytes() if is_on_cpu else 0,
         num_prompts=len(records),
         problems=(*problems, *([] if config.skip_bad_rows else bad)),
         warnings=(*_find_warnings(infos, models, config), *(bad if config.skip_bad_rows else [])),
     )
+
+
+def _runs_on_cpu(info: ModelInfo) -> bool:
+    return info.source.device_map is None and (info.source.device or default_device()) == "cpu"
+
+
+def _count_weights(models: Sequence[ModelReport], is_on_cpu: bool) -> int:
+    """Return what the models' weights take in memory, and on a CPU what loading the largest takes more."""
+    num_bytes, loading = 0, 0
+    for model in models:
+        if not is_on_cpu or model.shares_weights or model.is_quantized:
+            num_bytes += model.needs.weight_bytes
+            continue
+        is_packed = packs_weights() and model.needs.dtype != torch.float64
+        num_bytes += model.needs.cpu_bytes(is_packed=is_packed)
+        loading = max(loading, model.needs.loading_bytes)
+    return num_bytes + loading
 
 
 def _name_engine(config: DecodeConfig) -> str:
@@ -236,6 +266,7 @@ def _examine(
         kind=info.kind,
         needs=needs,
         shares_weights=shares_weights,
+        is_quantized=info.source.quantization is not None,
         match=None if info is base else compare(base.tokenizer, info.tokenizer),
         guided_share=None,
         eos_ids=info.eos_ids,
@@ -315,9 +346,7 @@ def _find_warnings(infos: ModelInfos, models: Sequence[ModelReport], config: Dec
     ]
     if not models[0].eos_ids:
         warnings.append(f"{models[0].name}: has no EOS id, so responses end by length or stop string only")
-    source = infos.base.source
-    is_on_cpu = source.device_map is None and (source.device or default_device()) == "cpu"
-    if config.engine == "lockstep" and is_on_cpu and not has_compiled_loops():
+    if config.engine == "lockstep" and _runs_on_cpu(infos.base) and not has_compiled_loops():
         warnings.append(
             "the compiled loops are missing, so this CPU decodes slower than it could; install ivg from its "
             "source with pip install -e, where there is a C++ compiler"
@@ -350,10 +379,12 @@ def _describe_memory(report: DryRun) -> str:
     weights = format_size(report.weight_bytes)
     if report.engine != "lockstep":
         return f"memory: weights {weights}; keys and values fill what vLLM's own arguments leave them"
+    total = report.weight_bytes + report.cache_bytes + report.score_bytes + report.process_bytes
+    libraries = f" + libraries {format_size(report.process_bytes)}" if report.process_bytes else ""
     return (
-        f"memory: {format_size(report.weight_bytes + report.cache_bytes)} = weights {weights} + keys and "
-        f"values of {report.num_rows} rows, at most {format_size(report.cache_bytes)}; activations come on "
-        "top"
+        f"memory: {format_size(total)} = weights {weights} + keys and values of {report.num_rows} rows, at "
+        f"most {format_size(report.cache_bytes)} + scores {format_size(report.score_bytes)}{libraries}; "
+        "activations come on top"
     )
 
 

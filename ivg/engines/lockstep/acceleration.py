@@ -82,6 +82,11 @@ def accelerate(
     cpu.accelerate(grow_alike, modules, **dataclasses.asdict(wanted))
 
 
+def packs_weights() -> bool:
+    """Tell whether an engine on this CPU copies weights into the order in which the CPU reads them."""
+    return Accelerations.from_environment().packed_weights and _has_guest()
+
+
 def has_compiled_loops() -> bool:
     """Tell whether an engine on this CPU uses compiled loops, without which last bits differ."""
     wanted = Accelerations.from_environment()

@@ -17,6 +17,7 @@ from ivg.decoding.sequences import Finished, Hypothesis
 from ivg.decoding.stopping import StopChecker
 from ivg.engines.lockstep.engine import LockstepEngine
 from ivg.models.loading import LoadedModel, Models
+from ivg.models.rendering import Renderer
 from ivg.run.tasks import make_tasks
 from ivg.training.value.data import IGNORED, ValueCollator, encode_rewarded
 from tests.engines.lockstep import tiny
@@ -145,7 +146,7 @@ def test_values_at_stop_strings_rank_as_the_rewards_do() -> None:
         {"prompt": "ab", "completion": text, "reward": _reward(text), "finish_reason": "stop"}
         for text in texts
     ]
-    batch = ValueCollator(PAD)(encode_rewarded(datasets.Dataset.from_list(rows), tok, None))
+    batch = ValueCollator(PAD)(encode_rewarded(datasets.Dataset.from_list(rows), Renderer(tok, None)))
     ids, mask, labels = (batch[name][:, 0] for name in ("input_ids", "attention_mask", "labels"))
     value = _trained(
         GPT2ForTokenClassification(tiny.config(num_labels=V, **shape)),
