@@ -211,7 +211,9 @@ def _check_lengths(lengths: Sequence[int], case: Case) -> None:
 
 def run_in_fresh_process(case: Case, arm: str, models: Path, dtype: str) -> dict[str, Any]:
     """Run an arm in a process of its own; what vLLM prints goes to standard error."""
-    environment = dict(os.environ)
+    # As many threads as lockstep has: of two cores, vLLM would keep one for its scheduler.
+    cpus = sorted(os.sched_getaffinity(0))[: torch.get_num_threads()]
+    environment = {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cpus)), **os.environ}
     if arm == NO_LOOP:
         environment[VARIABLE] = ",".join(n for n in Accelerations.names() if n != "compiled_attention")
     with tempfile.TemporaryDirectory() as folder:

@@ -71,7 +71,7 @@ def find_engine_refusals(
     here: list[Refusal] = []
     if asks_vllm and not absence:
         with importing_vllm():
-            from ivg.engines.vllm.engine import find_refusals_here
+            from ivg.engines.vllm.refusals_here import find_refusals_here
         here = find_refusals_here(infos.base, plans, config.sampling, args)
     return [*absence, *_refuse_lockstep_settings(config), *found, *here]
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import difflib
 import os
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-from vllm import ModelRegistry, envs
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
 from vllm.outputs import CompletionOutput, RequestOutput
@@ -22,7 +19,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.executor import Executor
 
 from ivg.config import ModelConfig, SamplingConfig, SearchConfig
-from ivg.decoding.engine import EngineError, PrefixScorer, Refusal, Watcher, refuse
+from ivg.decoding.engine import EngineError, PrefixScorer, Watcher, refuse
 from ivg.decoding.sequences import Finished, Task
 from ivg.decoding.stopping import StopChecker
 from ivg.engines.chunk_guidance import add_scorers, build_function_scorers
@@ -31,7 +28,6 @@ from ivg.engines.vllm.description import Description, describe
 from ivg.engines.vllm.plugin import ARCHITECTURE, register
 from ivg.engines.vllm.prompt_search import PromptSearch, SearchSettings
 from ivg.engines.vllm.refusals import (
-    LOCKSTEP,
     VALUE_ENGINE,
     check_prompt,
     draft_model_path,
@@ -39,6 +35,7 @@ from ivg.engines.vllm.refusals import (
     shortest_context,
     split_values,
 )
+from ivg.engines.vllm.refusals_here import find_refusals_here
 from ivg.engines.vllm.row_settings import RowSettings
 from ivg.engines.vllm.value_engines import ValueEngine, ValueEnginePlan, plan_value_engine
 from ivg.errors import UserError
@@ -185,27 +182,6 @@ class GuidedModel:
         )
 
 
-def find_refusals_here(
-    base: ModelInfo, plans: Sequence[GuidePlan], sampling: SamplingConfig, engine_args: Mapping[str, Any]
-) -> list[Refusal]:
-    """Return what the vLLM that is installed here, on this machine, cannot do."""
-    inside, alone = split_values(plans, engine_args)
-    models = (base, *(info for plan in inside for info in plan.models))
-    values = [info for plan in alone for info in plan.models]
-    own = {name: value for name, value in engine_args.items() if name != VALUE_ENGINE}
-    value_args = engine_args.get(VALUE_ENGINE)
-    return [
-        *_refuse_unknown(own),
-        *_refuse_unknown(value_args if isinstance(value_args, Mapping) else {}, f"{VALUE_ENGINE}."),
-        *_refuse_architectures(models),
-        *_refuse_value_heads(values),
-        *_refuse_head_sizes((*models, *values)),
-        *_refuse_pieces(sampling, engine_args),
-        *_refuse_sampled_drafts(sampling, engine_args),
-        *_refuse_second_runner(),
-    ]
-
-
 def _draft_model(given: Mapping[str, Any], plans: Sequence[GuidePlan]) -> dict[str, Any]:
     return {**given, "method": "draft_model", "model": draft_model_path(given["model"], plans)}
 
@@ -238,14 +214,8 @@ def _try_config(engine_args: Mapping[str, Any]) -> VllmConfig:
 
 
 def _use_first_runner() -> None:
-    """Choose vLLM's model runner V1, whose processors carry the settings of single requests."""
+    """Choose vLLM's model runner V1 where the environment says nothing: V2 was not run on a GPU yet."""
     os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
-
-
-def _refuse_second_runner() -> Iterator[Refusal]:
-    if envs.VLLM_USE_V2_MODEL_RUNNER:
-        reason = "guided decoding needs vLLM's model runner V1"
-        yield Refusal("VLLM_USE_V2_MODEL_RUNNER", reason, "unset it in the environment, or set it to 0")
 
 
 def _in_one_line(error: Exception) -> str:
@@ -335,66 +305,6 @@ def guided_model_args(source: ModelConfig, description: Description, context: in
         "use_tqdm_on_load": False,
         **length,
     }
-
-
-def _refuse_pieces(sampling: SamplingConfig, engine_args: Mapping[str, Any]) -> Iterator[Refusal]:
-    if engine_args.get("enable_chunked_prefill") and current_platform.is_cpu() and sampling.temperature:
-        reason = "on a CPU vLLM cannot turn back the draws of a prompt that is read in pieces"
-        yield Refusal("enable_chunked_prefill", reason, "leave it out, or set temperature 0")
-
-
-def _refuse_sampled_drafts(sampling: SamplingConfig, engine_args: Mapping[str, Any]) -> Iterator[Refusal]:
-    if (
-        engine_args.get("speculative_config") is not None
-        and current_platform.is_cpu()
-        and sampling.temperature
-    ):
-        reason = "vLLM's CPU build judges drafts by another temperature, so that samples would be wrong"
-        yield Refusal("vllm.speculative_config", reason, "set temperature 0, or leave it out")
-
-
-def _refuse_architectures(models: Sequence[ModelInfo]) -> Iterator[Refusal]:
-    supported = ModelRegistry.get_supported_archs()
-    for info in models:
-        model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(info.config), None)
-        name = info.config.model_type if model_class is None else model_class.__name__
-        if name not in supported:
-            yield Refusal(info.name, f"vLLM has no {name}", LOCKSTEP)
-
-
-def _refuse_unknown(engine_args: Mapping[str, Any], where: str = "") -> Iterator[Refusal]:
-    known = [field.name for field in dataclasses.fields(EngineArgs)]
-    for name in map(str, engine_args):
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            instead = f"did you mean {close[0]!r}?" if close else "see vllm serve --help=all"
-            yield Refusal(f"vllm.{where}{name}", "vLLM has no such argument", instead)
-
-
-def _refuse_value_heads(values: Sequence[ModelInfo]) -> Iterator[Refusal]:
-    """A classifier of vLLM's own, or a head that lies where vLLM puts one over any of its language models."""
-    supported = ModelRegistry.get_supported_archs()
-    for info in values:
-        if set(info.config.architectures or ()) & set(supported):
-            continue
-        yield from _refuse_architectures([info])
-        if info.config.model_type == "gpt2" and info.kind != "classifier":
-            reason = "its head is called `classifier`, where vLLM looks for `score`"
-            yield Refusal(info.name, reason, f"leave out vllm.{VALUE_ENGINE}, or {LOCKSTEP}")
-
-
-def _refuse_head_sizes(models: Sequence[ModelInfo]) -> Iterator[Refusal]:
-    if not current_platform.is_cpu():
-        return
-    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend  # the CPU build's
-
-    supported = CPUAttentionBackend.get_supported_head_sizes()
-    for info in models:
-        config = info.config.get_text_config()
-        size = config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads
-        if size not in supported:
-            reason = f"on CPUs vLLM takes {', '.join(map(str, supported))}"
-            yield Refusal(f"{info.name}: attention heads of size {size}", reason, LOCKSTEP)
 
 
 @contextlib.contextmanager

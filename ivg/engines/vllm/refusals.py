@@ -19,8 +19,8 @@ LOCKSTEP = "set engine: lockstep"
 VALUE_ENGINE = "value_engine"  # beside vLLM's own arguments: those for the engines of values that stand alone
 MIN_TEMPERATURE = 0.01  # vLLM raises anything between 0 and this to it
 _INSTALLATION = (
-    "run: make vllm, and use .venv-vllm/bin/ivg-decode; with CUDA: pip install -c constraints-vllm.txt "
-    "torch==2.13.0 && pip install vllm==0.33.0 && pip install -e ."
+    "run: make vllm, and use .venv-vllm/bin/ivg-decode; "
+    "with CUDA: pip install vllm==0.33.0 && pip install -e ."
 )
 _OWN_ENGINE = f"an engine of its own (vllm.{VALUE_ENGINE}: {{}})"
 _PROBE = {"prompt": "Is it 1, 2 or 3?\nSay why."}

@@ -244,12 +244,12 @@ def test_what_vllm_cannot_do_here_is_one_line(
     assert message in refusal_of(capsys, config, override)
 
 
-def test_the_second_model_runner_is_refused(
+def test_the_second_model_runner_is_refused_without_triton(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
     config = write_config(folder, "second_runner", engine="vllm")
-    assert "needs vLLM's model runner V1; unset it" in refusal_of(capsys, config)
+    assert "model runner V2 needs Triton, which this machine has not; unset it" in refusal_of(capsys, config)
 
 
 def test_a_dry_run_lists_every_refusal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,6 +82,13 @@ def test_what_it_can_do_is_not_refused(folder: Path) -> None:
     assert refusals(folder, engine_args={"speculative_config": DRAFT}) == []
 
 
+def test_a_value_in_an_engine_of_its_own_may_be_what_one_inside_may_not(folder: Path) -> None:
+    search = SearchConfig(token_guidance="implicit", chunk_guidance="explicit", num_beams=2)
+    options: dict = {"search": search, "values": ("classifier",), "keep_trace": False}
+    assert any("classifier" in asked for asked in refusals(folder, **options))
+    assert refusals(folder, **options, engine_args={"value_engine": {}}) == []
+
+
 @pytest.mark.parametrize(
     ("options", "asked"),
     [
@@ -115,6 +122,9 @@ def test_what_it_can_do_is_not_refused(folder: Path) -> None:
             "vllm.speculative_config {'model'",
         ),
         ({"search": RANKED, "engine_args": {"speculative_config": DRAFT}}, "vllm.speculative_config"),
+        ({"engine_args": {"value_engine": 0.2}}, "vllm.value_engine 0.2"),
+        ({"engine_args": {"value_engine": {"dtype": "float16"}}}, "vllm.value_engine.dtype"),
+        ({"engine_args": {"value_engine": {}}}, "vllm.value_engine"),  # no value takes part
         ({"tuned": "closes_by_pad", "search": RANKED}, "which closes responses by id"),
         ({"tuned": "no_end", "search": RANKED}, "no_end"),
     ],

@@ -6,7 +6,10 @@ the pinned CUDA build (`make test-vllm-source` fetches it), that one too.
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +27,7 @@ from ivg.engines.vllm.runner_v2 import GuidedModelState, RowSettingsProcessorV2,
 from tests.engines.vllm.source import calls_in, names_in
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # vLLM's own
+ROOT = Path(__file__).parents[3]
 
 OWN = RowSettings((0.5,))
 ONE = RowSettings((1.0,))
@@ -166,3 +170,19 @@ def test_vllm_s_source_is_what_this_was_written_by(folder: Path) -> None:
     # What is reported is read from the logits as they came, or from their processed copy where that is asked.
     told = calls_in(folder, sampler, "Sampler.__call__")
     assert told.index("self.sample") < told.index("compute_topk_scores")
+
+
+@pytest.mark.slow
+def test_it_decodes_as_lockstep_does_by_triton_s_interpreter(tmp_path: Path) -> None:
+    """On a CPU: greedy ids, values of a scalar head, betas of single requests, beside a draft model too."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    result = tmp_path / "found.json"
+    command = [sys.executable, "-m", "tests.engines.vllm.interpreted_runner_v2", str(result)]
+    done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(result.read_text())
+    search, betas = found["search"], found["betas"]
+    assert search["equal"] == search["distinct"] == 8
+    assert search["worst_value"] < 1e-4
+    assert betas["alone"] == betas["drafted"] == betas["lockstep"]
+    assert len({tuple(ids) for ids in betas["lockstep"]}) > 3
