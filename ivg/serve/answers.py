@@ -22,6 +22,7 @@ from ivg.serve.prompts import EncodedPrompt, PromptReader
 from ivg.serve.protocol import ApiError
 
 T = TypeVar("T")
+_MAX_ENCODING = 2  # requests whose prompts are encoded at the same time
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +83,7 @@ class Answers:
             name: all(plan.fit.route == "ids" for plan in of_preset) for name, of_preset in plans.items()
         }
         self._numbers = itertools.count()
+        self._encoding = asyncio.Semaphore(_MAX_ENCODING)
 
     async def prepare(self, ask: Ask) -> Prepared:
         """Encode the prompts and check that they fit.
@@ -95,8 +97,9 @@ class Answers:
                 f"logprobs: a guide of model {ask.settings.preset!r} has another vocabulary; leave them out",
             )
         try:
-            # Long prompts and slow templates hold nobody else up.
-            return await asyncio.to_thread(self._prepare, ask)
+            # Long prompts and slow templates hold up neither the event loop nor all of its threads.
+            async with self._encoding:
+                return await asyncio.to_thread(self._prepare, ask)
         except UserError as error:
             raise ApiError(400, str(error)) from error
 

@@ -133,6 +133,12 @@ def _settings(body: Body, preset: Preset, server: ServerSettings) -> RequestSett
         UserError: out of range, beyond the limits, or without meaning for the preset.
     """
     search, beta = _guided(body, preset, server)
+    logprobs = getattr(body, "logprobs", None)
+    if search.chunk_guidance != "none" and logprobs is not None and logprobs is not False:
+        raise UserError(
+            f"logprobs: model {preset.name!r} searches over chunks, so its responses are not drawn from a "
+            "distribution over tokens; ask a model without chunk guidance"
+        )
     own = server.run.sampling
     stop = (body.stop,) if isinstance(body.stop, str) else body.stop
     sampling = SamplingConfig(
@@ -151,12 +157,6 @@ def _settings(body: Body, preset: Preset, server: ServerSettings) -> RequestSett
         )
     numbered = dataclasses.replace(sampling, num_samples=n)
     check_guidance(search, numbered, server.run.pairs, server.run.values)
-    logprobs = getattr(body, "logprobs", None)
-    if search.chunk_guidance != "none" and logprobs is not None and logprobs is not False:
-        raise UserError(
-            f"logprobs: model {preset.name!r} searches over chunks, so its responses are not drawn from a "
-            "distribution over tokens; ask a model without chunk guidance"
-        )
     return RequestSettings(preset.name, search, sampling, beta)
 
 

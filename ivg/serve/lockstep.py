@@ -104,15 +104,17 @@ class ServedLockstep:
     async def decode(self, settings: RequestSettings, task: Task, watcher: Watcher | None = None) -> Finished:
         """Decode one task beside whatever else is running; cancelling the wait frees its rows."""
         async with self._budget.take(settings.search.rows_per_prompt):
-            return await self._engine(settings)[1].decode(task, watcher)
+            _, running = await self._engine(settings)
+            return await running.decode(task, watcher)
 
     async def score(
         self, settings: RequestSettings, sequences: Mapping[str, Sequence[int]], num_tokens: int, num_top: int
     ) -> list[TokenLogProb]:
         """Return the guided distribution's log-probs of the last tokens of a sequence."""
-        async with self._budget.take(1), self._turn:
-            batch = self._engine(settings)[0].lockstep
-            return await asyncio.to_thread(score_given, batch, sequences, num_tokens, num_top)
+        async with self._budget.take(1):
+            engine, _ = await self._engine(settings)
+            async with self._turn:
+                return await asyncio.to_thread(score_given, engine.lockstep, sequences, num_tokens, num_top)
 
     async def close(self) -> None:
         """Stop after the step that is running."""
@@ -120,10 +122,13 @@ class ServedLockstep:
             await running.close()
         self._engines.clear()
 
-    def _engine(self, settings: RequestSettings) -> tuple[LockstepEngine, AsyncLockstep]:
+    async def _engine(self, settings: RequestSettings) -> tuple[LockstepEngine, AsyncLockstep]:
         """Return the engine of these settings, building it where it is new; weights are shared by all."""
-        found = self._engines.pop(settings, None) or self._build(settings)
-        self._engines[settings] = found  # at the end: used last
+        if settings not in self._engines:
+            async with self._turn:  # building tries the models out
+                if settings not in self._engines:
+                    self._engines[settings] = await asyncio.to_thread(self._build, settings)
+        found = self._engines[settings] = self._engines.pop(settings)  # at the end: used last
         idle = [key for key, (_, running) in self._engines.items() if not running.num_tasks]
         for key in idle[:-_MAX_IDLE]:
             del self._engines[key]

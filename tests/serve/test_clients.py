@@ -230,5 +230,6 @@ def test_lm_eval_is_told_why_chunk_search_has_no_log_likelihoods(
 ) -> None:
     done = lm_eval(url, tmp_path, folders["base"], "ivg_choice", "ivg", num_concurrent=1)
     assert done.returncode != 0
-    assert "400" in done.stderr
-    assert "searches over chunks" in done.stderr
+    said = done.stdout + done.stderr
+    assert "400" in said
+    assert "searches over chunks" in said, said

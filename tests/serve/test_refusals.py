@@ -83,6 +83,7 @@ COMPLETIONS: list[tuple[dict[str, Any], int, str]] = [
     ({"stop": ["a"] * 33}, 400, "stop"),
     ({"stop": "a<eos>"}, 400, "special token '<eos>'"),
     ({"logprobs": 1, "model": "ivg"}, 400, "searches over chunks"),
+    ({"logprobs": 1, "model": "ivg", "temperature": 0, "echo": True}, 400, "searches over chunks"),
     ({"logprobs": 21}, 400, "logprobs is 21"),
     ({"logprobs": 1, "stream": True}, 400, "log-probs are not streamed"),
     ({"stream_options": {"include_usage": True}}, 400, "goes with stream"),
