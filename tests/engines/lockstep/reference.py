@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -84,6 +85,7 @@ class Reference:
     eos: Sequence[int]
     search: SearchConfig
     sampling: SamplingConfig
+    gaps: list[float] = dataclasses.field(default_factory=list)  # between the values of candidates
 
     def text(self, ids: Ids) -> str:
         return "".join(TOKENS[i] for i in ids if i < len(TOKENS))
@@ -178,7 +180,9 @@ class Reference:
                 candidates += [
                     self.grow(prompt, beam.ids, uniforms[r], r) for r in range(first, first + count)
                 ]
-            beams = sorted(candidates, key=lambda c: (-c.value, c.row))[:width]
+            ranked = sorted(candidates, key=lambda c: (-c.value, c.row))
+            self.gaps.extend(a.value - b.value for a, b in itertools.pairwise(ranked) if a.ids != b.ids)
+            beams = ranked[:width]
             best_again = beams[0].was_finished or (width == 1 and beams[0].reason is not None)
             ends_early = self.search.early_stopping
             if ends_early is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from typing import NamedTuple
 from unittest import mock
 
@@ -150,15 +149,9 @@ def test_engine_agrees_with_the_reference(token: str, chunk: str, data: st.DataO
     for n, response in enumerate(responses):
         index, sample = divmod(n, sampling.num_samples)
         beams = slow.respond(prompts[index], f"p{index}", sample)
-        # The same text ended by different EOS ids has one value: rounding decides which comes first.
-        by_value = sorted(beams, key=lambda beam: beam.value)
-        assume(
-            not any(
-                a.ids != b.ids and b.value - a.value < 1e-9
-                for a, b in itertools.pairwise(by_value)
-                if search.chunk_guidance != "none"
-            )
-        )
+        # An EOS id that ends a response and the guides' own one where it ends nothing are read alike: of two
+        # candidates with one value rounding decides which comes first.
+        assume(min(slow.gaps, default=1.0) > 1e-9)
         assert [b.token_ids for b in response.beams] == [b.ids for b in beams]
         assert [b.finish_reason for b in response.beams] == [b.reason for b in beams]
         assert np.allclose([b.value for b in response.beams], [b.value for b in beams], rtol=0, atol=1e-9)
