@@ -130,6 +130,11 @@ def settings_from_dict(data: Mapping[str, Any]) -> ServerSettings:
             getattr(run.sampling, name) == default,
             f"sampling.{name} belongs to ivg decode: clients give {instead} with each request; leave it out",
         )
+    for name in ("value_engine", "speculative_config"):
+        require(
+            name not in run.vllm,
+            f"vllm.{name} belongs to ivg decode: a server has one vLLM, which decodes for every preset; leave it out",
+        )
     serve = build(ServeConfig, _mapping(data.get("serve", {}), "serve"), "serve")
     require(
         serve.max_rows is None or run.engine != "lockstep" or serve.max_rows <= run.max_batch_rows,

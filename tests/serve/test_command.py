@@ -97,6 +97,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"input": "x.jsonl"}, "input belongs to ivg decode"),
     ({"sampling": {"seed": 3}}, "clients give seed with each request"),
     ({"sampling": {"num_samples": 3}}, "clients give n with each request"),
+    ({"engine": "vllm", "vllm": {"value_engine": {}}}, "vllm.value_engine belongs to ivg decode"),
+    ({"engine": "vllm", "vllm": {"speculative_config": {}}}, "vllm.speculative_config belongs to ivg decode"),
     ({"guidence": PRESETS}, "unknown key 'guidence'; did you mean 'guidance'"),
     ({"base": 1}, "base"),
 ]
