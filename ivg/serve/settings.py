@@ -133,7 +133,7 @@ def settings_from_dict(data: Mapping[str, Any]) -> ServerSettings:
     for name in ("value_engine", "speculative_config"):
         require(
             name not in run.vllm,
-            f"vllm.{name} belongs to ivg decode: a server has one vLLM, which decodes for every preset; leave it out",
+            f"vllm.{name} belongs to ivg decode: a server has one vLLM for every preset; leave it out",
         )
     serve = build(ServeConfig, _mapping(data.get("serve", {}), "serve"), "serve")
     require(
