@@ -54,11 +54,12 @@ def typeset(cell: object) -> str:
 
 def describe(figure: Figure) -> str:
     """Say in words what a figure shows, for those who cannot see it: axes, methods and caption."""
-    (axes,) = figure.axes
+    axes = figure.axes[0]
     legend = axes.get_legend() or next(iter(figure.legends), None)
     names = [text.get_text() for text in (legend.get_texts() if legend else axes.get_yticklabels())]
     y = f"{axes.get_ylabel()} against " if axes.get_ylabel() else ""
-    parts = [f"Chart: {y}{axes.get_xlabel()}", ", ".join(names), figure.get_supxlabel()]
+    panels = "; ".join(panel.get_xlabel() for panel in figure.axes)
+    parts = [f"Chart: {y}{panels}", ", ".join(names), figure.get_supxlabel()]
     said = " ".join(". ".join(part.rstrip(".") for part in parts if part).split()) + "."
     return read_plain(said)
 

@@ -67,3 +67,10 @@ def test_the_value_models_figures_are_drawn_by_one_hand(tmp_path):
     calibration = figures.value_calibration(table, unit="logit").axes[0]
     assert calibration.get_lines()[0].get_xdata().tolist() == [0.0, 1.0]
     assert "n = 10 held-out responses" in texts(figures.value_quality(table))
+
+
+def test_further_scores_have_panels_of_their_own_and_are_described():
+    two = {"base": REWARD, "ivg": REWARD}
+    figure = figures.reward_by_method(two, unit="quality", also={"valid": two, "VADER": two})
+    assert [axes.get_xlabel() for axes in figure.axes] == ["mean gold reward (quality)", "valid", "VADER"]
+    assert describe(figure).startswith("Chart: mean gold reward (quality); valid; VADER. base, IVG.")
