@@ -107,16 +107,22 @@ def check_it_fits(infos: Sequence[ModelInfo]) -> None:
 
 
 def _least_bytes(info: ModelInfo) -> int:
-    fields = info.config.get_text_config()
+    is_packed = info.config.to_dict().get("quantization_config") is not None  # 4 bits and more
+    quantization = "4bit" if is_packed else info.source.quantization or ""
+    per_weight = _QUANTIZED_BYTES.get(quantization, float(_dtype(info).itemsize))
+    return int(_least_parameters(info.config, info.num_embeddings) * per_weight)
+
+
+def _least_parameters(config: PretrainedConfig, num_embeddings: int) -> int:
+    """Count embeddings and, in each layer, what reads and writes the hidden state in attention."""
+    fields = config.get_text_config()
     layers, width = (_count(fields, name) for name in ("num_hidden_layers", "hidden_size"))
     heads, head_size = _count(fields, "num_attention_heads"), _count(fields, "head_dim")
     inner = heads * head_size or width
-    if info.config.model_type == "albert":  # one layer for all, and narrow embeddings
+    if config.model_type == "albert":  # one layer for all, and narrow embeddings
         layers, width = 1, _count(fields, "embedding_size")
-    num_parameters = info.num_embeddings * width + layers * 2 * width * inner
-    is_packed = info.config.to_dict().get("quantization_config") is not None  # 4 bits and more
-    quantization = "4bit" if is_packed else info.source.quantization or ""
-    return int(num_parameters * _QUANTIZED_BYTES.get(quantization, float(_dtype(info).itemsize)))
+    positions = int(fields.to_dict().get("n_positions") or 0)  # learnt, where they are called so
+    return (num_embeddings + positions) * width + layers * 2 * width * inner
 
 
 def _count(config: PretrainedConfig, name: str) -> int:
@@ -132,9 +138,9 @@ def _memory_bytes() -> int:
 
 
 def refuse_absurd_size(config: PretrainedConfig, name: str) -> None:
-    """Refuse a shape that this machine's memory cannot hold, before anything is allocated or even counted.
+    """Refuse a shape to train or convert that no memory here can hold, before anything is allocated.
 
-    Attention and embeddings alone are counted, in four bytes a weight: a model of this size is beyond doubt.
+    Four bytes a weight, counted as `check_it_fits` does: a model that is refused is too large beyond doubt.
 
     Raises:
         UserError: with what it would need.
@@ -142,16 +148,14 @@ def refuse_absurd_size(config: PretrainedConfig, name: str) -> None:
     with readable(f"{name}: its size cannot be told"):
         fields = config.get_text_config()
         layers, width, vocab = map(int, (fields.num_hidden_layers, fields.hidden_size, fields.vocab_size))
-        positions = int(config.to_dict().get("n_positions") or 0)
-    needed = 4 * width * (vocab + positions + 4 * layers * width)
+        needed = 4 * _least_parameters(config, vocab)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if layers > _MAX_LAYERS:
         raise UserError(f"{name}: {layers} layers; give at most {_MAX_LAYERS}")
     if needed > memory:
         raise UserError(
-            f"{name}: a model of {layers} layers of width {width}, {vocab} tokens and {positions} learnt "
-            f"positions needs more than {needed / 2**30:.3g} GiB, and this machine has {memory / 2**30:.3g}; "
-            "give a smaller shape"
+            f"{name}: a model of {layers} layers of width {width} and {vocab} tokens needs more than "
+            f"{needed / 2**30:.3g} GiB, and this machine has {memory / 2**30:.3g}; give a smaller shape"
         )
 
 
