@@ -93,11 +93,11 @@ class Split(NamedTuple):
 
 def split_values(plans: Sequence[GuidePlan], engine_args: Mapping[str, Any]) -> Split:
     """Tell which values stand alone: where `value_engine` is given, all that rank chunks and no more."""
-    is_asked = VALUE_ENGINE in engine_args
-    alone = [
-        plan for plan in plans if is_asked and isinstance(plan.info, ValueInfo) and not plan.guides_tokens
-    ]
-    return Split([plan for plan in plans if plan not in alone], alone)
+    split = Split([], [])
+    for plan in plans:
+        is_alone = isinstance(plan.info, ValueInfo) and not plan.guides_tokens
+        (split.alone if is_alone and VALUE_ENGINE in engine_args else split.inside).append(plan)
+    return split
 
 
 def check_prompt(task: Task, max_length: int | None = None, *, alone: Collection[str] = frozenset()) -> None:

@@ -24,6 +24,7 @@ from vllm.sampling_params import SamplingParams
 
 from ivg.engines.vllm.row_settings import CONTEXT_NAME, BatchSettings, RowSettings
 from ivg.engines.vllm.runner_v2 import GuidedModelState, RowSettingsProcessorV2, settings_of_rows
+from tests.engines.contract import MIN_P
 from tests.engines.vllm.source import calls_in, names_in
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # vLLM's own
@@ -174,7 +175,7 @@ def test_vllm_s_source_is_what_this_was_written_by(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_it_decodes_as_lockstep_does_by_triton_s_interpreter(tmp_path: Path) -> None:
-    """On a CPU: greedy ids, values of a scalar head, betas of single requests, beside a draft model too."""
+    """On a CPU: greedy ids, values, betas of single requests, and samples beside a draft model."""
     pytest.importorskip("triton", reason="Triton is not installed")
     result = tmp_path / "found.json"
     command = [sys.executable, "-m", "tests.engines.vllm.interpreted_runner_v2", str(result)]
@@ -186,3 +187,4 @@ def test_it_decodes_as_lockstep_does_by_triton_s_interpreter(tmp_path: Path) -> 
     assert search["worst_value"] < 1e-4
     assert betas["alone"] == betas["drafted"] == betas["lockstep"]
     assert len({tuple(ids) for ids in betas["lockstep"]}) > 3
+    assert found["distribution"]["guided"] > MIN_P > found["distribution"]["base"]
