@@ -22,12 +22,12 @@ from ivg.errors import UserError, exit_on_user_error, needs
 with needs("eval"):
     import torch
     from rich.console import Console
-    from rich.progress import track
 
     from ivg.evaluation.measures.decoded import row_ids
     from ivg.evaluation.measures.statistics import estimate, mean_by_prompt
     from ivg.evaluation.options import config_and_overrides
     from ivg.evaluation.output_folder import open_output, writable
+    from ivg.evaluation.progress import tracked
     from ivg.evaluation.report.figures import by_length, save_png
     from ivg.evaluation.report.tables import speed_table
     from ivg.evaluation.safe_text import say
@@ -56,15 +56,17 @@ def measure_all(grid: GridConfig, rows: Sequence[Record]) -> dict[tuple[int, Run
     timed = {(length, run): Timed() for length in grid.lengths for run in grid.runs}
     for run in grid.runs:
         run_at_length(grid, models, run, min(grid.lengths), rows[:1])
-    for _ in track(range(grid.repeats), "rounds"):
-        for (length, run), found in timed.items():
-            reset_peak()
-            found.runs.append(run_at_length(grid, models, run, length, rows))
-            if torch.cuda.is_available():
-                found.peak = max(found.peak or 0, peak_mib() or 0)
+    with tracked(range(grid.repeats), "rounds") as rounds:
+        for _ in rounds:
+            for (length, run), found in timed.items():
+                reset_peak()
+                found.runs.append(run_at_length(grid, models, run, length, rows))
+                if torch.cuda.is_available():
+                    found.peak = max(found.peak or 0, peak_mib() or 0)
     if not torch.cuda.is_available():
-        for (length, run), found in track(timed.items(), "memory"):
-            found.peak = peak_in_fresh_process(partial(load_and_run, grid, run, length, rows))
+        with tracked(timed.items(), "memory") as cells:
+            for (length, run), found in cells:
+                found.peak = peak_in_fresh_process(partial(load_and_run, grid, run, length, rows))
     return timed
 
 

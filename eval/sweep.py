@@ -17,13 +17,13 @@ from ivg.errors import UserError, exit_on_user_error, needs
 
 with needs("eval"):
     from rich.console import Console
-    from rich.progress import track
 
     from ivg.evaluation.measures.decoded import read_decoded
     from ivg.evaluation.measures.distance import encode_response, response_nll
     from ivg.evaluation.measures.measures import compare, measure, missing_reasons
     from ivg.evaluation.options import config_and_overrides
     from ivg.evaluation.output_folder import OutputFolder, open_output, writable
+    from ivg.evaluation.progress import tracked
     from ivg.evaluation.reading import read_json
     from ivg.evaluation.report.figures import save_png
     from ivg.evaluation.report.frontiers import sweep_frontiers
@@ -107,21 +107,22 @@ def judge(grid: GridConfig, base: LoadedModel, reward: Reward, also: Mapping[str
     """Measure every run's responses and compare them with the base's."""
     name = str(grid.reward.function or grid.reward.model)
     measured, missing = {}, {}
-    for run in track(grid.runs, "judging"):
-        file = read_decoded(run.name, grid.output / f"{run.name}.jsonl")
-        rewards = score(reward, file.rows, file.responses, name)
-        encoded = [
-            encode_response(
-                base.info.tokenizer,
-                row,
-                template=base.info.template,
-                chat_template_kwargs=base.info.source.chat_template_kwargs,
-            )
-            for row in file.rows
-        ]
-        others = {key: score(function, file.rows, file.responses, key) for key, function in also.items()}
-        measured[run.name] = measure(file, rewards, response_nll(base.module, encoded), others)
-        missing[run.name] = missing_reasons(file, rewards)
+    with tracked(grid.runs, "judging") as runs:
+        for run in runs:
+            file = read_decoded(run.name, grid.output / f"{run.name}.jsonl")
+            rewards = score(reward, file.rows, file.responses, name)
+            encoded = [
+                encode_response(
+                    base.info.tokenizer,
+                    row,
+                    template=base.info.template,
+                    chat_template_kwargs=base.info.source.chat_template_kwargs,
+                )
+                for row in file.rows
+            ]
+            others = {key: score(function, file.rows, file.responses, key) for key, function in also.items()}
+            measured[run.name] = measure(file, rewards, response_nll(base.module, encoded), others)
+            missing[run.name] = missing_reasons(file, rewards)
     report = compare(measured, base="base", reference="base", also=list(also))
     for run_name, reasons in missing.items():
         report["methods"][run_name]["missing"] = reasons
@@ -137,7 +138,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with open_output(grid.output, "sweep.json", "{") as output:
         reward, also = load_reward(grid.reward), load_also(grid.also)  # before anything is decoded for them
         sweep = Sweep(grid, rows, output)
-        cost = {run.name: sweep.finish(run) for run in track(grid.runs, "decoding")}
+        with tracked(grid.runs, "decoding") as runs:
+            cost = {run.name: sweep.finish(run) for run in runs}
         report: dict[str, Any] = {"kind": "sweep", "cost": cost, **judge(grid, sweep.base, reward, also)}
         report["cells"] = [
             {"name": run.name, "method": run.method, "setting": run.setting, **dataclasses.asdict(run)}

@@ -8,16 +8,16 @@ samples of each prompt, by the value or (an upper bound for any value model) by 
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 from ivg.errors import UserError, exit_on_user_error
 from ivg.evaluation.measures.distance import EncodedResponse, encode_response
+from ivg.evaluation.progress import tracked
 from ivg.run.json_files import write_jsonl
 from ivg.training.data import read_jsonl
 from ivg.training.value.heads import prefix_values, prepare_value_model
@@ -47,18 +47,21 @@ def first_n(samples: Sequence[Sample], n: int, by: str) -> list[Sample]:
 
 
 @torch.inference_mode()
-def with_values(samples: Sequence[Sample], folder: str) -> Iterator[dict[str, Any]]:
-    """Yield the samples with the score that a value model's folder gives to each, longest first."""
+def with_values(samples: Sequence[Sample], folder: str) -> list[dict[str, Any]]:
+    """Return the samples with the score that a value model's folder gives to each, longest first."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     module = AutoModelForTokenClassification.from_pretrained(folder).eval()
     prepare_value_model(module)
     rows = [{**sample, "response": sample["completion"]} for sample in samples]
     encoded = [encode_response(tokenizer, row) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: -len(encoded[i]))
-    for start in track(range(0, len(order), BATCH), "scoring"):
-        places = order[start : start + BATCH]
-        for i, score in zip(places, final_values(module, [encoded[i] for i in places]), strict=True):
-            yield {**samples[i], "value": score}
+    valued = []
+    with tracked(range(0, len(order), BATCH), "scoring") as starts:
+        for start in starts:
+            places = order[start : start + BATCH]
+            for i, score in zip(places, final_values(module, [encoded[i] for i in places]), strict=True):
+                valued.append({**samples[i], "value": score})
+    return valued
 
 
 def final_values(module: Any, batch: Sequence[EncodedResponse]) -> list[float]:

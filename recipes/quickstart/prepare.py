@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import corpus
-from rich.progress import track
 
 from ivg.config.yaml_file import build, read_yaml
 from ivg.errors import exit_on_user_error
+from ivg.evaluation.progress import tracked
 from ivg.run.json_files import write_jsonl
 from ivg.training.tokenizer import train_tokenizer
 
@@ -60,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     texts = []
     for name in ("train", "validation"):
         rng = random.Random(f"{config.seed} {name}")
-        prompts = track(getattr(splits, name), f"reviews for {name} prompts")
-        # A review opens with the blank that parts it from the prompt.
-        rows = [{"prompt": prompt, "completion": " " + corpus.write_review(rng)} for prompt in prompts]
+        with tracked(getattr(splits, name), f"reviews for {name} prompts") as prompts:
+            # A review opens with the blank that parts it from the prompt.
+            rows = [{"prompt": prompt, "completion": " " + corpus.write_review(rng)} for prompt in prompts]
         write_jsonl(output / f"reviews.{name}.jsonl", rows)
         texts += [row["prompt"] + row["completion"] for row in rows if name == "train"]
     train_tokenizer(texts, config.vocab_size).save_pretrained(output / "tokenizer")

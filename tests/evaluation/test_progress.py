@@ -1,0 +1,26 @@
+"""A loop that an error leaves half-way leaves no thread behind, whoever collects garbage."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from ivg.evaluation.progress import tracked
+
+
+def test_items_come_in_order_and_the_bar_ends_with_the_block() -> None:
+    before = threading.active_count()
+    with tracked(range(3), "counting") as numbers:
+        assert threading.active_count() > before  # the bar draws itself
+        assert list(numbers) == [0, 1, 2]
+    assert threading.active_count() == before
+
+
+def test_an_error_half_way_leaves_nothing_to_the_garbage_collector() -> None:
+    before = threading.active_count()
+    with pytest.raises(ZeroDivisionError) as raised, tracked([1, 0, 2], "dividing") as numbers:
+        {number: 1 / number for number in numbers}
+    # The traceback still holds the loop's own iterator, as a program that is about to end does.
+    assert raised.value.__traceback__ is not None
+    assert threading.active_count() == before
