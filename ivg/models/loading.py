@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from ivg.config import ModelConfig, PairConfig, ValueConfig
 from ivg.errors import UserError, readable
+from ivg.models.attention_masks import use_finite_masks
 from ivg.models.inspection import HEAD_NAMES, PEFT_PREFIX, Kind, ModelInfo, adapter_weights
 from ivg.models.plan import ModelInfos, PairInfo, ValueInfo, inspect_models
 
@@ -225,6 +226,7 @@ def load_weights(
     Raises:
         UserError: damaged, or weights are missing or of another shape than its config says.
     """
+    use_finite_masks()
     brought = {} if adapter is None else adapter_weights(adapter, name)
     check_weights(kind, path, name, brought=brought, trust_remote_code=trust_remote_code, **kwargs)
     with readable(f"{name}: cannot be loaded"), quiet():
