@@ -212,16 +212,17 @@ def test_overwriting_leaves_other_files_among_the_parts_alone(command: list[str]
     assert sorted(file.name for file in parts.iterdir()) == ["mine.jsonl", "notes.txt"]
 
 
-def test_two_runs_on_one_output(
-    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", ["o.jsonl", "t.jsonl"])
+def test_two_runs_on_one_file(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     """Both ended with exit code 0 and 28 lines for 14 prompts."""
-    with hold_lock(lock_path(tmp_path / "o.jsonl"), "output"):
+    with hold_lock(lock_path(tmp_path / name), "output"):
         line = refusal(capsys, command)
-    assert f"output {tmp_path / 'o.jsonl'}: is being written by process {os.getpid()}" in line
+    assert f"output {tmp_path / name}: is being written by process {os.getpid()}" in line
     assert not (tmp_path / "o.jsonl").exists()
     assert cli.main(command) == 0
-    assert not lock_path(tmp_path / "o.jsonl").exists()
+    assert not lock_path(tmp_path / name).exists()
 
 
 def test_weights_that_changed_between_runs_are_noticed(
