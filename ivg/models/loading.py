@@ -350,14 +350,25 @@ def _attach_adapter(
 
 def _untie(module: PreTrainedModel, changed: Collection[str]) -> None:
     """Give input and output embedding weights of their own if they share one and an adapter changes it."""
-    given, output = module.get_input_embeddings(), module.get_output_embeddings()
-    if output is None or output.weight is not given.weight:
-        return
-    names = [name for name, child in module.named_modules() if child is given or child is output]
-    if any(key.startswith(f"{name}.") for key in changed for name in names):
+    if changes_tied_embedding(module, changed):
+        output = module.get_output_embeddings()
         output.weight = nn.Parameter(output.weight.detach().clone(), requires_grad=False)
         module.config.tie_word_embeddings = False
         module.config.get_text_config().tie_word_embeddings = False
+
+
+def changes_tied_embedding(module: PreTrainedModel, changed: Collection[str]) -> bool:
+    """Tell whether an adapter changes an embedding that is also the output layer, or that output layer.
+
+    Args:
+        module: the model under the adapter; it may be on the meta device.
+        changed: names of the adapter's weights.
+    """
+    given, output = module.get_input_embeddings(), module.get_output_embeddings()
+    if output is None or output.weight is not given.weight:
+        return False
+    names = [name for name, child in module.named_modules() if child is given or child is output]
+    return any(key.startswith(f"{name}.") for key in changed for name in names)
 
 
 @contextlib.contextmanager
