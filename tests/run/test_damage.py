@@ -12,7 +12,7 @@ import pytest
 
 from ivg.run import cli
 from ivg.run.lock import hold_lock, lock_path
-from ivg.run.output_files import fingerprint, manifest_path
+from ivg.run.output_files import fingerprint, join_parts, manifest_path, part_folder, part_path
 from tests.run.conftest import Folders
 
 GUIDED = (
@@ -168,6 +168,19 @@ def test_a_link_stays_a_link(command: list[str], tmp_path: Path) -> None:
         assert cli.main([*command, *more]) == 0
         assert (tmp_path / "o.jsonl").is_symlink()
         assert target.read_bytes().count(b"\n") == 8
+
+
+def test_a_link_stays_a_link_where_processes_share_a_run(tmp_path: Path) -> None:
+    output, target = tmp_path / "o.jsonl", tmp_path / "real.jsonl"
+    output.symlink_to(target.name)
+    for number, lines in enumerate((b"1\n", b"2\n3\n")):
+        part_path(output, number).parent.mkdir(exist_ok=True)
+        part_path(output, number).write_bytes(lines)
+    digest = join_parts(output, [part_path(output, number) for number in range(2)])
+    assert output.is_symlink()
+    assert target.read_bytes() == b"1\n2\n3\n"
+    assert (digest.num_lines, digest.num_bytes) == (3, 6)
+    assert not part_folder(output).exists()
 
 
 def test_overwriting_keeps_the_old_result_until_the_new_run_can_decode(
