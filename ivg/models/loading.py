@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from ivg.config import ModelConfig, PairConfig, ValueConfig
 from ivg.errors import UserError, readable
+from ivg.models.attention_masks import use_finite_masks
 from ivg.models.inspection import HEAD_NAMES, PEFT_PREFIX, Kind, ModelInfo, adapter_weights
 from ivg.models.plan import ModelInfos, PairInfo, ValueInfo, inspect_models
 
@@ -225,6 +226,7 @@ def load_weights(
     Raises:
         UserError: damaged, or weights are missing or of another shape than its config says.
     """
+    use_finite_masks()
     brought = {} if adapter is None else adapter_weights(adapter, name)
     check_weights(kind, path, name, brought=brought, trust_remote_code=trust_remote_code, **kwargs)
     with readable(f"{name}: cannot be loaded"), quiet():
@@ -348,14 +350,25 @@ def _attach_adapter(
 
 def _untie(module: PreTrainedModel, changed: Collection[str]) -> None:
     """Give input and output embedding weights of their own if they share one and an adapter changes it."""
-    given, output = module.get_input_embeddings(), module.get_output_embeddings()
-    if output is None or output.weight is not given.weight:
-        return
-    names = [name for name, child in module.named_modules() if child is given or child is output]
-    if any(key.startswith(f"{name}.") for key in changed for name in names):
+    if changes_tied_embedding(module, changed):
+        output = module.get_output_embeddings()
         output.weight = nn.Parameter(output.weight.detach().clone(), requires_grad=False)
         module.config.tie_word_embeddings = False
         module.config.get_text_config().tie_word_embeddings = False
+
+
+def changes_tied_embedding(module: PreTrainedModel, changed: Collection[str]) -> bool:
+    """Tell whether an adapter changes an embedding that is also the output layer, or that output layer.
+
+    Args:
+        module: the model under the adapter; it may be on the meta device.
+        changed: names of the adapter's weights.
+    """
+    given, output = module.get_input_embeddings(), module.get_output_embeddings()
+    if output is None or output.weight is not given.weight:
+        return False
+    names = [name for name, child in module.named_modules() if child is given or child is output]
+    return any(key.startswith(f"{name}.") for key in changed for name in names)
 
 
 @contextlib.contextmanager

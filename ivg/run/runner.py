@@ -56,7 +56,8 @@ def _run_to_standard_output(job: Job) -> None:
 
 def _run_alone(job: Job, output: Path, *, overwrite: bool, on_text: OnText) -> None:
     outputs = Outputs(output, job.trace_paths, settings(job, several_processes=False))
-    with hold_lock(lock_path(output), f"output {output}"), ExitStack() as stack:
+    with ExitStack() as stack:
+        _hold_locks(outputs, stack)
         outputs.check(overwrite=overwrite)
         decoder = stack.enter_context(BlockDecoder(job, on_text))
         if overwrite and outputs.have_begun():
@@ -78,6 +79,12 @@ def _run_alone(job: Job, output: Path, *, overwrite: bool, on_text: OnText) -> N
         outputs.close(_digests(outputs, files), decoder.summary())
 
 
+def _hold_locks(outputs: Outputs, stack: ExitStack) -> None:
+    """Keep other runs off every file of this one, the trace included, until the stack is left."""
+    for path in outputs.files:
+        stack.enter_context(hold_lock(lock_path(path), f"output {path}"))
+
+
 def _digests(outputs: Outputs, files: Sequence[LineFile]) -> dict[Path, Digest]:
     return {path: file.digest for path, file in zip(outputs.files, files, strict=True)}
 
@@ -90,7 +97,7 @@ def _run_share(job: Job, output: Path, *, overwrite: bool, on_text: OnText) -> N
     outputs = Outputs(output, job.trace_paths, settings(job, several_processes=True))
     with ExitStack() as stack:
         if state.is_main_process:
-            stack.enter_context(hold_lock(lock_path(output), f"output {output}"))
+            _hold_locks(outputs, stack)
             outputs.check(overwrite=overwrite)
         wait_for_others()
         mine = range(state.process_index, len(job.blocks), state.num_processes)

@@ -82,7 +82,8 @@ def hold(folder, started, end):
 def test_two_evaluations_do_not_share_a_folder_and_a_killed_one_stops_nobody(tmp_path):
     context = multiprocessing.get_context("fork")
     started, end = context.Event(), context.Event()
-    other = context.Process(target=hold, args=(tmp_path, started, end))
+    # A daemon: where the lock fails, so does the test, and nothing waits for this process for ever.
+    other = context.Process(target=hold, args=(tmp_path, started, end), daemon=True)
     other.start()
     assert started.wait(60)
     with pytest.raises(UserError, match=r"output .*: is being written"), open_output(tmp_path, "x", "{"):
@@ -105,3 +106,14 @@ def test_a_single_result_is_ours_or_left_alone(tmp_path):
         pass
     assert path.read_text() == '{"other": 1}'
     assert sorted(os.listdir(tmp_path)) == ["out.json"]
+
+
+def test_two_evaluations_do_not_share_a_single_result(tmp_path):
+    path = str(tmp_path / "out.json")
+    with (
+        open_result(path, ("methods",)) as write,
+        pytest.raises(UserError, match=r"^output .*out\.json: is being written by process"),
+        open_result(path, ("methods",)),
+    ):
+        write({"methods": {}})
+    assert os.listdir(tmp_path) == []

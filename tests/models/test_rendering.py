@@ -294,8 +294,10 @@ def test_a_template_that_fails_or_never_ends_is_one_line() -> None:
             write_conversation(tok, turns, add_generation_prompt=True)
     nested = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     tok.chat_template = nested
+    start = time.monotonic()
     with pytest.raises(UserError, match=r"has not ended after 0.3 s; mend it, or give a format string"):
         write_conversation(tok, turns, add_generation_prompt=True, time_limit=0.3)
+    assert time.monotonic() - start < 5
     deadline = time.monotonic() + 5
     while any(thread.daemon and "write" in thread.name for thread in threading.enumerate()):
         assert time.monotonic() < deadline  # its thread is ended too

@@ -187,6 +187,22 @@ def test_an_adapter_without_its_head_is_refused(tmp_path: Path) -> None:
         rewards.load_reward(rewards.RewardConfig(model=str(tmp_path / "adapter")))
 
 
+def test_an_adapter_that_lacks_some_of_its_weights_is_refused(tmp_path: Path) -> None:
+    """PEFT only warns, and computes as if that layer had never been trained."""
+    over = tiny.save(tmp_path / "lm", tiny.causal(0, dtype=torch.float32))
+    folder = tmp_path / "adapter"
+    _adapter(folder, over, TaskType.CAUSAL_LM)
+    file = folder / "adapter_model.safetensors"
+    lost = next(key for key in load_file(file) if "h.1" in key and "lora_B" in key)
+    save_file({key: tensor for key, tensor in load_file(file).items() if key != lost}, file)
+    message = r"1 weights are missing from its adapter, such as transformer\.h\.1\..*lora_B"
+    with pytest.raises(UserError, match=message):
+        load_weights("causal", over, "base", adapter=str(folder))
+    pair = PairConfig(tuned=ModelConfig(path=str(folder)), untuned=ModelConfig(path=over))
+    with pytest.raises(UserError, match=message):
+        load_models(over, pairs=[pair])  # kept apart from its base, as rows with and without it
+
+
 @pytest.mark.parametrize("targets", [["lm_head"], ["wte"], ["c_attn"]])
 def test_an_adapter_on_tied_embeddings_is_merged_as_peft_computes(tmp_path: Path, targets: list[str]) -> None:
     over = tiny.save(tmp_path / "lm", tiny.causal(0, dtype=torch.float32))

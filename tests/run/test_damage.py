@@ -12,7 +12,7 @@ import pytest
 
 from ivg.run import cli
 from ivg.run.lock import hold_lock, lock_path
-from ivg.run.output_files import fingerprint, manifest_path
+from ivg.run.output_files import fingerprint, join_parts, manifest_path, part_folder, part_path
 from tests.run.conftest import Folders
 
 GUIDED = (
@@ -170,6 +170,19 @@ def test_a_link_stays_a_link(command: list[str], tmp_path: Path) -> None:
         assert target.read_bytes().count(b"\n") == 8
 
 
+def test_a_link_stays_a_link_where_processes_share_a_run(tmp_path: Path) -> None:
+    output, target = tmp_path / "o.jsonl", tmp_path / "real.jsonl"
+    output.symlink_to(target.name)
+    for number, lines in enumerate((b"1\n", b"2\n3\n")):
+        part_path(output, number).parent.mkdir(exist_ok=True)
+        part_path(output, number).write_bytes(lines)
+    digest = join_parts(output, [part_path(output, number) for number in range(2)])
+    assert output.is_symlink()
+    assert target.read_bytes() == b"1\n2\n3\n"
+    assert (digest.num_lines, digest.num_bytes) == (3, 6)
+    assert not part_folder(output).exists()
+
+
 def test_overwriting_keeps_the_old_result_until_the_new_run_can_decode(
     command: list[str], folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -212,16 +225,17 @@ def test_overwriting_leaves_other_files_among_the_parts_alone(command: list[str]
     assert sorted(file.name for file in parts.iterdir()) == ["mine.jsonl", "notes.txt"]
 
 
-def test_two_runs_on_one_output(
-    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", ["o.jsonl", "t.jsonl"])
+def test_two_runs_on_one_file(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     """Both ended with exit code 0 and 28 lines for 14 prompts."""
-    with hold_lock(lock_path(tmp_path / "o.jsonl"), "output"):
+    with hold_lock(lock_path(tmp_path / name), "output"):
         line = refusal(capsys, command)
-    assert f"output {tmp_path / 'o.jsonl'}: is being written by process {os.getpid()}" in line
+    assert f"output {tmp_path / name}: is being written by process {os.getpid()}" in line
     assert not (tmp_path / "o.jsonl").exists()
     assert cli.main(command) == 0
-    assert not lock_path(tmp_path / "o.jsonl").exists()
+    assert not lock_path(tmp_path / name).exists()
 
 
 def test_weights_that_changed_between_runs_are_noticed(

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from ivg.run import cli
-from ivg.run.output_files import part_path
+from ivg.run.lock import hold_lock, lock_path
+from ivg.run.output_files import manifest_path, part_path
 from tests.run.test_resume import ENVIRONMENT, ROOT, command
 
 
@@ -88,3 +89,28 @@ def test_a_joined_output_that_was_damaged_is_mended(tmp_path: Path) -> None:
     assert [code for code, _ in found] == [0, 0], found
     assert output.read_bytes() != whole
     assert output.read_bytes().count(b"\n") == len(lines)
+
+
+@pytest.mark.slow
+def test_an_output_that_another_run_writes_is_refused(tmp_path: Path) -> None:
+    flags = command(tmp_path, torch.float64)
+    output = tmp_path / "shared.jsonl"
+    with hold_lock(lock_path(output), "output"):
+        (code, said), (other, _) = finish(start_two(flags, output))
+    assert (code, other) == (2, 1)  # the second was left behind by the first, and says so
+    assert f"output {output}: is being written by process {os.getpid()}" in said
+    assert not output.exists()
+
+
+@pytest.mark.slow
+def test_overwriting_keeps_the_old_result_until_each_process_can_decode(tmp_path: Path) -> None:
+    flags = command(tmp_path, torch.float64)
+    output = tmp_path / "shared.jsonl"
+    assert cli.main([*flags, "--output", str(output)]) == 0
+    before = [file.read_bytes() for file in (output, manifest_path(output))]
+    weights = Path(flags[flags.index("--base") + 1]) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    found = finish(start_two([*flags, "--overwrite", "--seed", "3"], output))
+    assert found[0][0] == 2, found
+    assert "cannot be loaded" in found[0][1]
+    assert [file.read_bytes() for file in (output, manifest_path(output))] == before

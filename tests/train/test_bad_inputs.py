@@ -312,8 +312,10 @@ CASES: list[tuple[str, str, Spoil, dict[str, Any], str]] = [
         )
         for s in (*STAGES, "rollouts")
     ),
-    ("dpo", "another machine's run", locked_elsewhere, {}, "is being written by process 7 on not-"),
-    ("rollouts", "another machine's run", locked_elsewhere, {}, "is being written by process 7 on not-"),
+    *(
+        (s, "another machine's run", locked_elsewhere, {}, "is being written by process 7 on not-")
+        for s in (*STAGES, "rollouts")
+    ),
 ]
 PATHS = ("dataset_name", "model_name_or_path", "tokenizer_path", "output_dir", "reward_model")
 

@@ -197,6 +197,8 @@ def test_sft_lora_merged_is_a_whole_model(
         assert (merged(ids).logits - adapted(ids).logits).abs().max() > 1e-4
     assert AutoTokenizer.from_pretrained(output / "merged").get_vocab() == tiny.tokenizer().get_vocab()
     assert not (output / "merged.partial").exists()
+    # Whoever starts from it, or decodes with it, is held to the prompts that it was trained on.
+    assert json.loads((output / "merged" / "prompt_format.json").read_text())["example"] == "Hello"
 
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")

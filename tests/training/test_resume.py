@@ -67,6 +67,19 @@ def test_the_best_checkpoint_stays(tmp_path: Path) -> None:
     assert not other.exists()
 
 
+def test_the_rotation_takes_our_checkpoints_alone(tmp_path: Path) -> None:
+    arguments = TrainingArguments(output_dir=str(tmp_path), save_total_limit=1, use_cpu=True)
+    callback = resume.CompleteCheckpoints(arguments)
+    foreign = tmp_path / "checkpoint-3"  # put there while the run trains
+    foreign.mkdir()
+    (foreign / "optimizer.pt").write_bytes(b"a week of work")
+    ours = _checkpoint(tmp_path, 5)
+    _checkpoint(tmp_path, 10, complete=False)
+    callback.on_save(arguments, TrainerState(global_step=10), TrainerControl())
+    assert not ours.exists()
+    assert (foreign / "optimizer.pt").read_bytes() == b"a week of work"
+
+
 @pytest.mark.parametrize(("given", "step"), [(None, 10), (True, 10), ("true", 10), ("7", 7), (False, None)])
 def test_what_resume_from_checkpoint_takes(
     tmp_path: Path, given: str | bool | None, step: int | None

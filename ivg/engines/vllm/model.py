@@ -13,7 +13,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PretrainedConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
 from vllm.compilation.backends import set_model_tag
 from vllm.config import ModelConfig, VllmConfig, replace
 from vllm.model_executor.model_loader import DefaultModelLoader
@@ -27,6 +27,7 @@ from ivg.decoding.value_head import scalar_values, vocabulary_values
 from ivg.engines.vllm.description import Description, GuideDescription, Member
 from ivg.engines.vllm.row_settings import CONTEXT_NAME, BatchSettings
 from ivg.models.inspection import HEAD_NAMES
+from ivg.models.loading import load_weights
 
 Weight = tuple[str, Tensor]
 
@@ -283,12 +284,14 @@ class IvgForCausalLM(nn.Module):
 
 def _merged(member: Member) -> Iterable[Weight]:
     """Return the weights of a guide with its adapter merged; a guide is small, so it is merged in memory."""
-    from peft import PeftModel
-
     with torch.device("cpu"):
-        model = AutoModelForCausalLM.from_pretrained(
-            member.path, revision=member.revision, trust_remote_code=member.trust_remote_code
+        merged = load_weights(
+            "causal",
+            member.path,
+            f"guide {member.adapter}",
+            adapter=member.adapter,
+            revision=member.revision,
+            trust_remote_code=member.trust_remote_code,
         )
-        merged = PeftModel.from_pretrained(model, member.adapter).merge_and_unload()
     weights: dict[str, Tensor] = merged.state_dict()
     return weights.items()

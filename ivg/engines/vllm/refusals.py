@@ -7,12 +7,15 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
+import torch
+
 from ivg.config import SamplingConfig
 from ivg.decoding.engine import Refusal
 from ivg.decoding.sequences import Task
 from ivg.errors import UserError
 from ivg.models.architectures import has_states
-from ivg.models.inspection import ModelInfo
+from ivg.models.inspection import ModelInfo, adapter_weights
+from ivg.models.loading import CLASSES, changes_tied_embedding
 from ivg.models.plan import GuidePlan, PairInfo, ValueInfo
 
 LOCKSTEP = "set engine: lockstep"
@@ -280,6 +283,12 @@ def _refuse_loading(info: ModelInfo) -> Iterator[Refusal]:
         yield Refusal(f"{info.name}: attn_implementation", reason, "leave it out")
 
 
+def _changes_tied_embedding(info: ModelInfo) -> bool:
+    with torch.device("meta"):
+        module = CLASSES[info.kind].from_config(info.config, trust_remote_code=info.source.trust_remote_code)
+    return changes_tied_embedding(module, adapter_weights(info.source.path, info.name))
+
+
 def _refuse_model(info: ModelInfo, tensor_parallel_size: int) -> Iterator[Refusal]:
     yield from _refuse_loading(info)
     fields = info.config.get_text_config().to_dict()
@@ -292,6 +301,10 @@ def _refuse_model(info: ModelInfo, tensor_parallel_size: int) -> Iterator[Refusa
     if info.kind != "classifier" and has_states(info.config):
         reason = "vLLM keeps them in blocks of their own, untried beside guides"
         yield Refusal(f"{info.name}: recurrent states ({info.config.model_type})", reason, LOCKSTEP)
+    if info.adapter_over is not None and _changes_tied_embedding(info):
+        reason = "vLLM keeps one matrix for embedding and output, of which the adapter changes one"
+        instead = f"merge it into a model with embeddings of their own, or {LOCKSTEP}"
+        yield Refusal(f"{info.name}: an adapter on tied embeddings", reason, instead)
     heads = fields.get("num_attention_heads") or fields.get("n_head") or 0
     if heads % tensor_parallel_size:
         instead = "give a tensor_parallel_size that divides the heads of all models"

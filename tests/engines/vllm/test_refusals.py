@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from transformers import GPT2LMHeadModel, PreTrainedModel
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, GPT2LMHeadModel, PreTrainedModel
 
 from ivg.config import ModelConfig, PairConfig, SamplingConfig, SearchConfig, ValueConfig
 from ivg.engines.vllm.description import Description, describe
@@ -14,6 +15,12 @@ from ivg.models.plan import inspect_models, plan_guides
 from tests import tiny
 from tests.models import tiny as two_vocabularies
 
+# PEFT tells of what is refused here.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out"),
+    pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings"),
+    pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`"),
+]
 EFT = SearchConfig(token_guidance="implicit")
 DRAFT = {"model": "tuned", "num_speculative_tokens": 3}
 RANKED = SearchConfig(chunk_guidance="implicit", num_successors=2)
@@ -36,6 +43,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     tiny.save(folder / "classifier", classifier)
     two_vocabularies.guide(folder / "other", 6)
+    for target in ("lm_head", "c_attn"):
+        lora = LoraConfig(r=2, target_modules=[target], task_type="CAUSAL_LM", fan_in_fan_out=True)
+        adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(folder / "untuned"), lora)
+        adapted.save_pretrained(folder / f"lora_{target}")
+        tiny.tokenizer().save_pretrained(folder / f"lora_{target}")
     for name, end in (("closes_by_pad", tiny.PAD), ("no_end", None)):
         tokenizer = tiny.tokenizer()
         tokenizer.eos_token = end
@@ -60,7 +72,8 @@ def refusals(
     def source(name: str, options: dict | None) -> ModelConfig:
         return ModelConfig(path=str(folder / name), **(options or {}))
 
-    untuned = "untuned" if tuned in ("tuned", "closes_by_pad") else tuned
+    has_twin = tuned in ("tuned", "closes_by_pad") or tuned.startswith("lora")
+    untuned = "untuned" if has_twin else tuned
     pair = PairConfig(tuned=source(tuned, guide), untuned=source(untuned, guide), chunk_weight=ranks)
     configs = [ValueConfig(model=source(name, guide), weight=1.0) for name in values]
     infos = inspect_models(source("base", base), [pair], configs)
@@ -80,6 +93,7 @@ def test_what_it_can_do_is_not_refused(folder: Path) -> None:
     assert refusals(folder, search=RANKED, values=("scalar",), keep_trace=True, temperature=0.01) == []
     assert refusals(folder, tuned="llama", engine_args={"tensor_parallel_size": 2}) == []
     assert refusals(folder, engine_args={"speculative_config": DRAFT}) == []
+    assert refusals(folder, tuned="lora_c_attn") == []
 
 
 def test_a_value_in_an_engine_of_its_own_may_be_what_one_inside_may_not(folder: Path) -> None:
@@ -127,6 +141,7 @@ def test_a_value_in_an_engine_of_its_own_may_be_what_one_inside_may_not(folder: 
         ({"engine_args": {"value_engine": {}}}, "vllm.value_engine"),  # no value takes part
         ({"tuned": "closes_by_pad", "search": RANKED}, "which closes responses by id"),
         ({"tuned": "no_end", "search": RANKED}, "no_end"),
+        ({"tuned": "lora_lm_head"}, "an adapter on tied embeddings"),
     ],
 )
 def test_what_it_cannot_do_is(folder: Path, options: dict, asked: str) -> None:

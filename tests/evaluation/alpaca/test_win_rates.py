@@ -195,6 +195,7 @@ ASKS = "fn_completions: openai_completions"
         ("a: [1", "not valid YAML"),
         ("- a", "expected a mapping of keys, got a list"),
         ("a: text", "annotator a is 'text'; give its keys"),
+        (f"../../x: {{{ASKS}}}", r"annotator '\.\./\.\./x' cannot name a file of its own"),
         (f"a: {{{ASKS}}}", "annotator a has no completions_kwargs.model_name"),
         (f"a: {{{ASKS}, completions_kwargs: 3}}", "annotator a has no completions_kwargs.model_name"),
         (f"a: {{{ASKS}, completions_kwargs: {{model_name: m}}}}", "annotator a needs a prompt_template"),
