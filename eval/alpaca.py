@@ -10,23 +10,17 @@ the process was killed may be made twice.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import math
-import os
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ivg.errors import EXIT_INTERRUPTED, UserError, exit_on_user_error, needs
 
 with needs("eval"):
-    import openai
     from rich.console import Console
-    from rich.prompt import Confirm
 
-    from ivg.evaluation.alpaca import files, win_rates
+    from ivg.evaluation.alpaca import files, judge_quality, win_rates
     from ivg.evaluation.alpaca.annotators import (
         OFFICIAL_ANNOTATOR,
         Annotations,
@@ -34,21 +28,20 @@ with needs("eval"):
         annotate,
         find_annotator,
     )
-    from ivg.evaluation.alpaca.answer_cache import AnswerCache
+    from ivg.evaluation.alpaca.asking import JudgeOptions, ask_when_agreed, check_judge_options
     from ivg.evaluation.alpaca.files import Output
-    from ivg.evaluation.alpaca.judge import TIMEOUT, Judge, Plan, check_endpoint, shown_endpoint
+    from ivg.evaluation.alpaca.judge import Answers
     from ivg.evaluation.alpaca.systems import decode_systems, default_name, how_decoded
     from ivg.evaluation.alpaca.view import notes, paired_rates_table, rates_table
     from ivg.evaluation.options import option, parse_options
     from ivg.evaluation.output_folder import OutputFolder, check_name, open_output
     from ivg.evaluation.safe_text import say
 
-CHARACTERS_PER_TOKEN = 5  # of a judge prompt, as counted over the public recordings; for the estimate
 console = Console()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(JudgeOptions):
     """What to judge, by whom."""
 
     output: str = option("", "folder for outputs, answers, annotations and results")
@@ -60,18 +53,13 @@ class Options:
         default_factory=list, metadata={"help": "instead of decoding: model_outputs.json files"}
     )
     reference: str | None = option(None, "reference answers (model_outputs.json); default: from the Hub")
-    annotator: str = option(OFFICIAL_ANNOTATOR, "annotator of alpaca_eval, or path of a configs.yaml")
-    judge_model: str | None = option(None, "judge model, instead of the annotator's own")
-    endpoint: str | None = option(None, "OpenAI-compatible base URL; default: OPENAI_BASE_URL, else OpenAI")
-    api_key_env: str = option("OPENAI_API_KEY", "environment variable that holds the key")
-    num_workers: int = option(5, "judge calls side by side")
-    patience: float = option(600.0, "seconds after which a call that keeps failing ends the run")
-    price: float | None = option(None, "dollars per million prompt tokens; default: the official judge's 10")
     leaderboard: list[str] = dataclasses.field(
         default_factory=lambda: ["gpt4_1106_preview", "Meta-Llama-3-8B-Instruct", "alpaca-7b"],
         metadata={"help": "rows of the public leaderboard to show"},
     )
-    yes: bool = option(False, "spend without asking")
+    judge_quality: str | None = option(
+        None, "judge.json of `ivg eval judge`: shows leaderboard rows beside the rates of another judge"
+    )
     submission: bool = option(False, "write the folder that a leaderboard pull request needs")
     pretty_name: str | None = option(None, "name on the leaderboard")
     link: str | None = option(None, "where the model is described, for the leaderboard")
@@ -83,12 +71,7 @@ def check(options: Options) -> None:
         raise UserError("no output folder; give --output")
     if bool(options.outputs) == bool(options.decode):
         raise UserError("give either --decode (a recipe to run) or --outputs (files to judge)")
-    if options.num_workers < 1:
-        raise UserError(f"num_workers is {options.num_workers}; give an integer >= 1")
-    for name, number in (("patience", options.patience), ("price", options.price)):
-        if number is not None and not (math.isfinite(number) and number >= 0):
-            raise UserError(f"{name} is {number}; give a finite number >= 0")
-    check_endpoint(options.endpoint)
+    check_judge_options(options)
     if options.decode:
         check_name(system_name(options), "--name", reserved=files.OWN_NAMES)
     if options.submission and not (options.decode and options.link and options.pretty_name):
@@ -109,47 +92,6 @@ def check_leaderboards(annotator: Annotator, reference: list[Output]) -> None:
         raise UserError(f"--submission needs the leaderboard's judge and reference, but {other}")
 
 
-def make_client(options: Options, *, needed: bool) -> openai.OpenAI:
-    """Build the judge's client; without open requests no key is needed."""
-    key = os.environ.get(options.api_key_env, "").strip()
-    if needed and not key:
-        raise UserError(f"no key: the environment variable {options.api_key_env} is not set; set it")
-    if not (key.isascii() and key.isprintable()):
-        raise UserError(f"the environment variable {options.api_key_env} holds no key; set it again")
-    url = check_endpoint(options.endpoint)
-    return openai.OpenAI(api_key=key or "none", base_url=url, max_retries=0, timeout=TIMEOUT)
-
-
-def confirm_cost(plan: Plan, annotator: Annotator, options: Options) -> None:
-    """Say what the open calls will cost, and ask."""
-    price = options.price if options.price is not None else annotator.price
-    tokens = plan.num_characters / CHARACTERS_PER_TOKEN
-    dollars = "price unknown: give --price" if price is None else f"about ${tokens * price / 1e6:.2f}"
-    calls = f"{len(plan.open_requests)} judge calls to {annotator.model} at {plan.endpoint}"
-    say(console, f"{calls}, about {tokens:,.0f} prompt tokens, {dollars}; {plan.num_kept} answers are kept")
-    if not plan.open_requests or options.yes:
-        return
-    if not sys.stdin.isatty():
-        raise UserError(f"{len(plan.open_requests)} judge calls cost money; add --yes to agree to it")
-    if not Confirm.ask("Go on?", default=False):
-        raise UserError("nothing was asked of the judge")
-
-
-@contextlib.contextmanager
-def stopped_by_interrupt(judge: Judge) -> Iterator[None]:
-    """Let Ctrl-C hold back the requests that are queued; afterwards it does again what it did before."""
-
-    def interrupt(*_: object) -> None:
-        judge.stop()
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
 def judge_systems(
     systems: dict[str, list[Output]],
     reference: list[Output],
@@ -162,23 +104,15 @@ def judge_systems(
     Returns:
         Annotations by system, and the URL that was asked.
     """
-    work = {"num_workers": options.num_workers, "output": output}
-    with AnswerCache(output.path / "judge_answers.jsonl") as cache:
-        if cache.damaged:
-            say(console, f"{cache.path}: {len(cache.damaged)} damaged lines, whose answers are asked again")
-        with make_client(options, needed=False) as client:
-            endpoint = shown_endpoint(client)
-            plan = Plan(endpoint, cache)
-        for outputs in systems.values():
-            annotate(outputs, reference, annotator, plan, **work, show_progress=False)
-        confirm_cost(plan, annotator, options)
-        with make_client(options, needed=bool(plan.open_requests)) as client:
-            judge = Judge(client, cache, patience=options.patience)
-            with stopped_by_interrupt(judge):
-                annotations = {
-                    name: annotate(outputs, reference, annotator, judge, **work)
-                    for name, outputs in systems.items()
-                }
+
+    def questions(answers: Answers, *, show_progress: bool) -> dict[str, Annotations]:
+        work = {"num_workers": options.num_workers, "output": output, "show_progress": show_progress}
+        return {
+            name: annotate(outputs, reference, annotator, answers, **work)
+            for name, outputs in systems.items()
+        }
+
+    annotations, endpoint = ask_when_agreed(questions, annotator, options, output, console)
     for name, rows in annotations.items():
         output.write_json(rows, name, "annotations.json")
     return annotations, endpoint
@@ -223,6 +157,7 @@ def evaluate(options: Options, output: OutputFolder) -> None:
     reference = files.read_outputs(options.reference) if options.reference else win_rates.hub_reference()
     leaderboard = win_rates.leaderboard(options.leaderboard)
     annotator = find_annotator(options.annotator, options.judge_model, output)
+    quality = judge_quality.read_quality(options.judge_quality, annotator)
     if options.submission:
         check_leaderboards(annotator, reference)
     if options.decode:
@@ -240,7 +175,8 @@ def evaluate(options: Options, output: OutputFolder) -> None:
     report = win_rates.sum_up(
         annotations, annotator, reference, endpoint, may_download=options.reference is None
     )
-    report["leaderboard"] = leaderboard
+    report["judge_quality"] = quality
+    report["leaderboard"] = leaderboard if annotator.is_official or quality else {}
     output.write_json(report, "alpaca.json")
     show(report)
     if options.submission:

@@ -7,6 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
+import openai
 import pytest
 import yaml
 
@@ -72,6 +73,27 @@ def test_a_small_run_says_what_it_costs_and_what_it_is_worth(small, capsys):
     preferences = {r["preference"] for r in json.loads((small[0] / "out/mine/annotations.json").read_text())}
     assert {round(p, 3) for p in preferences} <= {1.2, 1.8}  # the order in which answers are shown varies
     assert report["arms"]["mine"]["n_total"] == 3
+
+
+def test_another_judge_shows_leaderboard_rows_only_beside_its_measures(small, capsys):
+    folder, _ = small
+    flags = ["--yes", "--judge_model", "small-judge", "--leaderboard", "alpaca-7b"]
+    alpaca.main(arguments(small, *flags))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "No rows of the leaderboard beside another judge's rates" in printed
+    assert json.loads((folder / "out" / "alpaca.json").read_text())["leaderboard"] == {}
+    judge = {"annotator": "weighted_alpaca_eval_gpt4_turbo-small-judge", "model": "small-judge"}
+    measures = {"judge": judge, "recorded_judge": "gpt", "verdict": "agrees (kappa 0.5)"}
+    (folder / "judge.json").write_text(json.dumps(measures))
+    alpaca.main(arguments(small, *flags, "--judge_quality", str(folder / "judge.json")))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "This judge beside gpt: agrees (kappa 0.5)." in printed
+    assert "alpaca-7b" in json.loads((folder / "out" / "alpaca.json").read_text())["leaderboard"]
+    (folder / "judge.json").write_text(json.dumps({**measures, "judge": {**judge, "model": "other"}}))
+    again = arguments(small, *flags, "--judge_quality", str(folder / "judge.json"))
+    assert "with model other, but" in scripts.refused(capsys, alpaca.main, again)
+    (folder / "judge.json").write_text("[]")
+    assert "holds no measures of a judge" in scripts.refused(capsys, alpaca.main, again)
 
 
 def test_a_finished_run_asks_nothing_and_needs_no_key(small, monkeypatch, capsys):
@@ -159,8 +181,8 @@ def test_consent_is_asked_for(small, monkeypatch, capsys):
 
 def test_every_connection_to_the_judge_is_closed(small, monkeypatch):
     """What is left to the garbage collector warns of an open socket, in whatever test runs then."""
-    made, build = [], alpaca.openai.OpenAI
-    monkeypatch.setattr(alpaca.openai, "OpenAI", lambda **options: made.append(build(**options)) or made[-1])
+    made, build = [], openai.OpenAI
+    monkeypatch.setattr(openai, "OpenAI", lambda **options: made.append(build(**options)) or made[-1])
     alpaca.main(arguments(small, "--yes"))
     assert len(made) == 2
     assert all(client.is_closed() for client in made)

@@ -73,6 +73,20 @@ def find_annotator(name: str, judge_model: str | None, output: OutputFolder) -> 
     return Annotator(derived, own_path.resolve(), judge_model)
 
 
+def in_given_order(annotator: Annotator, output: OutputFolder) -> Annotator:
+    """Return an annotator that shows the reference's answer first, instead of either by the instruction.
+
+    Args:
+        annotator: as `find_annotator` found it.
+        output: gets its configuration.
+    """
+    name, config, template = _read_config(annotator.path)
+    config |= {"prompt_template": str(template.resolve()), "is_randomize_output_order": False}
+    derived = check_name(f"{name}-in_given_order", "annotator")
+    path = output.write_text(yaml.safe_dump({derived: config}), "annotator", derived, "configs.yaml")
+    return Annotator(derived, path.resolve(), annotator.model)
+
+
 def _read_config(path: Path) -> tuple[str, dict[str, Any], Path]:
     """Return the one annotator of a file: its name, its keys, and where its prompt template is."""
     configs = read_yaml(str(path))

@@ -77,8 +77,30 @@ def shown_endpoint(client: openai.OpenAI) -> str:
 class Answers(Protocol):
     """What can answer a request: a `Judge`, or the `Plan` of one."""
 
-    def answer(self, kind: str, request: dict[str, Any]) -> dict[str, Any]:
-        """Answer a request of kind `chat` or `text` with the endpoint's JSON."""
+    def answer(self, kind: str, request: dict[str, Any], *, repeat: int = 0) -> dict[str, Any]:
+        """Answer a request of kind `chat` or `text` with the endpoint's JSON.
+
+        Args:
+            kind: `chat` or `text`.
+            request: what is asked.
+            repeat: tells apart several askings of one request, whose answers are kept side by side.
+        """
+
+
+class Again:
+    """Asks what was asked before anew, instead of taking the kept answer.
+
+    Args:
+        answers: who answers.
+        repeat: number of this asking, from 1.
+    """
+
+    def __init__(self, answers: Answers, repeat: int) -> None:
+        self._answers, self._repeat = answers, repeat
+
+    def answer(self, kind: str, request: dict[str, Any], *, repeat: int = 0) -> dict[str, Any]:
+        """Answer a request as asked for this time."""
+        return self._answers.answer(kind, request, repeat=self._repeat + repeat)
 
 
 class Plan:
@@ -89,9 +111,9 @@ class Plan:
         self.num_kept = 0
         self.open_requests: dict[str, dict[str, Any]] = {}
 
-    def answer(self, kind: str, request: dict[str, Any]) -> dict[str, Any]:
+    def answer(self, kind: str, request: dict[str, Any], *, repeat: int = 0) -> dict[str, Any]:
         """Return the kept answer, or an empty one that parses to no preference."""
-        key = request_key(self.endpoint, kind, request)
+        key = request_key(self.endpoint, kind, request, repeat)
         kept = _look_up(self.cache, key, kind, request)
         if kept is not None:
             self.num_kept += 1
@@ -148,14 +170,14 @@ class Judge:
         """Let no further request out; calls that wait for their next attempt give up."""
         self._stopped.set()
 
-    def answer(self, kind: str, request: dict[str, Any]) -> dict[str, Any]:
+    def answer(self, kind: str, request: dict[str, Any], *, repeat: int = 0) -> dict[str, Any]:
         """Return the kept answer to a request, or ask and keep it.
 
         Raises:
             UserError: the endpoint cannot be used; every later request is refused at once.
             openai.BadRequestError: a spam filter holds back this request alone.
         """
-        key = request_key(self.endpoint, kind, request)
+        key = request_key(self.endpoint, kind, request, repeat)
         with self._key_locks[key]:
             kept = _look_up(self.cache, key, kind, request)
             if kept is not None:

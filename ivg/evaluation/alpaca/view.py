@@ -58,6 +58,16 @@ def notes(report: Report) -> list[str]:
     lines = []
     if report["not_comparable"]:
         lines.append(f"Not comparable with the public leaderboard: {report['not_comparable']}.")
+    quality = report.get("judge_quality")
+    if quality:
+        lines.append(
+            f"This judge beside {quality['recorded_judge'] or 'a recorded one'}: {quality['verdict']}."
+        )
+    elif report["not_comparable"] and not report.get("leaderboard"):
+        lines.append(
+            "No rows of the leaderboard beside another judge's rates, before it is known how far the two "
+            "agree: measure it with `ivg eval judge`, and give --judge_quality its judge.json."
+        )
     endpoint = report["judge"].get("endpoint", OPENAI_ENDPOINT)
     if endpoint != OPENAI_ENDPOINT:
         lines.append(

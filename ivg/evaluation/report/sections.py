@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ivg.errors import UserError, first_line
+from ivg.evaluation.alpaca.judge_view import judge_notes, judge_table, systems_table
 from ivg.evaluation.alpaca.view import notes, paired_rates_table, rates_table
 from ivg.evaluation.reading import read_json
 from ivg.evaluation.report import figures, tables
@@ -64,7 +65,7 @@ def collect(folder: Path, *, num_samples: int) -> list[Section]:
 
     Args:
         folder: with any of `report.json` (or `gold_reward.json`), `sweep.json`, `speed.json`, `alpaca.json`,
-            here or one folder down, and decoded files with traces in `decoded/` or here.
+            `judge.json`, here or one folder down, and decoded files with traces in `decoded/` or here.
         num_samples: prompts to show side by side.
 
     Raises:
@@ -74,7 +75,7 @@ def collect(folder: Path, *, num_samples: int) -> list[Section]:
         raise UserError(f"{folder}: no such folder; give one that holds results")
     makers: dict[str, Callable[[Data], list[Section]]] = {
         "report.json": rewards, "gold_reward.json": rewards, "sweep.json": sweep, "speed.json": speed,
-        "alpaca.json": alpaca,
+        "alpaca.json": alpaca, "judge.json": judge,
     }  # fmt: skip
     found = [
         (path, make)
@@ -211,6 +212,11 @@ def speed(data: Data) -> list[Section]:
     measured = f"Measured on {data['machine']}; medians of {data['repeats']} interleaved runs."
     shown = _keep_tables(costs_table(data["runs"]), tables.speed_table(data))
     return [Section("Speed", data["findings"], shown, drawn, notes=[measured])]
+
+
+def judge(data: Data) -> list[Section]:
+    """How far a judge agrees with another's recorded comparisons, and with itself."""
+    return [Section("How good the judge is", judge_notes(data), [judge_table(data), systems_table(data)])]
 
 
 def alpaca(data: Data) -> list[Section]:
