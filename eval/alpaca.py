@@ -2,6 +2,7 @@
 
     python eval/alpaca.py --config recipes/tulu/alpaca.yaml
     python eval/alpaca.py --outputs results/mine/model_outputs.json --output runs/alpaca
+    python eval/alpaca.py --outputs base.json guided.json --direct --output runs/alpaca
 
 Every answer of the judge is kept in OUTPUT/judge_answers.jsonl as it arrives: run the same command again
 after an interruption and only what is missing is asked (and paid) for; only a call that was on its way when
@@ -13,26 +14,28 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ivg.errors import EXIT_INTERRUPTED, UserError, exit_on_user_error, needs
 
 with needs("eval"):
     from rich.console import Console
 
-    from ivg.evaluation.alpaca import files, judge_quality, win_rates
+    from ivg.evaluation.alpaca import direct, files, judge_quality, win_rates
     from ivg.evaluation.alpaca.annotators import (
         OFFICIAL_ANNOTATOR,
         Annotations,
         Annotator,
         annotate,
         find_annotator,
+        in_given_order,
     )
     from ivg.evaluation.alpaca.asking import JudgeOptions, ask_when_agreed, check_judge_options
+    from ivg.evaluation.alpaca.both_orders import BothOrders, ask_both_orders
     from ivg.evaluation.alpaca.files import Output
     from ivg.evaluation.alpaca.judge import Answers
     from ivg.evaluation.alpaca.systems import decode_systems, default_name, how_decoded
-    from ivg.evaluation.alpaca.view import notes, paired_rates_table, rates_table
+    from ivg.evaluation.alpaca.view import direct_table, notes, paired_rates_table, rates_table
     from ivg.evaluation.options import option, parse_options
     from ivg.evaluation.output_folder import OutputFolder, check_name, open_output
     from ivg.evaluation.safe_text import say
@@ -57,6 +60,7 @@ class Options(JudgeOptions):
         default_factory=lambda: ["gpt4_1106_preview", "Meta-Llama-3-8B-Instruct", "alpaca-7b"],
         metadata={"help": "rows of the public leaderboard to show"},
     )
+    direct: bool = option(False, "also compare the last generator with the first, in both orders")
     judge_quality: str | None = option(
         None, "judge.json of `ivg eval judge`: shows leaderboard rows beside the rates of another judge"
     )
@@ -72,6 +76,8 @@ def check(options: Options) -> None:
     if bool(options.outputs) == bool(options.decode):
         raise UserError("give either --decode (a recipe to run) or --outputs (files to judge)")
     check_judge_options(options)
+    if options.direct and len(options.outputs) == 1:
+        raise UserError("--direct compares two generators; give two files of --outputs, or --decode")
     if options.decode:
         check_name(system_name(options), "--name", reserved=files.OWN_NAMES)
     if options.submission and not (options.decode and options.link and options.pretty_name):
@@ -92,35 +98,51 @@ def check_leaderboards(annotator: Annotator, reference: list[Output]) -> None:
         raise UserError(f"--submission needs the leaderboard's judge and reference, but {other}")
 
 
+class Judged(NamedTuple):
+    """What the judge was asked.
+
+    Attributes:
+        annotations: by system.
+        direct: the last system compared with the first (see `direct.compare_outputs`); None unless asked for.
+        endpoint: the URL that was asked.
+    """
+
+    annotations: dict[str, Annotations]
+    direct: dict[str, Any] | None
+    endpoint: str
+
+
 def judge_systems(
     systems: dict[str, list[Output]],
     reference: list[Output],
     annotator: Annotator,
     options: Options,
     output: OutputFolder,
-) -> tuple[dict[str, Annotations], str]:
-    """Have every system judged, after the cost of what is not answered yet was agreed to.
+) -> Judged:
+    """Have every system judged, after the cost of what is not answered yet was agreed to."""
+    in_order = list(systems.values())
+    first, last = in_order[0], in_order[-1]
+    fixed = in_given_order(annotator, output) if options.direct else None
 
-    Returns:
-        Annotations by system, and the URL that was asked.
-    """
-
-    def questions(answers: Answers, *, show_progress: bool) -> dict[str, Annotations]:
+    def questions(
+        answers: Answers, *, show_progress: bool
+    ) -> tuple[dict[str, Annotations], BothOrders | None]:
         work = {"num_workers": options.num_workers, "output": output, "show_progress": show_progress}
-        return {
+        annotations = {
             name: annotate(outputs, reference, annotator, answers, **work)
             for name, outputs in systems.items()
         }
+        return annotations, None if fixed is None else ask_both_orders(last, first, fixed, answers, **work)
 
-    annotations, endpoint = ask_when_agreed(questions, annotator, options, output, console)
+    (annotations, both), endpoint = ask_when_agreed(questions, annotator, options, output, console)
     for name, rows in annotations.items():
         output.write_json(rows, name, "annotations.json")
-    return annotations, endpoint
+    return Judged(annotations, None if both is None else direct.compare_outputs(last, first, both), endpoint)
 
 
 def show(report: dict[str, Any]) -> None:
     """Print the rates, and what their reader must know."""
-    for table in (rates_table(report), paired_rates_table(report)):
+    for table in (rates_table(report), paired_rates_table(report), direct_table(report)):
         if table is not None:
             console.print(table.console())
     for note in notes(report):
@@ -168,19 +190,21 @@ def evaluate(options: Options, output: OutputFolder) -> None:
     if options.submission:
         files.check_submission(systems[name], reference)  # before the judge is paid
     try:
-        annotations, endpoint = judge_systems(systems, reference, annotator, options, output)
+        judged = judge_systems(systems, reference, annotator, options, output)
     except KeyboardInterrupt:
         say(console, "interrupted; every answer so far is kept, run again to go on")
         sys.exit(EXIT_INTERRUPTED)
     report = win_rates.sum_up(
-        annotations, annotator, reference, endpoint, may_download=options.reference is None
+        judged.annotations, annotator, reference, judged.endpoint, may_download=options.reference is None
     )
+    if judged.direct is not None:
+        report["direct"] = judged.direct
     report["judge_quality"] = quality
     report["leaderboard"] = leaderboard if annotator.is_official or quality else {}
     output.write_json(report, "alpaca.json")
     show(report)
     if options.submission:
-        submit(systems[name], reference, annotations[name], options, output)
+        submit(systems[name], reference, judged.annotations[name], options, output)
 
 
 if __name__ == "__main__":

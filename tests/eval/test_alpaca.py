@@ -96,6 +96,26 @@ def test_another_judge_shows_leaderboard_rows_only_beside_its_measures(small, ca
     assert "holds no measures of a judge" in scripts.refused(capsys, alpaca.main, again)
 
 
+def test_two_generators_are_compared_with_each_other_in_both_orders(small, capsys):
+    folder, server = small
+    rows = [{"instruction": name, "output": f"base {name}", "generator": "base"} for name in NAMES]
+    (folder / "base.json").write_text(json.dumps(rows))
+    files = [str(folder / "base.json"), str(folder / "mine.json")]
+    alpaca.main(arguments(small, "--yes", "--direct", "--outputs", *files))
+    direct = json.loads((folder / "out" / "alpaca.json").read_text())["direct"]
+    assert (direct["system"], direct["other"]) == ("mine", "base")
+    # The judge gives 80% to the answer shown second, whichever it is: both orders cancel that.
+    assert direct["win_rate"]["mean"] == pytest.approx(0.5)
+    assert direct["win_rate"]["n"] == 3
+    # 6 against the reference, and 6 with each other, of which none is a question asked before.
+    assert (len(server.answered), server.answered.total()) == (12, 12)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Compared with each other, in both orders" in printed
+    assert "No direct comparison at equal length: 3 prompts are too few" in printed
+    refused = scripts.refused(capsys, alpaca.main, arguments(small, "--yes", "--direct"))
+    assert "--direct compares two generators" in refused
+
+
 def test_a_finished_run_asks_nothing_and_needs_no_key(small, monkeypatch, capsys):
     alpaca.main(arguments(small, "--yes"))
     monkeypatch.delenv("OPENAI_API_KEY")

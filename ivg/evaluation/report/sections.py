@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ivg.errors import UserError, first_line
 from ivg.evaluation.alpaca.judge_view import judge_notes, judge_table, systems_table
-from ivg.evaluation.alpaca.view import notes, paired_rates_table, rates_table
+from ivg.evaluation.alpaca.view import direct_table, notes, paired_rates_table, rates_table
 from ivg.evaluation.reading import read_json
 from ivg.evaluation.report import figures, tables
 from ivg.evaluation.report.frontiers import speed_frontier, sweep_frontiers
@@ -221,4 +221,5 @@ def judge(data: Data) -> list[Section]:
 
 def alpaca(data: Data) -> list[Section]:
     """AlpacaEval's win rates, with what a reader must know."""
-    return [Section("AlpacaEval 2", notes(data), _keep_tables(rates_table(data), paired_rates_table(data)))]
+    found = _keep_tables(rates_table(data), paired_rates_table(data), direct_table(data))
+    return [Section("AlpacaEval 2", notes(data), found)]
