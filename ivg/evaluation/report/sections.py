@@ -27,6 +27,10 @@ VALUE_TEXT = (
     "How well the value model knows the final reward from the first part of a response. The first figure "
     "shows how it ranks responses; the second, the mean final reward of responses that it values alike."
 )
+ACCURACY_TEXT = (
+    "How often the better of two responses has the higher score, by how much of them was read. Guidance can "
+    "only use what a guide knows before the response is finished."
+)
 DISTANCE_NOTE = (
     "Distance from the base: negative log-likelihood of a response under the base, less that of the base's "
     "own samples. Read it beside distinct-2 and length: repetition makes text likely."
@@ -65,7 +69,8 @@ def collect(folder: Path, *, num_samples: int) -> list[Section]:
 
     Args:
         folder: with any of `report.json` (or `gold_reward.json`), `sweep.json`, `speed.json`, `alpaca.json`,
-            `judge.json`, here or one folder down, and decoded files with traces in `decoded/` or here.
+            `judge.json`, `reward_accuracy.json`, here or one folder down, and decoded files with traces in
+            `decoded/` or here.
         num_samples: prompts to show side by side.
 
     Raises:
@@ -75,7 +80,7 @@ def collect(folder: Path, *, num_samples: int) -> list[Section]:
         raise UserError(f"{folder}: no such folder; give one that holds results")
     makers: dict[str, Callable[[Data], list[Section]]] = {
         "report.json": rewards, "gold_reward.json": rewards, "sweep.json": sweep, "speed.json": speed,
-        "alpaca.json": alpaca, "judge.json": judge,
+        "alpaca.json": alpaca, "judge.json": judge, "reward_accuracy.json": reward_accuracy,
     }  # fmt: skip
     found = [
         (path, make)
@@ -212,6 +217,12 @@ def speed(data: Data) -> list[Section]:
     measured = f"Measured on {data['machine']}; medians of {data['repeats']} interleaved runs."
     shown = _keep_tables(costs_table(data["runs"]), tables.speed_table(data))
     return [Section("Speed", data["findings"], shown, drawn, notes=[measured])]
+
+
+def reward_accuracy(data: Data) -> list[Section]:
+    """How often guides and reward models rank responses as they should."""
+    drawn = {"reward_accuracy": figures.reward_accuracy(data)}
+    return [Section("Rewards of guides", [ACCURACY_TEXT], [tables.reward_accuracy_table(data)], drawn)]
 
 
 def judge(data: Data) -> list[Section]:

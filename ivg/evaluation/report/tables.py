@@ -182,3 +182,20 @@ def speed_table(report: Mapping[str, Any]) -> Table:
             ]
         )
     return Table("Seconds and memory by response length", header, rows, group_by=2)
+
+
+def reward_accuracy_table(report: Mapping[str, Any]) -> Table:
+    """Tabulate what `reward_accuracy.measure_scorers` returned: a row per scorer and part of the response."""
+    header = ["scorer", "read", "pairs ranked rightly [95%]", "rank correlation [95%]"]
+    has_best = report["form"] == "best-of-N"
+    header += ["best is a chosen one [95%]"] * has_best + ["n (prompts)"]
+    rows = []
+    for name, parts in report["scorers"].items():
+        for part in parts:
+            accuracy = part["pairwise_accuracy"]
+            if accuracy is None:
+                continue
+            measured = [interval(accuracy), interval(part["rank_correlation"], 2)]
+            measured += [interval(part["best_of_n"])] * has_best
+            rows.append([name, f"{part['percent']}%", *measured, str(accuracy["n"])])
+    return Table("How often the better response has the higher score", header, rows, group_by=0)
