@@ -31,7 +31,7 @@ with needs("eval"):
         in_given_order,
     )
     from ivg.evaluation.alpaca.asking import JudgeOptions, ask_when_agreed, check_judge_options
-    from ivg.evaluation.alpaca.both_orders import BothOrders, ask_both_orders
+    from ivg.evaluation.alpaca.both_orders import BothOrders, annotate_both_orders, ask_both_orders
     from ivg.evaluation.alpaca.files import Output
     from ivg.evaluation.alpaca.judge import Answers
     from ivg.evaluation.alpaca.systems import decode_systems, default_name, how_decoded
@@ -60,6 +60,7 @@ class Options(JudgeOptions):
         default_factory=lambda: ["gpt4_1106_preview", "Meta-Llama-3-8B-Instruct", "alpaca-7b"],
         metadata={"help": "rows of the public leaderboard to show"},
     )
+    both_orders: bool = option(False, "ask about each pair in both orders; the preference is their mean")
     direct: bool = option(False, "also compare the last generator with the first, in both orders")
     judge_quality: str | None = option(
         None, "judge.json of `ivg eval judge`: shows leaderboard rows beside the rates of another judge"
@@ -82,8 +83,11 @@ def check(options: Options) -> None:
         check_name(system_name(options), "--name", reserved=files.OWN_NAMES)
     if options.submission and not (options.decode and options.link and options.pretty_name):
         raise UserError("--submission needs --decode, --pretty_name and --link; it records all of them")
-    if options.submission and (options.annotator != OFFICIAL_ANNOTATOR or options.judge_model):
-        raise UserError("--submission needs the leaderboard's judge; leave out --annotator and --judge_model")
+    other_judge = options.annotator != OFFICIAL_ANNOTATOR or options.judge_model or options.both_orders
+    if options.submission and other_judge:
+        raise UserError(
+            "--submission needs the leaderboard's judge; leave out --annotator, --judge_model, --both_orders"
+        )
 
 
 def system_name(options: Options) -> str:
@@ -122,17 +126,19 @@ def judge_systems(
     """Have every system judged, after the cost of what is not answered yet was agreed to."""
     in_order = list(systems.values())
     first, last = in_order[0], in_order[-1]
-    fixed = in_given_order(annotator, output) if options.direct else None
+    fixed = in_given_order(annotator, output)
 
     def questions(
         answers: Answers, *, show_progress: bool
     ) -> tuple[dict[str, Annotations], BothOrders | None]:
         work = {"num_workers": options.num_workers, "output": output, "show_progress": show_progress}
         annotations = {
-            name: annotate(outputs, reference, annotator, answers, **work)
+            name: annotate_both_orders(outputs, reference, fixed, answers, **work)
+            if options.both_orders
+            else annotate(outputs, reference, annotator, answers, **work)
             for name, outputs in systems.items()
         }
-        return annotations, None if fixed is None else ask_both_orders(last, first, fixed, answers, **work)
+        return annotations, ask_both_orders(last, first, fixed, answers, **work) if options.direct else None
 
     (annotations, both), endpoint = ask_when_agreed(questions, annotator, options, output, console)
     for name, rows in annotations.items():
@@ -197,6 +203,8 @@ def evaluate(options: Options, output: OutputFolder) -> None:
     report = win_rates.sum_up(
         judged.annotations, annotator, reference, judged.endpoint, may_download=options.reference is None
     )
+    if options.both_orders:
+        report["not_comparable"] = report["not_comparable"] or "each pair was asked in both orders"
     if judged.direct is not None:
         report["direct"] = judged.direct
     report["judge_quality"] = quality

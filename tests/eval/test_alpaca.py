@@ -116,6 +116,39 @@ def test_two_generators_are_compared_with_each_other_in_both_orders(small, capsy
     assert "--direct compares two generators" in refused
 
 
+JUDGES = scripts.ROOT / "recipes" / "judges"
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in JUDGES.iterdir() if path.is_dir()))
+def test_each_judge_of_the_recipes_asks_what_its_endpoint_takes(small, name):
+    folder, server = small
+    alpaca.main(arguments(small, "--yes", "--annotator", str(JUDGES / name), "--both_orders"))
+    # The judge names the second answer, whichever it is: both orders cancel that, or are a tie.
+    report = json.loads((folder / "out" / "alpaca.json").read_text())
+    assert report["arms"]["mine"]["win_rate"] == pytest.approx(50)
+    assert report["arms"]["mine"]["n_total"] == 3
+    assert report["not_comparable"]
+    assert (len(server.answered), server.answered.total()) == (6, 6)
+    asked = {
+        "open_weights": {"max_tokens", "temperature", "top_p", "logprobs", "top_logprobs"},
+        "without_logprobs": {"max_tokens", "temperature", "top_p"},
+        "reasoning": {"max_completion_tokens"},
+    }[name]
+    assert all(set(request) == {"model", "messages", *asked} for request in server.requests)
+    alpaca.main(arguments(small, "--annotator", str(JUDGES / name), "--both_orders"))
+    assert server.answered.total() == 6
+
+
+def test_a_verdict_that_never_came_is_a_null(small):
+    """A reasoning model whose room was used up by its thought."""
+    folder, server = small
+    cut = {"index": 0, "finish_reason": "length", "message": {"role": "assistant", "content": None}}
+    server.recordings["two"] = cut
+    alpaca.main(arguments(small, "--yes", "--annotator", str(JUDGES / "reasoning"), "--both_orders"))
+    arm = json.loads((folder / "out" / "alpaca.json").read_text())["arms"]["mine"]
+    assert (arm["n_total"], arm["num_null"]) == (2, 1)
+
+
 def test_a_finished_run_asks_nothing_and_needs_no_key(small, monkeypatch, capsys):
     alpaca.main(arguments(small, "--yes"))
     monkeypatch.delenv("OPENAI_API_KEY")

@@ -48,6 +48,26 @@ def ask_both_orders(
     return BothOrders(shares(one), [1 - share for share in shares(two)])
 
 
+def annotate_both_orders(
+    outputs: Sequence[Output],
+    reference: Sequence[Output],
+    annotator: Annotator,
+    answers: Answers,
+    **work: Any,
+) -> Annotations:
+    """Annotate every pair in both orders; the preference is the mean, so that two that disagree are a tie.
+
+    A pair with no preference in one of the orders has none. The arguments are those of `ask_both_orders`.
+    """
+    one = annotate(outputs, reference, annotator, answers, **work)
+    two = annotate(reference, outputs, annotator, answers, **work)
+    both = BothOrders(shares(one), [1 - share for share in shares(two)]).averaged()
+    return [
+        {**row, "preference": None if math.isnan(share) else 1 + share, "raw_completion_swapped": other}
+        for row, share, other in zip(one, both, [row.get("raw_completion") for row in two], strict=True)
+    ]
+
+
 def shares(annotations: Annotations) -> list[float]:
     """Return how far the second answer was preferred, from 0 to 1; NaN where there is no preference."""
     preferences = [row["preference"] for row in annotations]
