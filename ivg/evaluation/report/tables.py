@@ -199,3 +199,18 @@ def reward_accuracy_table(report: Mapping[str, Any]) -> Table:
             measured += [interval(part["best_of_n"])] * has_best
             rows.append([name, f"{part['percent']}%", *measured, str(accuracy["n"])])
     return Table("How often the better response has the higher score", header, rows, group_by=0)
+
+
+def ifeval_table(report: Mapping[str, Any]) -> Table:
+    """Tabulate IFEval's four accuracies: a row per file."""
+    kinds = {
+        "prompt_strict": "prompts, strict [95%]",
+        "prompt_loose": "prompts, loose [95%]",
+        "instruction_strict": "instructions, strict [95%]",
+        "instruction_loose": "instructions, loose [95%]",
+    }
+    rows = [
+        [label(name), *(interval(found[kind]) for kind in kinds), str(found["prompt_strict"]["n"])]
+        for name, found in report["ifeval"].items()
+    ]
+    return Table("IFEval accuracy", ["method", *kinds.values(), "n (prompts)"], rows)
