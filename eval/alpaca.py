@@ -126,7 +126,8 @@ def judge_systems(
     """Have every system judged, after the cost of what is not answered yet was agreed to."""
     in_order = list(systems.values())
     first, last = in_order[0], in_order[-1]
-    fixed = in_given_order(annotator, output)
+    asks_both = options.direct or options.both_orders
+    fixed = in_given_order(annotator, output) if asks_both else annotator
 
     def questions(
         answers: Answers, *, show_progress: bool
