@@ -2,6 +2,7 @@
 
     python eval/alpaca.py --config recipes/tulu/alpaca.yaml
     python eval/alpaca.py --outputs results/mine/model_outputs.json --output runs/alpaca
+    python eval/alpaca.py --outputs base.json guided.json --direct --output runs/alpaca
 
 Every answer of the judge is kept in OUTPUT/judge_answers.jsonl as it arrives: run the same command again
 after an interruption and only what is missing is asked (and paid) for; only a call that was on its way when
@@ -10,45 +11,40 @@ the process was killed may be made twice.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import math
-import os
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from ivg.errors import EXIT_INTERRUPTED, UserError, exit_on_user_error, needs
 
 with needs("eval"):
-    import openai
     from rich.console import Console
-    from rich.prompt import Confirm
 
-    from ivg.evaluation.alpaca import files, win_rates
+    from ivg.evaluation.alpaca import direct, files, judge_quality, win_rates
     from ivg.evaluation.alpaca.annotators import (
         OFFICIAL_ANNOTATOR,
         Annotations,
         Annotator,
         annotate,
         find_annotator,
+        in_given_order,
     )
-    from ivg.evaluation.alpaca.answer_cache import AnswerCache
+    from ivg.evaluation.alpaca.asking import JudgeOptions, ask_when_agreed, check_judge_options
+    from ivg.evaluation.alpaca.both_orders import BothOrders, annotate_both_orders, ask_both_orders
     from ivg.evaluation.alpaca.files import Output
-    from ivg.evaluation.alpaca.judge import TIMEOUT, Judge, Plan, check_endpoint, shown_endpoint
+    from ivg.evaluation.alpaca.judge import Answers
     from ivg.evaluation.alpaca.systems import decode_systems, default_name, how_decoded
-    from ivg.evaluation.alpaca.view import notes, paired_rates_table, rates_table
+    from ivg.evaluation.alpaca.view import direct_table, notes, paired_rates_table, rates_table
     from ivg.evaluation.options import option, parse_options
     from ivg.evaluation.output_folder import OutputFolder, check_name, open_output
     from ivg.evaluation.safe_text import say
 
-CHARACTERS_PER_TOKEN = 5  # of a judge prompt, as counted over the public recordings; for the estimate
 console = Console()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(JudgeOptions):
     """What to judge, by whom."""
 
     output: str = option("", "folder for outputs, answers, annotations and results")
@@ -60,18 +56,15 @@ class Options:
         default_factory=list, metadata={"help": "instead of decoding: model_outputs.json files"}
     )
     reference: str | None = option(None, "reference answers (model_outputs.json); default: from the Hub")
-    annotator: str = option(OFFICIAL_ANNOTATOR, "annotator of alpaca_eval, or path of a configs.yaml")
-    judge_model: str | None = option(None, "judge model, instead of the annotator's own")
-    endpoint: str | None = option(None, "OpenAI-compatible base URL; default: OPENAI_BASE_URL, else OpenAI")
-    api_key_env: str = option("OPENAI_API_KEY", "environment variable that holds the key")
-    num_workers: int = option(5, "judge calls side by side")
-    patience: float = option(600.0, "seconds after which a call that keeps failing ends the run")
-    price: float | None = option(None, "dollars per million prompt tokens; default: the official judge's 10")
     leaderboard: list[str] = dataclasses.field(
         default_factory=lambda: ["gpt4_1106_preview", "Meta-Llama-3-8B-Instruct", "alpaca-7b"],
         metadata={"help": "rows of the public leaderboard to show"},
     )
-    yes: bool = option(False, "spend without asking")
+    both_orders: bool = option(False, "ask about each pair in both orders; the preference is their mean")
+    direct: bool = option(False, "also compare the last generator with the first, in both orders")
+    judge_quality: str | None = option(
+        None, "judge.json of `ivg eval judge`: shows leaderboard rows beside the rates of another judge"
+    )
     submission: bool = option(False, "write the folder that a leaderboard pull request needs")
     pretty_name: str | None = option(None, "name on the leaderboard")
     link: str | None = option(None, "where the model is described, for the leaderboard")
@@ -83,18 +76,18 @@ def check(options: Options) -> None:
         raise UserError("no output folder; give --output")
     if bool(options.outputs) == bool(options.decode):
         raise UserError("give either --decode (a recipe to run) or --outputs (files to judge)")
-    if options.num_workers < 1:
-        raise UserError(f"num_workers is {options.num_workers}; give an integer >= 1")
-    for name, number in (("patience", options.patience), ("price", options.price)):
-        if number is not None and not (math.isfinite(number) and number >= 0):
-            raise UserError(f"{name} is {number}; give a finite number >= 0")
-    check_endpoint(options.endpoint)
+    check_judge_options(options)
+    if options.direct and len(options.outputs) == 1:
+        raise UserError("--direct compares two generators; give two files of --outputs, or --decode")
     if options.decode:
         check_name(system_name(options), "--name", reserved=files.OWN_NAMES)
     if options.submission and not (options.decode and options.link and options.pretty_name):
         raise UserError("--submission needs --decode, --pretty_name and --link; it records all of them")
-    if options.submission and (options.annotator != OFFICIAL_ANNOTATOR or options.judge_model):
-        raise UserError("--submission needs the leaderboard's judge; leave out --annotator and --judge_model")
+    other_judge = options.annotator != OFFICIAL_ANNOTATOR or options.judge_model or options.both_orders
+    if options.submission and other_judge:
+        raise UserError(
+            "--submission needs the leaderboard's judge; leave out --annotator, --judge_model, --both_orders"
+        )
 
 
 def system_name(options: Options) -> str:
@@ -109,45 +102,18 @@ def check_leaderboards(annotator: Annotator, reference: list[Output]) -> None:
         raise UserError(f"--submission needs the leaderboard's judge and reference, but {other}")
 
 
-def make_client(options: Options, *, needed: bool) -> openai.OpenAI:
-    """Build the judge's client; without open requests no key is needed."""
-    key = os.environ.get(options.api_key_env, "").strip()
-    if needed and not key:
-        raise UserError(f"no key: the environment variable {options.api_key_env} is not set; set it")
-    if not (key.isascii() and key.isprintable()):
-        raise UserError(f"the environment variable {options.api_key_env} holds no key; set it again")
-    url = check_endpoint(options.endpoint)
-    return openai.OpenAI(api_key=key or "none", base_url=url, max_retries=0, timeout=TIMEOUT)
+class Judged(NamedTuple):
+    """What the judge was asked.
 
+    Attributes:
+        annotations: by system.
+        direct: the last system compared with the first (see `direct.compare_outputs`); None unless asked for.
+        endpoint: the URL that was asked.
+    """
 
-def confirm_cost(plan: Plan, annotator: Annotator, options: Options) -> None:
-    """Say what the open calls will cost, and ask."""
-    price = options.price if options.price is not None else annotator.price
-    tokens = plan.num_characters / CHARACTERS_PER_TOKEN
-    dollars = "price unknown: give --price" if price is None else f"about ${tokens * price / 1e6:.2f}"
-    calls = f"{len(plan.open_requests)} judge calls to {annotator.model} at {plan.endpoint}"
-    say(console, f"{calls}, about {tokens:,.0f} prompt tokens, {dollars}; {plan.num_kept} answers are kept")
-    if not plan.open_requests or options.yes:
-        return
-    if not sys.stdin.isatty():
-        raise UserError(f"{len(plan.open_requests)} judge calls cost money; add --yes to agree to it")
-    if not Confirm.ask("Go on?", default=False):
-        raise UserError("nothing was asked of the judge")
-
-
-@contextlib.contextmanager
-def stopped_by_interrupt(judge: Judge) -> Iterator[None]:
-    """Let Ctrl-C hold back the requests that are queued; afterwards it does again what it did before."""
-
-    def interrupt(*_: object) -> None:
-        judge.stop()
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
+    annotations: dict[str, Annotations]
+    direct: dict[str, Any] | None
+    endpoint: str
 
 
 def judge_systems(
@@ -156,37 +122,34 @@ def judge_systems(
     annotator: Annotator,
     options: Options,
     output: OutputFolder,
-) -> tuple[dict[str, Annotations], str]:
-    """Have every system judged, after the cost of what is not answered yet was agreed to.
+) -> Judged:
+    """Have every system judged, after the cost of what is not answered yet was agreed to."""
+    in_order = list(systems.values())
+    first, last = in_order[0], in_order[-1]
+    asks_both = options.direct or options.both_orders
+    fixed = in_given_order(annotator, output) if asks_both else annotator
 
-    Returns:
-        Annotations by system, and the URL that was asked.
-    """
-    work = {"num_workers": options.num_workers, "output": output}
-    with AnswerCache(output.path / "judge_answers.jsonl") as cache:
-        if cache.damaged:
-            say(console, f"{cache.path}: {len(cache.damaged)} damaged lines, whose answers are asked again")
-        with make_client(options, needed=False) as client:
-            endpoint = shown_endpoint(client)
-            plan = Plan(endpoint, cache)
-        for outputs in systems.values():
-            annotate(outputs, reference, annotator, plan, **work, show_progress=False)
-        confirm_cost(plan, annotator, options)
-        with make_client(options, needed=bool(plan.open_requests)) as client:
-            judge = Judge(client, cache, patience=options.patience)
-            with stopped_by_interrupt(judge):
-                annotations = {
-                    name: annotate(outputs, reference, annotator, judge, **work)
-                    for name, outputs in systems.items()
-                }
+    def questions(
+        answers: Answers, *, show_progress: bool
+    ) -> tuple[dict[str, Annotations], BothOrders | None]:
+        work = {"num_workers": options.num_workers, "output": output, "show_progress": show_progress}
+        annotations = {
+            name: annotate_both_orders(outputs, reference, fixed, answers, **work)
+            if options.both_orders
+            else annotate(outputs, reference, annotator, answers, **work)
+            for name, outputs in systems.items()
+        }
+        return annotations, ask_both_orders(last, first, fixed, answers, **work) if options.direct else None
+
+    (annotations, both), endpoint = ask_when_agreed(questions, annotator, options, output, console)
     for name, rows in annotations.items():
         output.write_json(rows, name, "annotations.json")
-    return annotations, endpoint
+    return Judged(annotations, None if both is None else direct.compare_outputs(last, first, both), endpoint)
 
 
 def show(report: dict[str, Any]) -> None:
     """Print the rates, and what their reader must know."""
-    for table in (rates_table(report), paired_rates_table(report)):
+    for table in (rates_table(report), paired_rates_table(report), direct_table(report)):
         if table is not None:
             console.print(table.console())
     for note in notes(report):
@@ -223,6 +186,7 @@ def evaluate(options: Options, output: OutputFolder) -> None:
     reference = files.read_outputs(options.reference) if options.reference else win_rates.hub_reference()
     leaderboard = win_rates.leaderboard(options.leaderboard)
     annotator = find_annotator(options.annotator, options.judge_model, output)
+    quality = judge_quality.read_quality(options.judge_quality, annotator)
     if options.submission:
         check_leaderboards(annotator, reference)
     if options.decode:
@@ -233,18 +197,23 @@ def evaluate(options: Options, output: OutputFolder) -> None:
     if options.submission:
         files.check_submission(systems[name], reference)  # before the judge is paid
     try:
-        annotations, endpoint = judge_systems(systems, reference, annotator, options, output)
+        judged = judge_systems(systems, reference, annotator, options, output)
     except KeyboardInterrupt:
         say(console, "interrupted; every answer so far is kept, run again to go on")
         sys.exit(EXIT_INTERRUPTED)
     report = win_rates.sum_up(
-        annotations, annotator, reference, endpoint, may_download=options.reference is None
+        judged.annotations, annotator, reference, judged.endpoint, may_download=options.reference is None
     )
-    report["leaderboard"] = leaderboard
+    if options.both_orders:
+        report["not_comparable"] = report["not_comparable"] or "each pair was asked in both orders"
+    if judged.direct is not None:
+        report["direct"] = judged.direct
+    report["judge_quality"] = quality
+    report["leaderboard"] = leaderboard if annotator.is_official or quality else {}
     output.write_json(report, "alpaca.json")
     show(report)
     if options.submission:
-        submit(systems[name], reference, annotations[name], options, output)
+        submit(systems[name], reference, judged.annotations[name], options, output)
 
 
 if __name__ == "__main__":

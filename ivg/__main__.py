@@ -60,6 +60,12 @@ STAGES = {
 EVALUATIONS = {
     "gold-reward": Script("eval/gold_reward.py", "reward, length, repetition and distance of decoded files"),
     "alpaca": Script("eval/alpaca.py", "AlpacaEval 2 with a judge"),
+    "judge": Script("eval/judge.py", "how far a judge agrees with recorded comparisons, and with itself"),
+    "reward-accuracy": Script(
+        "eval/reward_accuracy.py", "how often pairs, value and reward models rank responses rightly"
+    ),
+    "ifeval": Script("eval/ifeval.py", "instructions that a program can check; no judge"),
+    "boards": Script("eval/boards.py", "answers in the files of Arena-Hard v2 and MT-Bench"),
     "sweep": Script("eval/sweep.py", "a grid of guidance settings: reward against distance and compute"),
     "speed": Script("eval/speed.py", "seconds per prompt and memory by response length"),
     "report": Script("eval/report.py", "report.md and one HTML page from a folder of results"),

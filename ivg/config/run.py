@@ -16,12 +16,33 @@ OnOverflow = Literal["error", "stop"]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetConfig:
-    """A Hugging Face dataset as the source of prompts."""
+    """A Hugging Face dataset as the source of prompts.
+
+    Attributes:
+        name: Hub name, or a folder.
+        config: its configuration.
+        split: its split.
+        revision: Hub revision.
+        file: a `.json` or `.jsonl` file of the repository to read as it is, instead of config and split: for
+            repositories with a loading script, which `datasets` refuses.
+    """
 
     name: str
     config: str | None = None
     split: str = "test"
     revision: str | None = None
+    file: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.file is None:
+            return
+        require(
+            self.file.endswith((".json", ".jsonl")),
+            f"dataset file is {self.file!r}; give a .json or .jsonl file of {self.name}",
+        )
+        require(
+            self.config is None, f"dataset {self.name}: a file has no config; give one of file and config"
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

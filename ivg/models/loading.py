@@ -147,6 +147,18 @@ def load_inspected(infos: ModelInfos, base: LoadedModel | None = None) -> Models
     return Models(infos, base, pairs, tuple(LoadedValue(value, load(value.model)) for value in infos.values))
 
 
+def load_model(info: ModelInfo) -> LoadedModel:
+    """Load one model by itself."""
+    return LoadedModel(info, _load_module(info), is_ours=True)
+
+
+def load_pair(pair: PairInfo) -> LoadedPair:
+    """Load one pair by itself; a LoRA and the model under it share their weights."""
+    if pair.is_shared:
+        return _load_shared_pair(pair, {})
+    return LoadedPair(pair, load_model(pair.tuned), load_model(pair.untuned))
+
+
 def _loading_key(source: ModelConfig) -> str:
     """Return what decides a model's weights: all of its configuration but how it words prompts."""
     return repr(dataclasses.replace(source, template=None, chat_template_kwargs={}))

@@ -187,6 +187,9 @@ def _read_dataset(dataset: DatasetConfig | None) -> Iterator[tuple[str, object]]
     from datasets import DatasetDict, load_dataset, load_from_disk
 
     assert dataset is not None
+    if dataset.file is not None:
+        yield from _read_file(_repository_file(dataset), source_name(None, dataset))
+        return
     folder = Path(dataset.name)
     with readable(f"dataset {dataset.name}: cannot be loaded"):
         if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):  # `save_to_disk`
@@ -201,6 +204,20 @@ def _read_dataset(dataset: DatasetConfig | None) -> Iterator[tuple[str, object]]
         table = table[dataset.split]
     for number, row in enumerate(table):
         yield f"row {number}", {key: _as_json(value) for key, value in row.items()}
+
+
+def _repository_file(dataset: DatasetConfig) -> str:
+    """Return where a file of a dataset's repository lies, downloaded if need be."""
+    from huggingface_hub import hf_hub_download
+
+    assert dataset.file is not None
+    inside = Path(dataset.name) / dataset.file
+    if inside.is_file():
+        return str(inside)
+    with readable(f"dataset {dataset.name}: file {dataset.file} cannot be had"):
+        return str(
+            hf_hub_download(dataset.name, dataset.file, repo_type="dataset", revision=dataset.revision)
+        )
 
 
 def _as_json(value: object) -> object:

@@ -167,6 +167,8 @@ def settings(job: Job, *, several_processes: bool) -> dict[str, Any]:
         config.pop(name)
     if job.config.engine != "vllm":
         config.pop("vllm")  # not read
+    if config["dataset"] is not None and config["dataset"]["file"] is None:
+        config["dataset"].pop("file")  # outputs begun before there was such a key are still gone on with
     models = reading_models(job.infos.base, job.plans)
     data = {
         **config,

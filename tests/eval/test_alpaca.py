@@ -7,6 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
+import openai
 import pytest
 import yaml
 
@@ -72,6 +73,80 @@ def test_a_small_run_says_what_it_costs_and_what_it_is_worth(small, capsys):
     preferences = {r["preference"] for r in json.loads((small[0] / "out/mine/annotations.json").read_text())}
     assert {round(p, 3) for p in preferences} <= {1.2, 1.8}  # the order in which answers are shown varies
     assert report["arms"]["mine"]["n_total"] == 3
+
+
+def test_another_judge_shows_leaderboard_rows_only_beside_its_measures(small, capsys):
+    folder, _ = small
+    flags = ["--yes", "--judge_model", "small-judge", "--leaderboard", "alpaca-7b"]
+    alpaca.main(arguments(small, *flags))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "No rows of the leaderboard beside another judge's rates" in printed
+    assert json.loads((folder / "out" / "alpaca.json").read_text())["leaderboard"] == {}
+    judge = {"annotator": "weighted_alpaca_eval_gpt4_turbo-small-judge", "model": "small-judge"}
+    measures = {"judge": judge, "recorded_judge": "gpt", "verdict": "agrees (kappa 0.5)"}
+    (folder / "judge.json").write_text(json.dumps(measures))
+    alpaca.main(arguments(small, *flags, "--judge_quality", str(folder / "judge.json")))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "This judge beside gpt: agrees (kappa 0.5)." in printed
+    assert "alpaca-7b" in json.loads((folder / "out" / "alpaca.json").read_text())["leaderboard"]
+    (folder / "judge.json").write_text(json.dumps({**measures, "judge": {**judge, "model": "other"}}))
+    again = arguments(small, *flags, "--judge_quality", str(folder / "judge.json"))
+    assert "with model other, but" in scripts.refused(capsys, alpaca.main, again)
+    (folder / "judge.json").write_text("[]")
+    assert "holds no measures of a judge" in scripts.refused(capsys, alpaca.main, again)
+
+
+def test_two_generators_are_compared_with_each_other_in_both_orders(small, capsys):
+    folder, server = small
+    rows = [{"instruction": name, "output": f"base {name}", "generator": "base"} for name in NAMES]
+    (folder / "base.json").write_text(json.dumps(rows))
+    files = [str(folder / "base.json"), str(folder / "mine.json")]
+    alpaca.main(arguments(small, "--yes", "--direct", "--outputs", *files))
+    direct = json.loads((folder / "out" / "alpaca.json").read_text())["direct"]
+    assert (direct["system"], direct["other"]) == ("mine", "base")
+    # The judge gives 80% to the answer shown second, whichever it is: both orders cancel that.
+    assert direct["win_rate"]["mean"] == pytest.approx(0.5)
+    assert direct["win_rate"]["n"] == 3
+    # 6 against the reference, and 6 with each other, of which none is a question asked before.
+    assert (len(server.answered), server.answered.total()) == (12, 12)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Compared with each other, in both orders" in printed
+    assert "No direct comparison at equal length: 3 prompts are too few" in printed
+    refused = scripts.refused(capsys, alpaca.main, arguments(small, "--yes", "--direct"))
+    assert "--direct compares two generators" in refused
+
+
+JUDGES = scripts.ROOT / "recipes" / "judges"
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in JUDGES.iterdir() if path.is_dir()))
+def test_each_judge_of_the_recipes_asks_what_its_endpoint_takes(small, name):
+    folder, server = small
+    alpaca.main(arguments(small, "--yes", "--annotator", str(JUDGES / name), "--both_orders"))
+    # The judge names the second answer, whichever it is: both orders cancel that, or are a tie.
+    report = json.loads((folder / "out" / "alpaca.json").read_text())
+    assert report["arms"]["mine"]["win_rate"] == pytest.approx(50)
+    assert report["arms"]["mine"]["n_total"] == 3
+    assert report["not_comparable"]
+    assert (len(server.answered), server.answered.total()) == (6, 6)
+    asked = {
+        "open_weights": {"max_tokens", "temperature", "top_p", "logprobs", "top_logprobs"},
+        "without_logprobs": {"max_tokens", "temperature", "top_p"},
+        "reasoning": {"max_completion_tokens"},
+    }[name]
+    assert all(set(request) == {"model", "messages", *asked} for request in server.requests)
+    alpaca.main(arguments(small, "--annotator", str(JUDGES / name), "--both_orders"))
+    assert server.answered.total() == 6
+
+
+def test_a_verdict_that_never_came_is_a_null(small):
+    """A reasoning model whose room was used up by its thought."""
+    folder, server = small
+    cut = {"index": 0, "finish_reason": "length", "message": {"role": "assistant", "content": None}}
+    server.recordings["two"] = cut
+    alpaca.main(arguments(small, "--yes", "--annotator", str(JUDGES / "reasoning"), "--both_orders"))
+    arm = json.loads((folder / "out" / "alpaca.json").read_text())["arms"]["mine"]
+    assert (arm["n_total"], arm["num_null"]) == (2, 1)
 
 
 def test_a_finished_run_asks_nothing_and_needs_no_key(small, monkeypatch, capsys):
@@ -159,8 +234,8 @@ def test_consent_is_asked_for(small, monkeypatch, capsys):
 
 def test_every_connection_to_the_judge_is_closed(small, monkeypatch):
     """What is left to the garbage collector warns of an open socket, in whatever test runs then."""
-    made, build = [], alpaca.openai.OpenAI
-    monkeypatch.setattr(alpaca.openai, "OpenAI", lambda **options: made.append(build(**options)) or made[-1])
+    made, build = [], openai.OpenAI
+    monkeypatch.setattr(openai, "OpenAI", lambda **options: made.append(build(**options)) or made[-1])
     alpaca.main(arguments(small, "--yes"))
     assert len(made) == 2
     assert all(client.is_closed() for client in made)

@@ -15,7 +15,16 @@ from tests.evaluation import tiny
 
 COMMANDS = {
     name: scripts.load(name)
-    for name in ("alpaca", "gold_reward", "report", "reproducibility", "speed", "sweep")
+    for name in (
+        "alpaca",
+        "gold_reward",
+        "judge",
+        "report",
+        "reward_accuracy",
+        "reproducibility",
+        "speed",
+        "sweep",
+    )
 }
 DEEP, DIGITS = b"[" * 100_000, b"9" * 5_000
 FUNCTIONS = {

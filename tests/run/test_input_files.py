@@ -211,3 +211,40 @@ def test_a_lone_carriage_return_makes_no_second_prompt(tmp_path: Path) -> None:
     one, two, four = read_input(str(tmp_path / "p.txt"), None)
     assert (one.fields["prompt"], four.fields["prompt"]) == ("one", "four")
     assert str(two.error).startswith("line 2: holds a carriage return")
+
+
+def test_a_file_of_a_repository_is_read_as_it_is(tmp_path, monkeypatch):
+    """As the JSON of repositories whose loading script `datasets` refuses."""
+    rows = [{"instruction": "one", "dataset": "selfinstruct"}, {"instruction": "two"}]
+    (tmp_path / "eval.json").write_text(json.dumps(rows))
+    config = DatasetConfig(name=str(tmp_path), file="eval.json")
+    assert [record.fields for record in read_input(None, config)] == rows
+    asked = []
+
+    def download(*names, **options):
+        asked.append((names, options))
+        return str(tmp_path / "eval.json")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    hub = DatasetConfig(name="somebody/evaluation", file="eval.json", revision="abc")
+    assert [record.fields for record in read_input(None, hub, 1)] == rows[:1]
+    assert asked == [(("somebody/evaluation", "eval.json"), {"repo_type": "dataset", "revision": "abc"})]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"file": "rows.parquet"}, "give a .json or .jsonl file"),
+        ({"file": "rows.json", "config": "c"}, "give one of file and config"),
+    ],
+)
+def test_a_file_that_cannot_be_read_as_it_is(fields, message):
+    with pytest.raises(UserError, match=message):
+        DatasetConfig(name="d", **fields)
+
+
+def test_a_file_that_cannot_be_had_is_one_line(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    config = DatasetConfig(name="no-such/data", file="x.json")
+    with pytest.raises(UserError, match=r"dataset no-such/data: file x\.json cannot be had"):
+        read_input(None, config)

@@ -64,13 +64,31 @@ def find_annotator(name: str, judge_model: str | None, output: OutputFolder) -> 
     path = _config_path(name)
     own_name, config, template = _read_config(path)
     model = str(config["completions_kwargs"]["model_name"])
-    if judge_model is None or judge_model == model:
-        return Annotator(own_name, path, model)
+    is_beside = (path.parents[1] / str(config["prompt_template"])).is_file()
     config["prompt_template"] = str(template.resolve())
-    config["completions_kwargs"] |= {"model_name": judge_model, "requires_chatml": True}
-    derived = check_name(f"{own_name}-{judge_model.replace('/', '_')}", "annotator and judge_model")
+    if judge_model is None or judge_model == model:
+        if is_beside:
+            return Annotator(own_name, path, model)
+        judge_model, derived = model, own_name  # alpaca_eval looks for the template beside the file alone
+    else:
+        config["completions_kwargs"] |= {"model_name": judge_model, "requires_chatml": True}
+        derived = check_name(f"{own_name}-{judge_model.replace('/', '_')}", "annotator and judge_model")
     own_path = output.write_text(yaml.safe_dump({derived: config}), "annotator", derived, "configs.yaml")
     return Annotator(derived, own_path.resolve(), judge_model)
+
+
+def in_given_order(annotator: Annotator, output: OutputFolder) -> Annotator:
+    """Return an annotator that shows the reference's answer first, instead of either by the instruction.
+
+    Args:
+        annotator: as `find_annotator` found it.
+        output: gets its configuration.
+    """
+    name, config, template = _read_config(annotator.path)
+    config |= {"prompt_template": str(template.resolve()), "is_randomize_output_order": False}
+    derived = check_name(f"{name}-in_given_order", "annotator")
+    path = output.write_text(yaml.safe_dump({derived: config}), "annotator", derived, "configs.yaml")
+    return Annotator(derived, path.resolve(), annotator.model)
 
 
 def _read_config(path: Path) -> tuple[str, dict[str, Any], Path]:
@@ -94,10 +112,12 @@ def _read_config(path: Path) -> tuple[str, dict[str, Any], Path]:
             f"{path}: annotator {name} has no completions_kwargs.model_name; name the judge model"
         )
     template = path.parents[1] / str(config.get("prompt_template"))
+    if not template.is_file():  # one of the package's own, which need not be copied
+        template = Path(constants.EVALUATORS_CONFIG_DIR) / str(config.get("prompt_template"))
     if not template.is_file():  # alpaca_eval would send the path itself as the prompt
         raise UserError(
-            f"{path}: annotator {name} needs a prompt_template; expected its file at {template}, relative to "
-            "the folder above"
+            f"{path}: annotator {name} needs a prompt_template; expected its file relative to "
+            f"{path.parents[1]}, or one of alpaca_eval's own"
         )
     return name, config, template
 

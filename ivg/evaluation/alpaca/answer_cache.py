@@ -15,9 +15,10 @@ from ivg.errors import UserError
 from ivg.evaluation.reading import parse_json
 
 
-def request_key(endpoint: str, kind: str, request: dict[str, Any]) -> str:
-    """Name a request by all that can change its answer."""
-    content = json.dumps({"endpoint": endpoint, "kind": kind, **request}, sort_keys=True)
+def request_key(endpoint: str, kind: str, request: dict[str, Any], repeat: int = 0) -> str:
+    """Name a request by all that can change its answer, and by how often it was asked before."""
+    again = {"repeat": repeat} if repeat else {}  # the first asking keeps the name it always had
+    content = json.dumps({"endpoint": endpoint, "kind": kind, **request, **again}, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 

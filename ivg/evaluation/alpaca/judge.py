@@ -43,6 +43,21 @@ SHORTEST_KEY = 8  # characters
 _ABOUT_THE_KEY = re.compile(
     r"\b(api[ _-]?key|key|token|credentials?|unauthori[sz]ed|forbidden|auth\w*)\b|^\W*$", re.IGNORECASE
 )
+# Refusals of a part of the request, by what servers say, and the option that leaves it out.
+_REMEDIES = (
+    (
+        re.compile(r"log[ _-]?prob", re.IGNORECASE),
+        "it gives no log-probabilities: ask with --annotator recipes/judges/without_logprobs --both_orders",
+    ),
+    (
+        re.compile(
+            r"max_completion_tokens.* instead|max_tokens\W+(is )?(not supported|unsupported)"
+            r"|unsupported (parameter|value)\W+(max_tokens|temperature|top_p)",
+            re.IGNORECASE,
+        ),
+        "it is a reasoning model: ask with --annotator recipes/judges/reasoning --both_orders",
+    ),
+)
 _CLIENTS_OWN = re.compile(r"^Error code: [0-9]+( - )?")
 _HOST = re.compile(r"[\w.-]+|[0-9a-f:.%]+")  # a name, or an address of IPv6
 _SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
@@ -77,8 +92,30 @@ def shown_endpoint(client: openai.OpenAI) -> str:
 class Answers(Protocol):
     """What can answer a request: a `Judge`, or the `Plan` of one."""
 
-    def answer(self, kind: str, request: dict[str, Any]) -> dict[str, Any]:
-        """Answer a request of kind `chat` or `text` with the endpoint's JSON."""
+    def answer(self, kind: str, request: dict[str, Any], *, repeat: int = 0) -> dict[str, Any]:
+        """Answer a request of kind `chat` or `text` with the endpoint's JSON.
+
+        Args:
+            kind: `chat` or `text`.
+            request: what is asked.
+            repeat: tells apart several askings of one request, whose answers are kept side by side.
+        """
+
+
+class Again:
+    """Asks what was asked before anew, instead of taking the kept answer.
+
+    Args:
+        answers: who answers.
+        repeat: number of this asking, from 1.
+    """
+
+    def __init__(self, answers: Answers, repeat: int) -> None:
+        self._answers, self._repeat = answers, repeat
+
+    def answer(self, kind: str, request: dict[str, Any], *, repeat: int = 0) -> dict[str, Any]:
+        """Answer a request as asked for this time."""
+        return self._answers.answer(kind, request, repeat=self._repeat + repeat)
 
 
 class Plan:
@@ -89,9 +126,9 @@ class Plan:
         self.num_kept = 0
         self.open_requests: dict[str, dict[str, Any]] = {}
 
-    def answer(self, kind: str, request: dict[str, Any]) -> dict[str, Any]:
+    def answer(self, kind: str, request: dict[str, Any], *, repeat: int = 0) -> dict[str, Any]:
         """Return the kept answer, or an empty one that parses to no preference."""
-        key = request_key(self.endpoint, kind, request)
+        key = request_key(self.endpoint, kind, request, repeat)
         kept = _look_up(self.cache, key, kind, request)
         if kept is not None:
             self.num_kept += 1
@@ -148,14 +185,14 @@ class Judge:
         """Let no further request out; calls that wait for their next attempt give up."""
         self._stopped.set()
 
-    def answer(self, kind: str, request: dict[str, Any]) -> dict[str, Any]:
+    def answer(self, kind: str, request: dict[str, Any], *, repeat: int = 0) -> dict[str, Any]:
         """Return the kept answer to a request, or ask and keep it.
 
         Raises:
             UserError: the endpoint cannot be used; every later request is refused at once.
             openai.BadRequestError: a spam filter holds back this request alone.
         """
-        key = request_key(self.endpoint, kind, request)
+        key = request_key(self.endpoint, kind, request, repeat)
         with self._key_locks[key]:
             kept = _look_up(self.cache, key, kind, request)
             if kept is not None:
@@ -270,12 +307,23 @@ def explain(error: Exception, endpoint: str, model: str, blot_out: Callable[[str
         blot_out: takes secrets out of what the server said.
     """
     others = "choose another with --judge_model or --annotator (then not comparable with the leaderboard)"
+    living = (
+        "an open-weights judge lasts (--annotator recipes/judges/open_weights), but win rates of two judges "
+        "differ by points: measure yours with `ivg eval judge`"
+    )
     if isinstance(error, openai.APIStatusError):
         code, status = str(error.code), f"status {error.status_code}"
         said = visible(blot_out(" ".join(_server_message(error).split())))[:300]
         # OpenAI says 404, or 403 to those who never had it; others say 400. The code tells.
-        if error.status_code == 404 or (error.status_code in (400, 403) and "model" in code):
-            return f"judge at {endpoint} does not offer {model!r} ({status}); {others}, or another --endpoint"
+        remedy = next((way for refusal, way in _REMEDIES if refusal.search(said)), None)
+        if remedy is not None and error.status_code in (400, 403, 422):
+            return f"judge {model!r} at {endpoint} refuses a request ({status}: {said}); {remedy}"
+        is_gone = error.status_code in (404, 410) or (error.status_code in (400, 403) and "model" in code)
+        if is_gone:
+            return (
+                f"judge at {endpoint} does not offer {model!r} ({status}); {others}, or another --endpoint; "
+                f"{living}"
+            )
         if error.status_code == 401 or (error.status_code == 403 and _ABOUT_THE_KEY.search(said)):
             return f"judge at {endpoint} refused the key ({status}); check the key and its rights"
         if code == "insufficient_quota":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ivg.evaluation.measures.statistics import wilson_interval
@@ -50,6 +50,35 @@ def paired_rates_table(report: Report) -> Table | None:
     return Table("Same instructions", ["generators", "win rate [95%] (points)", "n"], rows)
 
 
+def direct_table(report: Report) -> Table | None:
+    """Tabulate the last system against the first, compared with each other; None where that was not asked."""
+    found = report.get("direct")
+    if not found:
+        return None
+    rate = found["win_rate"]
+    shown = interval(_in_percent({**rate, "ci95": rate["t95"]}), 1)
+    equal = found["at_equal_length"]
+    at_equal = NOTHING if equal is None else interval(_in_percent(equal), 1)
+    needed = NOTHING if found["prompts_needed"] is None else f"{found['prompts_needed']:,}"
+    header = [
+        "generators",
+        "win rate [95%] (%)",
+        "at equal length [95%] (%)",
+        "prompts that show it",
+        "n",
+    ]
+    rows = [[f"{found['system']} against {found['other']}", shown, at_equal, needed, str(rate["n"])]]
+    return Table("Compared with each other, in both orders", header, rows)
+
+
+def _in_percent(estimate: Mapping[str, Any]) -> dict[str, Any]:
+    return {"mean": 100 * estimate["mean"], "ci95": _percent(estimate["ci95"])}
+
+
+def _percent(ends: Sequence[float | None]) -> list[float | None]:
+    return [None if end is None else 100 * end for end in ends]
+
+
 def notes(report: Report) -> list[str]:
     """Say what a reader of the rates must know.
 
@@ -58,6 +87,16 @@ def notes(report: Report) -> list[str]:
     lines = []
     if report["not_comparable"]:
         lines.append(f"Not comparable with the public leaderboard: {report['not_comparable']}.")
+    quality = report.get("judge_quality")
+    if quality:
+        lines.append(
+            f"This judge beside {quality['recorded_judge'] or 'a recorded one'}: {quality['verdict']}."
+        )
+    elif report["not_comparable"] and not report.get("leaderboard"):
+        lines.append(
+            "No rows of the leaderboard beside another judge's rates, before it is known how far the two "
+            "agree: measure it with `ivg eval judge`, and give --judge_quality its judge.json."
+        )
     endpoint = report["judge"].get("endpoint", OPENAI_ENDPOINT)
     if endpoint != OPENAI_ENDPOINT:
         lines.append(
@@ -75,6 +114,14 @@ def notes(report: Report) -> list[str]:
             lines.append(
                 f"{name}: {share} without a preference (no answer, or none in it), left out of the rate."
             )
+    direct = report.get("direct")
+    if direct and direct["at_equal_length"] is None:
+        lines.append(f"No direct comparison at equal length: {direct['no_length_control']}.")
+    if direct and direct["win_rate"]["missing"]:
+        pairs = (
+            f"{direct['win_rate']['missing']} of {direct['win_rate']['missing'] + direct['win_rate']['n']}"
+        )
+        lines.append(f"{pairs} direct comparisons lack a preference in one order or both; left out.")
     reasons: defaultdict[str, list[str]] = defaultdict(list)
     for name, system in report["arms"].items():
         if system["length_controlled_winrate"] is None:

@@ -199,6 +199,36 @@ def by_length(runs: Sequence[Mapping[str, Any]], key: str, ylabel: str) -> Figur
     return figure
 
 
+def reward_accuracy(report: Mapping[str, Any]) -> Figure:
+    """Draw how often each scorer prefers the better response, by how much of the responses it has read.
+
+    Args:
+        report: of `reward_accuracy.measure_scorers`.
+    """
+    figure, axes = new_figure(4.2)
+    scorers = report["scorers"]
+    for name, (color, marker) in styles(scorers).items():
+        known = [row for row in scorers[name] if row["pairwise_accuracy"] is not None]
+        found = [row["pairwise_accuracy"] for row in known]
+        bars = np.concatenate([error_bars(estimate) for estimate in found], axis=1)  # (2, positions)
+        axes.errorbar(
+            [row["percent"] for row in known],
+            [estimate["mean"] for estimate in found],
+            yerr=bars,
+            fmt=f"{marker}-",
+            color=color,
+            capsize=3,
+            label=plain(name),
+        )
+    axes.axhline(0.5, linestyle=":", color=GREY)
+    axes.set_xlabel("share of the response read (%)")
+    axes.set_ylabel("pairs ranked rightly (0.5: chance)")
+    axes.set_ylim(top=1.02)
+    figure.legend(loc="outside upper left", ncols=1, frameon=False)
+    add_caption(figure, f"n = {report['num_prompts']} prompts, 95% intervals.")
+    return figure
+
+
 ValueTable = Sequence[Mapping[str, Any]]
 _AGREEMENTS = ("rank_correlation", "pairwise_accuracy")
 

@@ -10,7 +10,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ivg.errors import UserError, first_line
-from ivg.evaluation.alpaca.view import notes, paired_rates_table, rates_table
+from ivg.evaluation.alpaca.judge_view import judge_notes, judge_table, systems_table
+from ivg.evaluation.alpaca.view import direct_table, notes, paired_rates_table, rates_table
 from ivg.evaluation.reading import read_json
 from ivg.evaluation.report import figures, tables
 from ivg.evaluation.report.frontiers import speed_frontier, sweep_frontiers
@@ -25,6 +26,10 @@ SWEEP_TEXT = (
 VALUE_TEXT = (
     "How well the value model knows the final reward from the first part of a response. The first figure "
     "shows how it ranks responses; the second, the mean final reward of responses that it values alike."
+)
+ACCURACY_TEXT = (
+    "How often the better of two responses has the higher score, by how much of them was read. Guidance can "
+    "only use what a guide knows before the response is finished."
 )
 DISTANCE_NOTE = (
     "Distance from the base: negative log-likelihood of a response under the base, less that of the base's "
@@ -64,7 +69,8 @@ def collect(folder: Path, *, num_samples: int) -> list[Section]:
 
     Args:
         folder: with any of `report.json` (or `gold_reward.json`), `sweep.json`, `speed.json`, `alpaca.json`,
-            here or one folder down, and decoded files with traces in `decoded/` or here.
+            `judge.json`, `reward_accuracy.json`, here or one folder down, and decoded files with traces in
+            `decoded/` or here.
         num_samples: prompts to show side by side.
 
     Raises:
@@ -74,7 +80,7 @@ def collect(folder: Path, *, num_samples: int) -> list[Section]:
         raise UserError(f"{folder}: no such folder; give one that holds results")
     makers: dict[str, Callable[[Data], list[Section]]] = {
         "report.json": rewards, "gold_reward.json": rewards, "sweep.json": sweep, "speed.json": speed,
-        "alpaca.json": alpaca,
+        "alpaca.json": alpaca, "judge.json": judge, "reward_accuracy.json": reward_accuracy,
     }  # fmt: skip
     found = [
         (path, make)
@@ -213,6 +219,18 @@ def speed(data: Data) -> list[Section]:
     return [Section("Speed", data["findings"], shown, drawn, notes=[measured])]
 
 
+def reward_accuracy(data: Data) -> list[Section]:
+    """How often guides and reward models rank responses as they should."""
+    drawn = {"reward_accuracy": figures.reward_accuracy(data)}
+    return [Section("Rewards of guides", [ACCURACY_TEXT], [tables.reward_accuracy_table(data)], drawn)]
+
+
+def judge(data: Data) -> list[Section]:
+    """How far a judge agrees with another's recorded comparisons, and with itself."""
+    return [Section("How good the judge is", judge_notes(data), [judge_table(data), systems_table(data)])]
+
+
 def alpaca(data: Data) -> list[Section]:
     """AlpacaEval's win rates, with what a reader must know."""
-    return [Section("AlpacaEval 2", notes(data), _keep_tables(rates_table(data), paired_rates_table(data)))]
+    found = _keep_tables(rates_table(data), paired_rates_table(data), direct_table(data))
+    return [Section("AlpacaEval 2", notes(data), found)]

@@ -182,3 +182,35 @@ def speed_table(report: Mapping[str, Any]) -> Table:
             ]
         )
     return Table("Seconds and memory by response length", header, rows, group_by=2)
+
+
+def reward_accuracy_table(report: Mapping[str, Any]) -> Table:
+    """Tabulate what `reward_accuracy.measure_scorers` returned: a row per scorer and part of the response."""
+    header = ["scorer", "read", "pairs ranked rightly [95%]", "rank correlation [95%]"]
+    has_best = report["form"] == "best-of-N"
+    header += ["best is a chosen one [95%]"] * has_best + ["n (prompts)"]
+    rows = []
+    for name, parts in report["scorers"].items():
+        for part in parts:
+            accuracy = part["pairwise_accuracy"]
+            if accuracy is None:
+                continue
+            measured = [interval(accuracy), interval(part["rank_correlation"], 2)]
+            measured += [interval(part["best_of_n"])] * has_best
+            rows.append([name, f"{part['percent']}%", *measured, str(accuracy["n"])])
+    return Table("How often the better response has the higher score", header, rows, group_by=0)
+
+
+def ifeval_table(report: Mapping[str, Any]) -> Table:
+    """Tabulate IFEval's four accuracies: a row per file."""
+    kinds = {
+        "prompt_strict": "prompts, strict [95%]",
+        "prompt_loose": "prompts, loose [95%]",
+        "instruction_strict": "instructions, strict [95%]",
+        "instruction_loose": "instructions, loose [95%]",
+    }
+    rows = [
+        [label(name), *(interval(found[kind]) for kind in kinds), str(found["prompt_strict"]["n"])]
+        for name, found in report["ifeval"].items()
+    ]
+    return Table("IFEval accuracy", ["method", *kinds.values(), "n (prompts)"], rows)

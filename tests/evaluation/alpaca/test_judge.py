@@ -99,7 +99,43 @@ def test_refusals_and_dropped_connections_are_waited_out(server, make_judge):
         (
             403,  # not the key's fault
             {"error": {"message": "You are not allowed to request logprobs from this model"}},
-            "^judge 'm' at .* refuses a request .status 403: You are not allowed to request logprobs",
+            "^judge 'm' at .* refuses a request .status 403: You are not allowed to request logprobs.*"
+            "--annotator recipes/judges/without_logprobs --both_orders",
+        ),
+        (
+            400,
+            {"error": {"message": "Logprobs is not supported for this model.", "code": 400}},
+            "status 400: Logprobs .*it gives no log-probabilities: .*recipes/judges/without_logprobs",
+        ),
+        (
+            400,
+            {
+                "error": {
+                    "message": "Unsupported parameter: 'max_tokens' is not supported with this model. "
+                    "Use 'max_completion_tokens' instead.",
+                    "code": "unsupported_parameter",
+                }
+            },
+            "it is a reasoning model: .*recipes/judges/reasoning",
+        ),
+        (
+            400,
+            {"error": {"message": "Unsupported value: 'temperature' does not support 0 with this model."}},
+            "it is a reasoning model",
+        ),
+        (  # too long a prompt is no refusal of a parameter
+            400,
+            {"error": {"message": "'max_tokens' or 'max_completion_tokens' is too large: 1."}},
+            "refuses a request .*too large.*; choose another",
+        ),
+        *(
+            (status, {"error": error}, "does not offer 'm'.*recipes/judges/open_weights.*ivg eval judge")
+            for status, error in (
+                (404, {"message": "The model `m` does not exist.", "code": "model_not_found"}),
+                (404, {"message": "The API deployment is missing.", "code": "DeploymentNotFound"}),
+                (404, {"message": "No endpoints found for m.", "code": 404}),
+                (410, {"message": "m was retired."}),
+            )
         ),
         (403, "Forbidden", "refused the key"),
         (400, {"error": {"message": "\x1b[2Jgone"}}, r"refuses a request .status 400: \\x1b\[2Jgone"),
