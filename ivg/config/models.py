@@ -80,7 +80,7 @@ class ModelConfig:
     attn_implementation: str | None = None
     trust_remote_code: bool = False
     template: str | None = None
-    chat_template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    chat_template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         require(isinstance(self.path, str), f"model path is {self.path!r}; give text")
