@@ -231,7 +231,11 @@ def read_tokenizer(
     if folder.is_dir() and not any(file for kind in _TOKENIZER_FILES for file in folder.glob(kind)):
         raise UserError(f"{name}: the folder has no tokenizer; save the model's own beside its weights")
     with readable(f"{name}: its tokenizer cannot be read"):
-        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, revision=revision, trust_remote_code=trust_remote_code
+        )
+        tokenizer("a")  # a setting of a wrong type is met only when a text is encoded
+        return tokenizer
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -161,6 +161,11 @@ def _edit(folder: Path, name: str, **changes: object) -> None:
             "generation_config.json cannot be read",
         ),
         (lambda f: (f / "tokenizer_config.json").write_text("[]"), {}, "its tokenizer cannot be read"),
+        (
+            lambda f: _edit(f, "tokenizer_config.json", model_max_length="long"),
+            {},
+            "its tokenizer cannot be read",
+        ),
         (lambda f: None, {"attn_implementation": "flash_attention_2"}, "cannot be loaded"),
     ],
 )
