@@ -83,7 +83,9 @@ def launch_config(folder: Path, name: str) -> str:
     return write_config(folder / f"{name}.yaml", **config)
 
 
-def start_two(script: str, config: str, folder: Path, name: str) -> subprocess.Popen[str]:
+def start_two(
+    script: str, config: str, folder: Path, name: str, *launcher_flags: str
+) -> subprocess.Popen[str]:
     """Start a script in two processes.
 
     Args:
@@ -91,12 +93,14 @@ def start_two(script: str, config: str, folder: Path, name: str) -> subprocess.P
         config: its YAML.
         folder: for the launcher's file.
         name: which of recipes/accelerate/.
+        launcher_flags: for `accelerate launch`.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     command += ["--config_file", launch_config(folder, name), "--main_process_port", str(port)]
+    command += launcher_flags
     command += [str(ROOT / "train" / f"{script}.py"), "--config", config]
     return subprocess.Popen(
         command,
