@@ -121,7 +121,7 @@ def test_rollouts_go_on_after_the_last_finished_block(tmp_path: Path) -> None:
 def test_a_process_that_dies_ends_the_others_in_one_line(tmp_path: Path) -> None:
     keys = _keys(tmp_path, "dpo") | {"max_steps": 2000, "per_device_train_batch_size": 2}
     config = write_config(tmp_path / "dpo.yaml", **keys, output_dir=str(tmp_path / "out"))
-    # The launcher ends the others too, and looks ten times a second; here they have time to say it themselves.
+    # The launcher ends the others too, and looks ten times a second; here they have time to say so.
     with start_two("dpo", config, tmp_path, "multi_gpu", "--monitor_interval", "30") as job:
         deadline = time.monotonic() + 400
         while not (tmp_path / "out" / "checkpoint-10" / MARKER).exists():
