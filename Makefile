@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 	test-vllm-source serve-check clean
 
 help:
-	@echo "make quickstart  train, guide and report on a small made-up task (10 minutes on 2 cores)"
+	@echo "make quickstart  train, guide and report on a small made-up task (10 to 30 minutes on 2 cores)"
 	@echo "make evidence    the same with three training seeds and every baseline (100 minutes on 2 quiet cores)"
 	@echo "make test        run the test suite"
 	@echo "make fuzz        1,000 generated inputs per command, new ones each time"
