@@ -9,6 +9,7 @@ means of the seeds, with Student's t at 2 degrees of freedom; it holds for model
 
 import dataclasses
 import statistics
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -305,7 +306,7 @@ def draw(report: Mapping[str, Mapping[str, Any]]) -> None:
 @exit_on_user_error
 def main() -> None:
     """Judge, compare, write, print."""
-    console, runs = Console(), []
+    console, runs = Console(width=None if sys.stdout.isatty() else 120), []
     for seed in SEEDS:
         with console.status(f"judging seed {seed}"):
             methods = seed_methods(seed)

@@ -5,6 +5,7 @@
 Reads runs/quickstart; writes report.json there and the tables to the console. `eval/report.py` draws it.
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ def task_facts() -> dict[str, Any]:
 @exit_on_user_error
 def main() -> None:
     """Judge, compare, write, print."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     with console.status("judging the responses"):
         files = [read_decoded(method, RUNS / "decoded" / f"{method}.jsonl") for method in METHODS]
         quality = read_json(
