@@ -234,7 +234,7 @@ def read_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(
             path, revision=revision, trust_remote_code=trust_remote_code
         )
-        tokenizer("a")  # a setting of a wrong type is met only when a text is encoded
+        tokenizer("")  # a setting of a wrong type is met only when a text is encoded
         return tokenizer
 
 
