@@ -216,6 +216,10 @@ def read_config(
         if is_headed and "num_labels" not in said and "id2label" not in said:
             # transformers would assume two.
             config.num_labels = _measured_labels(path, revision) or config.num_labels
+        num_layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if isinstance(num_layers, int) and num_layers < 1:
+        # It would load: no weights are missing where there is no layer.
+        raise UserError(f"{name}: its config.json has {num_layers} layers; mend it, or save the model again")
     return config
 
 

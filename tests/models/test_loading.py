@@ -155,6 +155,12 @@ def _edit(folder: Path, name: str, **changes: object) -> None:
         (lambda f: _cut_short(f, "model.safetensors"), {}, "cannot be loaded"),
         (lambda f: _edit(f, "config.json", n_layer=4), {}, "24 weights are missing from its checkpoint"),
         (lambda f: _edit(f, "config.json", n_layer="two"), {}, "not a model that can be read"),
+        (lambda f: _edit(f, "config.json", n_layer=0), {}, "its config.json has 0 layers"),
+        (
+            lambda f: _edit(f, "config.json", n_layer=-(2**64)),
+            {},
+            "its config.json has -18446744073709551616",
+        ),
         (
             lambda f: (f / "generation_config.json").write_text("[]"),
             {},
