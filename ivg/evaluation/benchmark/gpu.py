@@ -14,10 +14,9 @@ from ivg.config import SearchConfig
 from ivg.decoding.stopping import StopChecker
 from ivg.engines.lockstep.batch import LockstepBatch
 from ivg.engines.lockstep.loop import Loop
-from ivg.engines.lockstep.model_runner import ModelRunner
 from ivg.evaluation.benchmark.floor import memory_rate
 from ivg.evaluation.benchmark.measure import measure
-from ivg.evaluation.benchmark.workloads import Workload, build_model
+from ivg.evaluation.benchmark.workloads import Workload, build_model, runner_over
 
 ONE_PROMPT_RUNGS = ("naive", "kept caches")  # they take one prompt at a time
 FULL_RUNG = "continuous batching"
@@ -74,8 +73,7 @@ def measure_on_gpu(
 
 def _base_alone(workload: Workload, dtype: torch.dtype, device: str, num_rows: int) -> dict[str, Any]:
     """Sample from the base without guides, one row per task."""
-    base = build_model(workload, workload.base, dtype, device)
-    runner = ModelRunner(base, name="base", has_logits=True, num_ids=workload.vocab_size, max_length=None)
+    runner = runner_over(build_model(workload, workload.base, dtype, device), "base")
     batch = LockstepBatch(runner, [], workload.sampling)
     search = SearchConfig(chunk_length=workload.search.chunk_length)
     loop = Loop(batch, search, workload.sampling, StopChecker([], [], lambda ids: ""), max_rows=num_rows)

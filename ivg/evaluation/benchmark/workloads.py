@@ -198,7 +198,7 @@ def build_rows(
     backbone = value.get_submodule(value.base_model_prefix)
     assert isinstance(head, torch.nn.Linear)
     pair = PairGuide(
-        (_runner(models.tuned, "tuned"), _runner(models.untuned, "untuned")),
+        (runner_over(models.tuned, "tuned"), runner_over(models.untuned, "untuned")),
         shared,
         Weights(guides_tokens=True, beta=1.0),
     )
@@ -208,12 +208,13 @@ def build_rows(
         shared,
         Weights(chunk=1.0),
     )
-    lockstep = LockstepBatch(_runner(models.base, "base"), [pair, ranker], workload.sampling)
+    lockstep = LockstepBatch(runner_over(models.base, "base"), [pair, ranker], workload.sampling)
     accelerate(lockstep.runners, (models.base, models.tuned, models.untuned, value), accelerations)
     return lockstep
 
 
-def _runner(model: PreTrainedModel, name: str) -> ModelRunner:
+def runner_over(model: PreTrainedModel, name: str) -> ModelRunner:
+    """Return a runner over a causal LM whose every id is an embedding."""
     size = int(model.config.vocab_size)
     return ModelRunner(model, name=name, has_logits=True, num_ids=size, max_length=None)
 
