@@ -3,7 +3,8 @@
 An engine owns models, batches and memory. What is decoded is decided elsewhere and for all engines alike:
 `beam_search.BeamSearch` says which prefixes to extend and which candidates survive, `token_guidance` holds
 the formula, `stopping.StopChecker` finds where a response ends. To write an engine, read this folder and one
-engine, and make `tests/engines/contract.py` pass.
+engine, and make `tests/engines/contract.py` pass. Then give it a name in `config/run.py`, under which
+`run/engines.py` starts it for a run and `serve/starting.py` for a server.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Where a response ends: EOS ids, stop strings and tokens, length."""
+"""Where a response ends: EOS ids, stop strings and tokens, length.
+
+Which ids are a model's EOS is read in `models/inspection.py`, and handed over in `engines/stop_checker.py`.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
 """Chunk guidance by what is no model of the batch: your own Python function, and several scorers as one.
 
 A value function is any callable `f(record, responses) -> scores`: `record` is the input record of one prompt,
-`responses` the texts of its unfinished or finished responses, and it returns one number for each.
+`responses` the texts of its unfinished or finished responses, and it returns one number for each. A
+configuration names it: `values: [{function: package.module.name}]`, with `chunk_guidance: explicit`. Models
+that score chunks are each engine's own: in lockstep `guides.py`, or `text_guides.py` where they read text.
 """
 
 from __future__ import annotations

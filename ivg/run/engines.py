@@ -1,4 +1,7 @@
-"""Which engine decodes a run: the one place that chooses, and asks vLLM nothing where lockstep was chosen."""
+"""Which engine decodes a run: each by its name, and vLLM is asked nothing where lockstep was chosen.
+
+A server chooses in `serve/starting.py`, by the same names.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from ivg.config import DecodeConfig
+from ivg.config import DecodeConfig, EngineName
 from ivg.decoding.engine import Engine, Refusal, refuse
 from ivg.decoding.sequences import Task
 from ivg.decoding.stopping import StopChecker
@@ -46,9 +49,7 @@ def prepare_engine(
     Raises:
         UserError: what the engine cannot do.
     """
-    if config.engine == "vllm":
-        return _prepare_vllm(config, infos, plans, tasks)
-    return functools.partial(_start_lockstep, config, infos, plans)
+    return _PREPARATIONS[config.engine](config, infos, plans, tasks)
 
 
 def find_engine_refusals(
@@ -62,8 +63,9 @@ def find_engine_refusals(
         plans: who guides and how.
         asks_vllm: also ask vLLM, if it is installed, which takes seconds to import.
     """
-    if config.engine == "lockstep":
+    if config.engine == "lockstep":  # the reference: it does all that a configuration can ask for
         return []
+    assert config.engine == "vllm"
     absence = [*refuse_absence()] if asks_vllm else []
     args = config.vllm
     keep_trace = config.trace is not None
@@ -74,6 +76,12 @@ def find_engine_refusals(
             from ivg.engines.vllm.refusals_here import find_refusals_here
         here = find_refusals_here(infos.base, plans, config.sampling, args)
     return [*absence, *_refuse_lockstep_settings(config), *found, *here]
+
+
+def _prepare_lockstep(
+    config: DecodeConfig, infos: ModelInfos, plans: Sequence[GuidePlan], tasks: Sequence[Task]
+) -> StartEngine:
+    return functools.partial(_start_lockstep, config, infos, plans)
 
 
 def _start_lockstep(
@@ -109,6 +117,10 @@ def _prepare_vllm(
         return start(prepared, watcher)
 
     return start_vllm
+
+
+Prepare = Callable[[DecodeConfig, ModelInfos, Sequence[GuidePlan], Sequence[Task]], StartEngine]
+_PREPARATIONS: dict[EngineName, Prepare] = {"lockstep": _prepare_lockstep, "vllm": _prepare_vllm}
 
 
 @contextlib.contextmanager

@@ -3,6 +3,8 @@
 Every line of a file has its place and says what it answers (its key). On opening, lines are compared with
 what belongs there; what is no longer as it was written is named, cut off, and made again. Decoding, whose
 blocks share one file or are divided among processes, and rollouts, with a file for each block, both work so.
+Whether a run may go on at all is said by the manifest (`output_files.py`); training resumes from its
+checkpoints (`training/resume.py`).
 """
 
 from __future__ import annotations

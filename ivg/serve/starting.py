@@ -57,7 +57,7 @@ def plan(settings: ServerSettings) -> Planned:
     for name, preset in settings.presets.items():
         try:
             plans[name] = plan_guides(infos, preset.search)
-            refuse("vllm", find_engine_refusals(run, infos, plans[name]))
+            refuse(run.engine, find_engine_refusals(run, infos, plans[name]))
             for function in plan_functions(infos, preset.search):
                 import_function(function.name, "value function")
         except UserError as error:
@@ -90,6 +90,7 @@ def _start_engine(settings: ServerSettings, planned: Planned) -> tuple[ServedMod
             from ivg.serve.vllm import ServedVllm
         # vLLM counts under its own names, and requests there are single candidates.
         return ServedVllm(planned.infos, planned.plans, run.vllm), REGISTRY, "ivg"
+    assert run.engine == "lockstep"
     loaded = load_inspected(planned.infos)
     served = ServedLockstep(
         loaded, planned.plans, max_rows=run.max_batch_rows, max_tokens=run.max_batch_tokens

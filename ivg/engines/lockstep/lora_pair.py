@@ -1,7 +1,8 @@
 """The runners of a pair: a LoRA over its untuned twin runs as one model, its rows with and without adapter.
 
 One set of weights and one forward serve both halves. `ModelRunner.branches` names the adapters under which
-each row stands; PEFT mixes them in a batch (`adapter_names`). The weights come from `models/loading.py`.
+each row stands; PEFT mixes them in a batch (`adapter_names`), and `guides.PairGuide` tells the halves' logits
+apart. The weights come from `models/loading.py`. vLLM merges the adapter instead, when it loads it.
 """
 
 from __future__ import annotations
