@@ -3,8 +3,10 @@
     python recipes/quickstart/evidence.py        (or `make evidence`)
 
 Everything is written to runs/evidence. The prompts are the same for all seeds; models, samples and draws are
-not. Finished stages are skipped; a run that was killed goes on when started again. A prompted base is not
-among the baselines: trained on reviews alone, it follows no instructions.
+not. Every seed first answers validation prompts over a grid: what `decode/*.yaml` and `evidence/*.yaml` set was
+chosen by the means over the seeds, which the report shows. Finished stages are skipped; a run that was killed
+goes on when started again. A prompted base is not among the baselines: trained on reviews alone, it follows no
+instructions.
 """
 
 import re
@@ -49,6 +51,19 @@ def write_configs() -> None:
             # The prompts are common: made once, with the recipe's seed.
             run = 0 if path.stem == "prepare" else seed
             target.write_text(moved(path.read_text(encoding="utf-8"), run), encoding="utf-8")
+
+
+def choosing(places: Places) -> Stage:
+    """Describe the stage that answers validation prompts over the quickstart's grid of beta, W and K."""
+    sweep = places.config("sweep")
+    trained = places.weights("base", "untuned", "tuned", "value")
+    return places.stage(
+        "sweep",
+        "decode validation prompts over a grid of beta, W and K",
+        [f"python eval/sweep.py --config {sweep}"],
+        [sweep, *REWARD, *trained, f"{places.data}/prompts.validation.jsonl"],
+        "sweep",
+    )
 
 
 def baselines(places: Places) -> list[Stage]:
@@ -124,10 +139,12 @@ def decodings(places: Places) -> list[Stage]:
 
 
 def evidence() -> list[Stage]:
-    """List all stages."""
+    """List all stages: nothing answers a test prompt before every seed's settings can be compared."""
     stages = [preparing(places_of(SEEDS[0]))]
     for places in map(places_of, SEEDS):
-        stages += [*trainings(places), *baselines(places), *decodings(places)]
+        stages += [*trainings(places), choosing(places)]
+    for places in map(places_of, SEEDS):
+        stages += [*baselines(places), *decodings(places)]
     read = [place for stage in stages[1:] for place in stage.outputs]
     report = Stage(
         name="report",

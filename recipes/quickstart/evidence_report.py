@@ -235,6 +235,21 @@ def mean_of(values: Iterator[float | None]) -> float | None:
     )
 
 
+def validation_means(seed: int) -> dict[str, float]:
+    """Read each setting's mean gold reward on the validation prompts, by the names of the sweep."""
+    report = read_json(ROOT / places_of(seed).runs / "sweep" / "sweep.json", "what eval/sweep.py writes")
+    return {name: found["gold_reward"]["mean"] for name, found in report["methods"].items()}
+
+
+def settings_table(validation: Mapping[str, Sequence[float]]) -> Table:
+    """Tabulate what every setting of the grid scored on validation prompts, seed by seed."""
+    rows = [
+        [name, " ".join(f"{mean:.3f}" for mean in means), f"{statistics.fmean(means):.3f}"]
+        for name, means in validation.items()
+    ]
+    return Table("Validation prompts: what the settings were chosen by", ["method", "by seed", "mean"], rows)
+
+
 def methods_table(report: Mapping[str, Mapping[str, Any]]) -> Table:
     """Tabulate rewards, validity and cost."""
     header = ["method", "gold reward by seed", "mean, 95% over prompts", "95% over seeds", "valid [95%]"]
@@ -313,9 +328,17 @@ def main() -> None:
             judge(methods, seed)
             runs.append(methods)
     report = {name: summary(name, runs) for name in runs[0]}
-    tables = [methods_table(report), paired_table(report), divergence_table(report)]
+    of_seeds = [validation_means(seed) for seed in SEEDS]
+    validation = {name: [means[name] for means in of_seeds] for name in of_seeds[0]}
+    tables = [
+        methods_table(report),
+        paired_table(report),
+        divergence_table(report),
+        settings_table(validation),
+    ]
     write_json(
-        ROOT / RUNS / "evidence.json", {"seeds": list(SEEDS), "reference": REFERENCE, "methods": report}
+        ROOT / RUNS / "evidence.json",
+        {"seeds": list(SEEDS), "reference": REFERENCE, "methods": report, "validation": validation},
     )
     (ROOT / RUNS / "evidence.md").write_text(
         "\n\n".join(f"## {table.title}\n\n{table.markdown()}" for table in tables) + "\n", encoding="utf-8"

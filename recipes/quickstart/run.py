@@ -165,13 +165,14 @@ def in_one_process(commands: Iterable[str]) -> str:
 def environment(outer: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of every stage.
 
-    This interpreter's commands, the recipe's own modules (the reward is one), two threads, no GPU, no hub.
+    This interpreter's commands, the recipe's own modules (the reward is one), two threads unless
+    OMP_NUM_THREADS says otherwise, no GPU, no hub.
     """
     return {
         **outer,
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT / RECIPE), outer.get("PYTHONPATH")))),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{outer.get('PATH', '')}",
-        "OMP_NUM_THREADS": "2",
+        "OMP_NUM_THREADS": outer.get("OMP_NUM_THREADS", "2"),
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
         # TRL still sets a key that transformers has renamed; nothing that a user could mend.
