@@ -214,7 +214,7 @@ def _card(
         stage=stage,
         facts={**known, **facts},
         metrics=metrics,
-        command=launch_command(trainer.accelerator.num_processes),
+        command=launch_command(stage, trainer.accelerator.num_processes),
         base_model=hub_name(model.model_name_or_path),
         dataset=hub_name(data.dataset_name),
     )
