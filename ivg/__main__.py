@@ -23,6 +23,7 @@ VERBS = {
     "export-vllm": "write a guided model as a folder that plain `vllm serve` takes",
     "convert-value": "turn a released token-reward checkpoint into a value model (= ivg-convert-value)",
     "convert-gguf": "turn a GGUF file into a model folder: ivg convert-gguf FILE.gguf FOLDER",
+    "recipes": "list, show or copy the runs of this project: ivg recipes copy quickstart",
     "env": "print versions, devices and what was compiled, for a report of a fault",
 }
 
@@ -122,6 +123,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ivg.run.convert_gguf import main as convert_gguf
 
         convert_gguf(rest)
+    elif verb == "recipes":
+        from ivg.commands.recipes import main as recipes
+
+        return recipes(rest)
     elif verb == "env":
         if rest:
             raise UserError(f"env takes no arguments, got {rest[0]!r}")
