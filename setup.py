@@ -1,4 +1,4 @@
-"""Builds the attention loop for CPUs from C++, and puts the recipes into wheels; all else is in pyproject.toml.
+"""Builds the attention loop for CPUs and puts the recipes into wheels; everything else is in pyproject.toml.
 
 Wheels are pure Python. The loop is built in a source checkout only, by `pip install -e .` or by
 `python setup.py build_ext --inplace`; where it cannot be (no C++ compiler, no OpenMP), torch takes its place.

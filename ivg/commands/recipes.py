@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import itertools
 import os
 import re
 import shutil
@@ -87,12 +88,18 @@ def _read_step(path: Path, recipes: Path) -> Step | None:
             line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line[:1] == "#"
         ]
         commands = [line.partition(":")[2].strip() for line in lines if line.startswith("Command:")]
-        return Step(name, lines[0], commands[0]) if commands else None
+        return Step(name, _first_sentence(lines), commands[0]) if commands else None
     if path.suffix == ".py":
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         commands = re.findall(rf"^    (python {re.escape(name)}.*?)(?: {{2,}}.*)?$", text, re.MULTILINE)
-        return Step(name, text.splitlines()[0], commands[0]) if commands else None
+        return Step(name, _first_sentence(text.splitlines()[:1]), commands[0]) if commands else None
     return None
+
+
+def _first_sentence(lines: Sequence[str]) -> str:
+    """Return what a header says before its fields, up to the end of a sentence."""
+    said = itertools.takewhile(lambda line: not line.startswith(("First:", "Command:")), lines)
+    return " ".join(said).partition(". ")[0].rstrip(".")
 
 
 def describe_all(recipes: Path) -> str:
@@ -237,7 +244,7 @@ def main(arguments: Sequence[str]) -> int:
         _say(describe(recipes, given.name))
     else:
         written = copy(recipes, given.name, given.folder)
-        _say(f"copied {', '.join(map(str, written))}; its commands, to be run in {given.folder}:\n")
+        _say(f"copied {', '.join(map(str, written))}; its commands, to be run from {given.folder}:\n")
         _say(describe(Path(given.folder) / "recipes", given.name))
     return 0
 
