@@ -128,15 +128,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return recipes(rest)
     elif verb == "env":
-        if rest:
-            raise UserError(f"env takes no arguments, got {rest[0]!r}")
-        from ivg.run.environment import describe_machine
-
-        for name, fact in describe_machine().items():
-            _say(f"{name}: {fact}")
+        _tell_environment(rest)
     else:
         raise UserError(f"ivg {verb!r:.60} is no verb; give one of {', '.join(VERBS)}")
     return 0
+
+
+def _tell_environment(arguments: Sequence[str]) -> None:
+    from ivg.run.console import print_json, take_flags
+
+    rest = take_flags(arguments)
+    as_json = rest == ["--json"]
+    if rest and not as_json:
+        raise UserError(f"env takes no arguments but --json, --quiet and --verbose, got {rest[0]!r:.60}")
+    from ivg.run.environment import describe_machine
+
+    facts = describe_machine()
+    if as_json:
+        print_json(facts)
+    else:
+        _say("\n".join(f"{name}: {fact}" for name, fact in facts.items()))
 
 
 def _train(arguments: Sequence[str]) -> int:

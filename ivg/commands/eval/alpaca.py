@@ -38,9 +38,11 @@ with needs("eval"):
     from ivg.evaluation.alpaca.view import direct_table, notes, paired_rates_table, rates_table
     from ivg.evaluation.options import option, parse_options
     from ivg.evaluation.output_folder import OutputFolder, check_name, open_output
+    from ivg.evaluation.printing import show
+    from ivg.evaluation.report.tables import Table
     from ivg.evaluation.safe_text import say
 
-console = Console()
+console = Console(stderr=True)  # costs, and what becomes of an interruption; the result goes to stdout
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,13 +149,9 @@ def judge_systems(
     return Judged(annotations, None if both is None else direct.compare_outputs(last, first, both), endpoint)
 
 
-def show(report: dict[str, Any]) -> None:
-    """Print the rates, and what their reader must know."""
-    for table in (rates_table(report), paired_rates_table(report), direct_table(report)):
-        if table is not None:
-            console.print(table.console())
-    for note in notes(report):
-        say(console, note)
+def tabulate(report: dict[str, Any]) -> list[Table | None]:
+    """Return the tables of rates."""
+    return [rates_table(report), paired_rates_table(report), direct_table(report)]
 
 
 def submit(
@@ -211,7 +209,7 @@ def evaluate(options: Options, output: OutputFolder) -> None:
     report["judge_quality"] = quality
     report["leaderboard"] = leaderboard if annotator.is_official or quality else {}
     output.write_json(report, "alpaca.json")
-    show(report)
+    show(report, tabulate(report), notes(report), as_json=options.json)
     if options.submission:
         submit(systems[name], reference, judged.annotations[name], options, output)
 

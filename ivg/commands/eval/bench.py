@@ -32,6 +32,7 @@ from ivg.evaluation.benchmark.ablation import measure_ablation
 from ivg.evaluation.benchmark.lengths import measure_lengths
 from ivg.evaluation.benchmark.measure import RUNGS, measure
 from ivg.evaluation.benchmark.workloads import WORKLOADS
+from ivg.run.console import add_flags, print_json, set_up
 
 MODULE = "ivg.commands.eval.bench"  # started anew for each rung
 COLUMNS = (
@@ -172,8 +173,10 @@ def _parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, help="default: runs/bench/decode.json, or named after the options"
     )
+    add_flags(parser)
     parser.add_argument("--one", nargs=2, metavar=("WORKLOAD", "RUNG"), help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
+    set_up(quiet=options.quiet, verbose=options.verbose)
     if options.lengths and not 0 < options.lengths[0] < options.lengths[1]:
         raise UserError(f"lengths are {options.lengths}; give a short and a longer one, both >= 1")
     if options.runs and options.lengths:
@@ -200,7 +203,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         sys.stdout.write(json.dumps(found) + "\n")
         return
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    # Each table comes when it is measured; with --json they are notes, and the numbers are the result.
+    console = Console(width=None if sys.stdout.isatty() else 120, stderr=options.json)
     asked = {"growth": options.growth, "lengths": options.lengths, "ablation": options.ablation}
     what = next((name for name, is_asked in asked.items() if is_asked), "ladder")
     compare = {"growth": growth, "lengths": by_length, "ablation": ablation, "ladder": ladder}[what]
@@ -219,6 +223,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=2) + "\n")
     console.print(f"written to {path}")
+    if options.json:
+        print_json(report)
 
 
 if __name__ == "__main__":

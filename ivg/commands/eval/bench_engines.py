@@ -55,6 +55,7 @@ from ivg.evaluation.benchmark.model_folders import (
 from ivg.evaluation.benchmark.workloads import WORKLOADS, Workload
 from ivg.models.loading import load_inspected
 from ivg.models.plan import ModelInfos, plan_guides, reading_models, used_models
+from ivg.run.console import add_flags, print_json, set_up
 
 MODULE = "ivg.commands.eval.bench_engines"  # started anew for each arm
 LOCKSTEP, NO_LOOP, VLLM, UNGUIDED = "lockstep", "lockstep, no compiled loop", "vllm", "vllm, base alone"
@@ -275,10 +276,12 @@ def _parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, help="number of prompts; default: the workload's")
     parser.add_argument("--runs", type=int, default=1, help="in turns; reports medians")
     parser.add_argument("--output", type=Path, default=Path("runs/bench/engines.json"))
+    add_flags(parser)
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--models", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
+    set_up(quiet=options.quiet, verbose=options.verbose)
     for name in ("runs", "prompts"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -329,6 +332,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(report, indent=2) + "\n")
+    if options.json:
+        print_json(report)
+        return
     console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(table)
     for name, result in results.items():

@@ -19,20 +19,18 @@ from ivg.errors import UserError, exit_on_user_error, needs
 
 with needs("eval"):
     import tiktoken
-    from rich.console import Console
 
     from ivg.evaluation.boards import arena_hard_answers, mt_bench_answers, read_questions, turn_prompts
     from ivg.evaluation.measures.decoded import Decoded, read_decoded
-    from ivg.evaluation.options import option, parse_options
+    from ivg.evaluation.options import CommandOptions, option, parse_options
     from ivg.evaluation.output_folder import check_name, open_output
-    from ivg.evaluation.safe_text import say
+    from ivg.evaluation.printing import show
 
 BOARDS = ("arena-hard", "mt-bench")
-console = Console()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(CommandOptions):
     """Which board, and the decoded answers."""
 
     board: str = option("", "arena-hard or mt-bench")
@@ -107,7 +105,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows = mt_bench_answers(questions, first, second, options.name)
             place = ("model_answer", f"{options.name}.jsonl")
     with open_output(options.output, place[-1], "{") as output:
-        say(console, f"{len(rows)} rows: {output.write_json_lines(rows, *place)}")
+        written = output.write_json_lines(rows, *place)
+    show(
+        {"written": str(written), "num_rows": len(rows)},
+        (),
+        [f"{len(rows)} rows: {written}"],
+        as_json=options.json,
+    )
 
 
 if __name__ == "__main__":

@@ -10,15 +10,13 @@ The first file holds the base's own samples; the last is the one that the others
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ivg.errors import UserError, exit_on_user_error, needs
 
 with needs("eval"):
-    from rich.console import Console
-
     from ivg.config import ModelConfig
     from ivg.evaluation.measures.decoded import Decoded, read_named
     from ivg.evaluation.measures.distance import encode_response, response_nll
@@ -31,10 +29,10 @@ with needs("eval"):
     )
     from ivg.evaluation.measures.measures import compare, measure, missing_reasons
     from ivg.evaluation.measures.statistics import estimate
-    from ivg.evaluation.options import option, parse_options
+    from ivg.evaluation.options import CommandOptions, option, parse_options
     from ivg.evaluation.output_folder import open_result
-    from ivg.evaluation.report.tables import divergence_table, methods_table, paired_table
-    from ivg.evaluation.safe_text import say
+    from ivg.evaluation.printing import show
+    from ivg.evaluation.report.tables import Table, divergence_table, methods_table, paired_table
     from ivg.models.loading import load_inspected
     from ivg.models.plan import ModelInfos, inspect_models
     from ivg.rewards import RewardConfig, load_also, load_reward, score
@@ -44,7 +42,7 @@ RESULT_KEYS = ("methods", "paired", "reference")  # by which a result of ours is
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(CommandOptions):
     """What to judge, by which reward."""
 
     files: list[str] = dataclasses.field(
@@ -155,20 +153,20 @@ def inspect_guided(options: Options, files: Sequence[Decoded]) -> list[TokenGuid
     return [inspect_token_guidance(file, stated) for file in files if file.name == options.kl_of]
 
 
-def show(report: dict[str, Any], files: Sequence[Decoded]) -> None:
-    """Print the tables, and which rewards are missing."""
-    console = Console()
-    tables = [
+def tabulate(report: dict[str, Any], files: Sequence[Decoded]) -> list[Table | None]:
+    """Return the tables."""
+    return [
         methods_table(report),
         paired_table(report) if len(files) > 1 else None,
         divergence_table(report),
     ]
-    for table in tables:
-        if table is not None:
-            console.print(table.console())
+
+
+def tell_missing(report: dict[str, Any], files: Sequence[Decoded]) -> Iterator[str]:
+    """Say which rewards are missing."""
     for file in files:
         for reason, count in report["methods"][file.name]["missing"].items():
-            say(console, f"{file.name}: {count} of {len(file.rows)} responses without a reward: {reason}")
+            yield f"{file.name}: {count} of {len(file.rows)} responses without a reward: {reason}"
 
 
 @exit_on_user_error
@@ -179,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check(options, files)
     with open_result(options.output, RESULT_KEYS) as write:
         report = judge(options, files)
-        show(report, files)
+        show(report, tabulate(report, files), tell_missing(report, files), as_json=options.json)
         write(report)
 
 

@@ -14,19 +14,16 @@ from collections.abc import Sequence
 from ivg.errors import UserError, exit_on_user_error, needs
 
 with needs("eval"):
-    from rich.console import Console
-
     from ivg.evaluation.ifeval import load_checker, measure_ifeval, read_prompts
     from ivg.evaluation.measures.decoded import read_named
-    from ivg.evaluation.options import option, parse_options
+    from ivg.evaluation.options import CommandOptions, option, parse_options
     from ivg.evaluation.output_folder import open_result
+    from ivg.evaluation.printing import show
     from ivg.evaluation.report.tables import ifeval_table
-
-console = Console()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(CommandOptions):
     """The prompts, and who answered them."""
 
     prompts: str = option("", "IFEval's prompts with their instructions, JSONL")
@@ -47,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         check = load_checker()
         report = {"ifeval": {file.name: measure_ifeval(file, prompts, check) for file in files}}
         write(report)
-    console.print(ifeval_table(report).console())
+    show(report, [ifeval_table(report)], as_json=options.json)
 
 
 if __name__ == "__main__":

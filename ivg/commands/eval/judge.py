@@ -29,9 +29,10 @@ with needs("eval"):
     from ivg.evaluation.alpaca.recordings import Recording, read_recordings, sample_instructions
     from ivg.evaluation.options import option, parse_options
     from ivg.evaluation.output_folder import OutputFolder, open_output
+    from ivg.evaluation.printing import show
     from ivg.evaluation.safe_text import say
 
-console = Console()
+console = Console(stderr=True)  # costs, and what becomes of an interruption; the result goes to stdout
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,10 +116,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             **measure_judge(asked),
         }
         output.write_json(report, "judge.json")
-    console.print(judge_table(report).console())
-    console.print(systems_table(report).console())
-    for note in judge_notes(report):
-        say(console, note)
+    tables = (judge_table(report), systems_table(report))
+    show(report, tables, judge_notes(report), as_json=options.json)
 
 
 if __name__ == "__main__":

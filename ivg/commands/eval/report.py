@@ -17,15 +17,16 @@ from ivg.errors import UserError, exit_on_user_error, needs
 with needs("eval"):
     from rich.console import Console
 
-    from ivg.evaluation.options import option, parse_options
+    from ivg.evaluation.options import CommandOptions, option, parse_options
     from ivg.evaluation.output_folder import open_output
     from ivg.evaluation.report.page import PAGE_OPENING, html, markdown
     from ivg.evaluation.report.sections import collect
     from ivg.evaluation.safe_text import say
+    from ivg.run.console import print_json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(CommandOptions):
     """What to report."""
 
     folder: str = option("", "folder of results")
@@ -51,8 +52,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                 output.claim("figures", f"{name}.png")
         output.write_text(markdown(title, sections, output.path), "report.md")
         output.write_text(html(title, sections), "report.html")
-        written = f"{output.path / 'report.html'} and {output.path / 'report.md'}"
-    say(Console(soft_wrap=True), f"{written}: {', '.join(section.title for section in sections)}")
+        written = [str(output.path / "report.html"), str(output.path / "report.md")]
+    titles = [section.title for section in sections]
+    if options.json:
+        print_json({"written": written, "sections": titles})
+    else:
+        say(Console(soft_wrap=True), f"{' and '.join(written)}: {', '.join(titles)}")
 
 
 if __name__ == "__main__":

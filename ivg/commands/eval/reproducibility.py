@@ -15,8 +15,6 @@ import random
 from collections.abc import Sequence
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -24,8 +22,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from ivg.config import ModelConfig, PairConfig, SamplingConfig, SearchConfig
 from ivg.errors import UserError, exit_on_user_error
-from ivg.evaluation.options import option, parse_options
+from ivg.evaluation.options import CommandOptions, option, parse_options
 from ivg.evaluation.output_folder import open_result
+from ivg.evaluation.printing import show
+from ivg.evaluation.report.tables import Table
 from ivg.models.inspection import ModelInfo
 from ivg.models.loading import LoadedModel, LoadedPair, Models
 from ivg.models.plan import ModelInfos, PairInfo
@@ -38,7 +38,7 @@ MOST = 100_000  # prompts, and rows of a batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(CommandOptions):
     """What is decoded, how often."""
 
     dtypes: list[str] = dataclasses.field(
@@ -139,14 +139,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print a table, and write the numbers where asked."""
     options = parse_options(Options, argv, __doc__ or "")
     check(options)
-    table, results = Table("dtype", "identical responses", "flips per draw", "pairs of responses"), {}
+    rows, results = [], {}
     with open_result(options.output, ("dtypes", "results")) as write:
         for dtype in options.dtypes:
             found = results[dtype] = measure(options, dtype)
             shares = (f"{found['identical']:.1%}", f"{found['flips_per_draw']:.1e}", f"{found['n']}")
-            table.add_row(dtype, *shares)
-        Console().print(table)
-        write({**dataclasses.asdict(options), "results": results})
+            rows.append([dtype, *shares])
+        report = {**dataclasses.asdict(options), "results": results}
+        write(report)
+    header = ["dtype", "identical responses", "flips per draw", "pairs of responses"]
+    show(report, [Table("Responses that stay the same", header, rows)], as_json=options.json)
 
 
 if __name__ == "__main__":

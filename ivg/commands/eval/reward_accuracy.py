@@ -17,14 +17,14 @@ from ivg.errors import UserError, exit_on_user_error, needs
 
 with needs("eval"):
     import numpy as np
-    from rich.console import Console
 
     from ivg.config import ModelConfig, PairConfig, ValueConfig
     from ivg.evaluation.measures.candidates import Candidates, read_candidates
     from ivg.evaluation.measures.prefix_scores import PERCENTS, Array, log_ratios, values
     from ivg.evaluation.measures.reward_accuracy import measure_scorers
-    from ivg.evaluation.options import option, parse_options
+    from ivg.evaluation.options import CommandOptions, option, parse_options
     from ivg.evaluation.output_folder import open_output
+    from ivg.evaluation.printing import show
     from ivg.evaluation.report.figures import reward_accuracy, save_png
     from ivg.evaluation.report.tables import reward_accuracy_table
     from ivg.models.inspection import inspect_model
@@ -32,11 +32,9 @@ with needs("eval"):
     from ivg.models.plan import PairInfo, ValueInfo, check_value
     from ivg.rewards import RewardConfig, load_reward, score
 
-console = Console()
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(CommandOptions):
     """What is measured, on which responses."""
 
     data: str = option("", "JSONL file (or JSON array) of preferences, best-of-N rows, or rewards")
@@ -149,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         report = measure_scorers(score_all(candidates, options), candidates)
         output.write_json(report, "reward_accuracy.json")
         save_png(reward_accuracy(report), output.claim("reward_accuracy.png"))
-    console.print(reward_accuracy_table(report).console())
+    show(report, [reward_accuracy_table(report)], as_json=options.json)
 
 
 if __name__ == "__main__":

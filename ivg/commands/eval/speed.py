@@ -21,16 +21,15 @@ from ivg.errors import UserError, exit_on_user_error, needs
 
 with needs("eval"):
     import torch
-    from rich.console import Console
 
     from ivg.evaluation.measures.decoded import row_ids
     from ivg.evaluation.measures.statistics import estimate, mean_by_prompt
     from ivg.evaluation.options import config_and_overrides
     from ivg.evaluation.output_folder import open_output, writable
+    from ivg.evaluation.printing import show
     from ivg.evaluation.progress import tracked
     from ivg.evaluation.report.figures import by_length, save_png
     from ivg.evaluation.report.tables import speed_table
-    from ivg.evaluation.safe_text import say
     from ivg.evaluation.sweep.grid import GridConfig, Run, read_grid
     from ivg.evaluation.sweep.peak_memory import peak_in_fresh_process, peak_mib, reset_peak
     from ivg.evaluation.sweep.runs import RunResult, grid_prompts, load_and_run, load_grid, run_at_length
@@ -94,8 +93,9 @@ def entry(length: int, run: Run, timed: Timed, rewards: Sequence[float]) -> dict
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, judge, report."""
-    path, overrides = config_and_overrides(argv, __doc__ or "")
-    grid = read_grid(path, overrides)
+    command = config_and_overrides(argv, __doc__ or "")
+    path = command.config
+    grid = read_grid(path, command.overrides)
     if grid.also:
         raise UserError(f"{path}: also is read by `ivg eval sweep` alone; remove it")
     rows = grid_prompts(grid, path)
@@ -106,12 +106,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             png = output.claim("figures", f"speed_{key}.png")
             with writable(png):
                 save_png(by_length(report["runs"], key, label), png)
-    console = Console()
-    for table in (speed_table(report), costs_table(report["runs"])):
-        if table is not None:
-            console.print(table.console())
-    for line in report["findings"]:
-        say(console, line)
+    tables = (speed_table(report), costs_table(report["runs"]))
+    show(report, tables, report["findings"], as_json=command.json)
 
 
 def measure_and_judge(grid: GridConfig, rows: Sequence[Record], reward: Reward) -> dict[str, Any]:

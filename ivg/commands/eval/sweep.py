@@ -16,13 +16,12 @@ from typing import Any
 from ivg.errors import UserError, exit_on_user_error, needs
 
 with needs("eval"):
-    from rich.console import Console
-
     from ivg.evaluation.measures.decoded import read_decoded
     from ivg.evaluation.measures.distance import encode_response, response_nll
     from ivg.evaluation.measures.measures import compare, measure, missing_reasons
     from ivg.evaluation.options import config_and_overrides
     from ivg.evaluation.output_folder import OutputFolder, open_output, writable
+    from ivg.evaluation.printing import show
     from ivg.evaluation.progress import tracked
     from ivg.evaluation.reading import read_json
     from ivg.evaluation.report.figures import save_png
@@ -132,8 +131,9 @@ def judge(grid: GridConfig, base: LoadedModel, reward: Reward, also: Mapping[str
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the grid."""
-    path, overrides = config_and_overrides(argv, __doc__ or "")
-    grid = read_grid(path, overrides)
+    command = config_and_overrides(argv, __doc__ or "")
+    path = command.config
+    grid = read_grid(path, command.overrides)
     rows = grid_prompts(grid, path)
     with open_output(grid.output, "sweep.json", "{") as output:
         reward, also = load_reward(grid.reward), load_also(grid.also)  # before anything is decoded for them
@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             with writable(png):
                 save_png(figure, png)
         output.write_json(report, "sweep.json")
-    Console().print(sweep_table(report).console())
+    show(report, [sweep_table(report)], as_json=command.json)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ with needs("train"):
 
     from ivg.models.loading import load_inspected
     from ivg.rewards import load_reward
+    from ivg.run.console import note
     from ivg.run.json_files import write_json, write_jsonl
     from ivg.run.processes import end_processes, join_processes
     from ivg.training import arguments
@@ -63,7 +64,7 @@ def label(args: RolloutArguments, samples_dir: Path) -> None:
         table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
     Console().print(table)
     if warning := labelling.warn_of_cut(statistics, args.max_new_tokens):
-        Console(stderr=True).print(f"warning: {warning}", style="yellow")
+        note(f"warning: {warning}")
 
 
 if __name__ == "__main__":
