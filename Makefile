@@ -19,7 +19,7 @@ LM_EVAL_VENV := .venv-lm-eval
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: help quickstart evidence test fuzz check format bench bench-engines gpu-check recipes chaos vllm test-vllm \
-	test-vllm-source serve-check clean
+	test-vllm-source serve-check wheel wheel-check clean
 
 help:
 	@echo "make quickstart  train, guide and report on a small made-up task (10 to 30 minutes on 2 cores)"
@@ -37,6 +37,8 @@ help:
 	@echo "make test-vllm-source  compare with the source of the pinned CUDA build (a download of 350 MB)"
 	@echo "make serve-check openai, alpaca_eval and lm-evaluation-harness against ivg serve, both engines (minutes)"
 	@echo "make chaos       kill -9 every resumable job at random moments (KILLS=200; goes on where it stopped)"
+	@echo "make wheel       build dist/*.whl, pure Python, with the recipes inside"
+	@echo "make wheel-check install it into an empty environment and run the quickstart there (TINY=1: 3 minutes)"
 	@echo "make clean       remove runs/ and build products; the virtual environment stays"
 
 quickstart: $(VENV)/installed-quickstart
@@ -103,6 +105,16 @@ serve-check: $(VENV)/installed-all $(VLLM_VENV)/installed $(LM_EVAL_VENV)/instal
 KILLS ?= 200
 chaos: $(VENV)/installed-all
 	@$(BIN)/python -m tests.chaos --kills $(KILLS)
+
+# Through the source distribution, so that it too is known to be whole.
+wheel: $(VENV)/installed-all
+	@rm -rf build dist *.egg-info
+	@$(BIN)/python -m build --no-isolation --outdir dist . > build.log 2>&1 || { cat build.log >&2; exit 1; }
+	@rm -rf build build.log *.egg-info
+	@ls dist/*
+
+wheel-check: wheel
+	@$(BIN)/python -m tests.wheel_check dist/*.whl $(if $(TINY),--tiny)
 
 clean:
 	rm -rf runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

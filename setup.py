@@ -1,13 +1,29 @@
-"""Builds the attention loop for CPUs from C++; everything else about the package is in pyproject.toml.
+"""Builds the attention loop for CPUs and puts the recipes into wheels; everything else is in pyproject.toml.
 
 Wheels are pure Python. The loop is built in a source checkout only, by `pip install -e .` or by
 `python setup.py build_ext --inplace`; where it cannot be (no C++ compiler, no OpenMP), torch takes its place.
 """
 
 import platform
+import shutil
 import sys
+from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
+
+
+class BuildWithRecipes(build_py):
+    """Copies recipes/ into the wheel as ivg/_recipes; a checkout has them beside the package."""
+
+    def run(self) -> None:
+        """Build the package, then copy."""
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib, "ivg", "_recipes")
+            shutil.rmtree(target, ignore_errors=True)  # of an earlier build
+            shutil.copytree("recipes", target, ignore=shutil.ignore_patterns("__pycache__"))
+
 
 # Eight numbers at a time; torch itself needs no less to be fast, and `attention.py` looks before it loads.
 x86_flags = ["-mavx2", "-mfma"] if platform.machine() in ("x86_64", "AMD64") else []
@@ -19,4 +35,4 @@ loop = Extension(
     optional=True,
 )
 is_in_place = bool({"editable_wheel", "develop", "build_ext"} & set(sys.argv))
-setup(ext_modules=[loop] if is_in_place else [])
+setup(cmdclass={"build_py": BuildWithRecipes}, ext_modules=[loop] if is_in_place else [])

@@ -1,114 +1,13 @@
 """Answers for other leaderboards, written as those read them: Arena-Hard v2 and MT-Bench.
 
-    python eval/boards.py --board arena-hard --first runs/arena.jsonl --name mine --output runs/boards
-    python eval/boards.py --board mt-bench --questions question.jsonl --output runs/boards
-    python eval/boards.py --board mt-bench --questions question.jsonl --first runs/turn_1.jsonl --output ...
-    python eval/boards.py --board mt-bench --questions question.jsonl --first runs/turn_1.jsonl \
-        --second runs/turn_2.jsonl --name mine --output runs/boards
+    python eval/boards.py --help
 
-Decode Arena-Hard v2's question.jsonl as it is. MT-Bench is decoded turn by turn: without --first the prompts
-of the first turn are written, with it those of the second, and with both turns the answers.
+The same as `ivg eval boards`: all of it stands in ivg/commands/eval/boards.py.
 """
 
-from __future__ import annotations
+import sys
 
-import dataclasses
-from collections.abc import Callable, Sequence
-
-from ivg.errors import UserError, exit_on_user_error, needs
-
-with needs("eval"):
-    import tiktoken
-    from rich.console import Console
-
-    from ivg.evaluation.boards import arena_hard_answers, mt_bench_answers, read_questions, turn_prompts
-    from ivg.evaluation.measures.decoded import Decoded, read_decoded
-    from ivg.evaluation.options import option, parse_options
-    from ivg.evaluation.output_folder import check_name, open_output
-    from ivg.evaluation.safe_text import say
-
-BOARDS = ("arena-hard", "mt-bench")
-console = Console()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
-    """Which board, and the decoded answers."""
-
-    board: str = option("", "arena-hard or mt-bench")
-    first: str | None = option(None, "decoded answers; for mt-bench those to the first turn")
-    second: str | None = option(None, "mt-bench: decoded answers to the second turn")
-    questions: str | None = option(None, "mt-bench: the board's question.jsonl")
-    name: str = option("", "name of the model on the board")
-    output: str = option("", "folder for prompts and answers")
-    own_token_counts: bool = option(
-        False, "arena-hard: count tokens of the decoding model, not those of gpt-4o's vocabulary"
-    )
-
-
-def check(options: Options) -> None:
-    """Find contradictions before anything is read."""
-    if options.board not in BOARDS:
-        raise UserError(f"board is {options.board!r}; give one of {', '.join(BOARDS)}")
-    if not options.output:
-        raise UserError("no output folder; give --output")
-    if options.board == "arena-hard":
-        if options.first is None or options.second is not None or options.questions is not None:
-            raise UserError("arena-hard takes one decoded file: give --first, and no --second or --questions")
-    elif options.questions is None or (options.second is not None and options.first is None):
-        raise UserError("mt-bench needs --questions, and --first before --second")
-    if options.board == "arena-hard" or options.second is not None:
-        check_name(options.name, "name")
-
-
-def gpt_4o_counter() -> Callable[[str], int]:
-    """Return what counts tokens as the board does.
-
-    Raises:
-        UserError: that vocabulary is not on this machine and cannot be fetched.
-    """
-    try:
-        encoding = tiktoken.encoding_for_model("gpt-4o")
-    except OSError as error:  # requests' errors are such
-        raise UserError(
-            "gpt-4o's vocabulary, by which the board counts tokens, cannot be fetched here; set "
-            "TIKTOKEN_CACHE_DIR to a folder that holds it, or give --own_token_counts"
-        ) from error
-    return lambda text: len(encoding.encode(text, disallowed_special=()))
-
-
-def own_counter(decoded: Decoded) -> Callable[[str], int]:
-    """Return what looks an answer's length up in its row."""
-    counts = {row["response"]: row.get("num_tokens") for row in decoded.rows}
-    if None in counts.values():
-        raise UserError(f"{decoded.path}: a row has no num_tokens; leave out --own_token_counts")
-    return lambda text: int(counts[text])
-
-
-@exit_on_user_error
-def main(argv: Sequence[str] | None = None) -> None:
-    """Read answers, write what the board or the next turn needs."""
-    options = parse_options(Options, argv, __doc__ or "")
-    check(options)
-    first = None if options.first is None else read_decoded("first turn", options.first)
-    if options.board == "arena-hard":
-        assert first is not None
-        counter = own_counter(first) if options.own_token_counts else gpt_4o_counter()
-        rows = arena_hard_answers(first, options.name, counter)
-        place = ("model_answer", f"{options.name}.jsonl")
-    else:
-        questions = read_questions(str(options.questions))
-        if first is None:
-            rows, place = turn_prompts(questions), ("turn_1_prompts.jsonl",)
-        elif options.second is None:
-            rows, place = turn_prompts(questions, first), ("turn_2_prompts.jsonl",)
-        else:
-            second = read_decoded("second turn", options.second)
-            rows = mt_bench_answers(questions, first, second, options.name)
-            place = ("model_answer", f"{options.name}.jsonl")
-    with open_output(options.output, place[-1], "{") as output:
-        say(console, f"{len(rows)} rows: {output.write_json_lines(rows, *place)}")
-
+from ivg.commands.eval.boards import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

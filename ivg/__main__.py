@@ -1,8 +1,4 @@
-"""The `ivg` command: one name for everything, each verb imported or started only when it is asked for.
-
-Training and evaluation are scripts of the source checkout, which `ivg train` and `ivg eval` start; the rest
-is in the package.
-"""
+"""The `ivg` command: one name for everything, each verb imported or started only when it is asked for."""
 
 from __future__ import annotations
 
@@ -10,6 +6,7 @@ import ast
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -17,7 +14,6 @@ from typing import NamedTuple, NoReturn
 from ivg.errors import UserError, exit_on_user_error
 
 PACKAGE = Path(__file__).parent
-CHECKOUT = PACKAGE.parent
 
 VERBS = {
     "decode": "decode prompts with a guided base model (the same as ivg-decode)",
@@ -27,51 +23,68 @@ VERBS = {
     "export-vllm": "write a guided model as a folder that plain `vllm serve` takes",
     "convert-value": "turn a released token-reward checkpoint into a value model (= ivg-convert-value)",
     "convert-gguf": "turn a GGUF file into a model folder: ivg convert-gguf FILE.gguf FOLDER",
+    "recipes": "list, show or copy the runs of this project: ivg recipes copy quickstart",
     "env": "print versions, devices and what was compiled, for a report of a fault",
 }
 
 
-class Script(NamedTuple):
-    """A script of the checkout.
+class Command(NamedTuple):
+    """What `ivg train` or `ivg eval` runs under a name.
 
     Attributes:
-        path: seen from the checkout's root.
+        module: its `main` reads the process's arguments.
         summary: what it does, in a line.
-        settings: files whose dataclasses hold the keys that are ours, for `--help`.
+        settings: files of the package whose dataclasses hold the keys that are ours, for `--help`.
     """
 
-    path: str
+    module: str
     summary: str
     settings: tuple[str, ...] = ()
 
 
 _SHARED = "training/arguments.py"
 STAGES = {
-    "sft": Script(
-        "train/sft.py", "supervised fine-tuning of a language model", (_SHARED, "training/merging.py")
+    "sft": Command(
+        "ivg.commands.train.sft",
+        "supervised fine-tuning of a language model",
+        (_SHARED, "training/merging.py"),
     ),
-    "rollouts": Script(
-        "train/rollouts.py", "sample and score responses for training", ("training/rollouts/arguments.py",)
+    "rollouts": Command(
+        "ivg.commands.train.rollouts",
+        "sample and score responses for training",
+        ("training/rollouts/arguments.py",),
     ),
-    "dpo": Script("train/dpo.py", "preference tuning: the tuned half of a pair", (_SHARED,)),
-    "reward": Script("train/reward.py", "a reward model from preferences", (_SHARED,)),
-    "value": Script("train/value.py", "an explicit value model", (_SHARED, "training/value/arguments.py")),
+    "dpo": Command("ivg.commands.train.dpo", "preference tuning: the tuned half of a pair", (_SHARED,)),
+    "reward": Command("ivg.commands.train.reward", "a reward model from preferences", (_SHARED,)),
+    "value": Command(
+        "ivg.commands.train.value", "an explicit value model", (_SHARED, "training/value/arguments.py")
+    ),
 }
 EVALUATIONS = {
-    "gold-reward": Script("eval/gold_reward.py", "reward, length, repetition and distance of decoded files"),
-    "alpaca": Script("eval/alpaca.py", "AlpacaEval 2 with a judge"),
-    "judge": Script("eval/judge.py", "how far a judge agrees with recorded comparisons, and with itself"),
-    "reward-accuracy": Script(
-        "eval/reward_accuracy.py", "how often pairs, value and reward models rank responses rightly"
+    "gold-reward": Command(
+        "ivg.commands.eval.gold_reward", "reward, length, repetition and distance of decoded files"
     ),
-    "ifeval": Script("eval/ifeval.py", "instructions that a program can check; no judge"),
-    "boards": Script("eval/boards.py", "answers in the files of Arena-Hard v2 and MT-Bench"),
-    "sweep": Script("eval/sweep.py", "a grid of guidance settings: reward against distance and compute"),
-    "speed": Script("eval/speed.py", "seconds per prompt and memory by response length"),
-    "report": Script("eval/report.py", "report.md and one HTML page from a folder of results"),
-    "bench": Script("eval/bench.py", "decoding speed, rung by rung"),
-    "bench-engines": Script("eval/bench_engines.py", "lockstep, vLLM, and vLLM unguided, side by side"),
-    "reproducibility": Script("eval/reproducibility.py", "how many responses a batch's size changes"),
+    "alpaca": Command("ivg.commands.eval.alpaca", "AlpacaEval 2 with a judge"),
+    "judge": Command(
+        "ivg.commands.eval.judge", "how far a judge agrees with recorded comparisons, and with itself"
+    ),
+    "reward-accuracy": Command(
+        "ivg.commands.eval.reward_accuracy", "how often pairs, value and reward models rank responses rightly"
+    ),
+    "ifeval": Command("ivg.commands.eval.ifeval", "instructions that a program can check; no judge"),
+    "boards": Command("ivg.commands.eval.boards", "answers in the files of Arena-Hard v2 and MT-Bench"),
+    "sweep": Command(
+        "ivg.commands.eval.sweep", "a grid of guidance settings: reward against distance and compute"
+    ),
+    "speed": Command("ivg.commands.eval.speed", "seconds per prompt and memory by response length"),
+    "report": Command("ivg.commands.eval.report", "report.md and one HTML page from a folder of results"),
+    "bench": Command("ivg.commands.eval.bench", "decoding speed, rung by rung"),
+    "bench-engines": Command(
+        "ivg.commands.eval.bench_engines", "lockstep, vLLM, and vLLM unguided, side by side"
+    ),
+    "reproducibility": Command(
+        "ivg.commands.eval.reproducibility", "how many responses a batch's size changes"
+    ),
 }
 
 
@@ -110,62 +123,81 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ivg.run.convert_gguf import main as convert_gguf
 
         convert_gguf(rest)
-    elif verb == "env":
-        if rest:
-            raise UserError(f"env takes no arguments, got {rest[0]!r}")
-        from ivg.run.environment import describe_machine
+    elif verb == "recipes":
+        from ivg.commands.recipes import main as recipes
 
-        for name, fact in describe_machine().items():
-            _say(f"{name}: {fact}")
+        return recipes(rest)
+    elif verb == "env":
+        _tell_environment(rest)
     else:
         raise UserError(f"ivg {verb!r:.60} is no verb; give one of {', '.join(VERBS)}")
     return 0
 
 
+def _tell_environment(arguments: Sequence[str]) -> None:
+    from ivg.run.console import print_json, take_flags
+
+    rest = take_flags(arguments)
+    as_json = rest == ["--json"]
+    if rest and not as_json:
+        raise UserError(f"env takes no arguments but --json, --quiet and --verbose, got {rest[0]!r:.60}")
+    from ivg.run.environment import describe_machine
+
+    facts = describe_machine()
+    if as_json:
+        print_json(facts)
+    else:
+        _say("\n".join(f"{name}: {fact}" for name, fact in facts.items()))
+
+
 def _train(arguments: Sequence[str]) -> int:
-    name, script, rest = _choose("train", "a stage", STAGES, arguments)
-    if script is None:
+    """Hand a stage over to `accelerate launch`; what stands before its name is for the launcher."""
+    place = next((i for i, word in enumerate(arguments) if word in STAGES), 0)
+    name, command, rest = _choose("train", "a stage", STAGES, arguments[place:])
+    if command is None:
         return 0
     if rest and rest[0] in ("--help", "-h"):
-        _say(f"usage: ivg train {name} --config FILE.yaml [--KEY VALUE ...]\n\n{script.summary}; own keys:\n")
-        for key, text in own_keys(script):
+        _say(
+            f"usage: ivg train [FLAGS OF accelerate launch] {name} --config FILE.yaml [--KEY VALUE ...]\n\n"
+            f"{command.summary}; own keys:\n"
+        )
+        for key, text in own_keys(command):
             _say(f"  {key}\n      {text}")
         _say(f"\nThe keys of the trainer underneath: ivg train {name} --help_all")
         return 0
     if "--help_all" in rest:
-        return _start([sys.executable, str(_find(script)), "--help"])
-    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
-    return _start([*launcher, str(_find(script)), *rest])
+        return run_here("train", name, ["--help"])
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *arguments[:place]]
+    return _start([*launcher, "--module", command.module, *rest])
 
 
 def _evaluate(arguments: Sequence[str]) -> int:
-    _, script, rest = _choose("eval", "what to evaluate", EVALUATIONS, arguments)
-    return 0 if script is None else _start([sys.executable, str(_find(script)), *rest])
+    name, command, rest = _choose("eval", "what to evaluate", EVALUATIONS, arguments)
+    return 0 if command is None else run_here("eval", name, rest)
+
+
+def run_here(verb: str, name: str, arguments: Sequence[str]) -> int:
+    """Run what `ivg train` or `ivg eval` has under a name in this process, and return its exit code."""
+    command = {"train": STAGES, "eval": EVALUATIONS}[verb][name]
+    sys.argv = [f"ivg {verb} {name}", *arguments]
+    code = import_module(command.module).main()
+    return int(code or 0)
 
 
 def _choose(
-    verb: str, what: str, scripts: dict[str, Script], arguments: Sequence[str]
-) -> tuple[str, Script | None, list[str]]:
-    """Return name, script and its arguments; no script where help was asked for, which is printed."""
+    verb: str, what: str, commands: dict[str, Command], arguments: Sequence[str]
+) -> tuple[str, Command | None, list[str]]:
+    """Return name, command and its arguments; no command where help was asked for, which is printed."""
     name, *rest = [*arguments] or [""]
     if name in ("--help", "-h"):
-        lines = {name: script.summary for name, script in scripts.items()}
-        _say(_list_verbs(f"usage: ivg {verb} NAME ...\n\nnames:", lines))
+        lines = {name: command.summary for name, command in commands.items()}
+        launcher = "[FLAGS OF accelerate launch] " if verb == "train" else ""
+        _say(_list_verbs(f"usage: ivg {verb} {launcher}NAME ...\n\nnames:", lines))
         return name, None, rest
-    if name not in scripts:
+    if name not in commands:
         found = f"{name!r:.60} is none" if name else "is missing"
-        raise UserError(f"ivg {verb}: {what} {found}; give one of {', '.join(scripts)}")
-    return name, scripts[name], rest
-
-
-def _find(script: Script) -> Path:
-    path = CHECKOUT / script.path
-    if not path.is_file():
-        raise UserError(
-            f"{script.path} is not beside the installed package: training and evaluation run from a source "
-            "checkout; clone it and install with pip install -e ."
-        )
-    return path
+        raise UserError(f"ivg {verb}: {what} {found}; give one of {', '.join(commands)}")
+    return name, commands[name], rest
 
 
 def _start(command: list[str]) -> NoReturn:
@@ -174,12 +206,12 @@ def _start(command: list[str]) -> NoReturn:
     os.execv(command[0], command)
 
 
-def own_keys(script: Script) -> Iterator[tuple[str, str]]:
+def own_keys(command: Command) -> Iterator[tuple[str, str]]:
     """Yield name and help of the settings that this project adds to those of the trainer underneath.
 
     They are read from the source: importing it would import torch, transformers and TRL.
     """
-    for path in script.settings:
+    for path in command.settings:
         for node in ast.walk(ast.parse((PACKAGE / path).read_text(encoding="utf-8"))):
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
                 texts = [text for text in _find_help(node.value) if text]

@@ -8,6 +8,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NoReturn, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -136,4 +137,6 @@ def require_module(module: str, extra: str, purpose: str) -> None:
 
 
 def _not_installed(module: str, extra: str) -> str:
-    return f"{module} is not installed; run: pip install -c constraints.txt -e '.[{extra}]'"
+    is_checkout = (Path(__file__).parents[1] / "constraints.txt").is_file()
+    what = f"-c constraints.txt -e '.[{extra}]'" if is_checkout else f"'ivg[{extra}]'"
+    return f"{module} is not installed; run: pip install {what}"

@@ -7,7 +7,6 @@ lies in runs/recipes.
 """
 
 import re
-import runpy
 import shutil
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 import yaml
 
+from ivg.__main__ import run_here
 from ivg.errors import fail
 from ivg.run.cli import main as decode
 from ivg.run.json_files import write_jsonl
@@ -38,8 +38,8 @@ def stages(recipe: str) -> list[Path]:
 
 
 def stage_of(path: Path) -> str:
-    """Return which script a recipe file is for, by the command in its header: `train/dpo.py` is `dpo`."""
-    command = re.search(r"^# Command: .*?(\w+)(?:\.py)? --config ", path.read_text(), re.MULTILINE)
+    """Return which stage a recipe file is for, by the command in its header: `ivg train dpo` is `dpo`."""
+    command = re.search(r"^# Command: .*?(\w+) --config ", path.read_text(), re.MULTILINE)
     return command[1] if command else ""
 
 
@@ -151,8 +151,9 @@ def run(path: Path, config: Path) -> None:
         return
     # The trainers refuse bf16 on a machine without a GPU unless they are told that the CPU is meant.
     flags = [] if stage == "rollouts" or torch.cuda.is_available() else ["--use_cpu", "true"]
-    sys.argv = [f"train/{stage}.py", "--config", str(config), *flags]
-    runpy.run_path(str(ROOT / "train" / f"{stage}.py"))["main"]()
+    code = run_here("train", stage, ["--config", str(config), *flags])
+    if code:
+        raise SystemExit(code)
 
 
 def main() -> None:

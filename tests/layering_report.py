@@ -18,6 +18,7 @@ ROOMS = (
     ("engines",),
     ("run",),
     ("hf", "serve", "training", "evaluation"),
+    ("commands",),
     ("ivg",),  # the package itself, which re-exports, and the command
 )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ivg.__main__ import CHECKOUT, EVALUATIONS, STAGES, VERBS, own_keys
+from ivg.__main__ import EVALUATIONS, STAGES, VERBS, own_keys
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
@@ -146,9 +146,13 @@ from ivg import *
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
-def test_every_verb_that_is_a_script_has_one() -> None:
-    for script in (*STAGES.values(), *EVALUATIONS.values()):
-        assert (CHECKOUT / script.path).is_file()
+def test_every_name_has_a_module_and_a_launcher() -> None:
+    for folder, commands in (("train", STAGES), ("eval", EVALUATIONS)):
+        launchers = {path.stem.replace("_", "-") for path in (ROOT / folder).glob("*.py")}
+        assert launchers - {"gpu-check"} == set(commands)  # which runs tests of this checkout
+        for name, command in commands.items():
+            assert command.module == f"ivg.commands.{folder}.{name.replace('-', '_')}"
+            assert (ROOT / f"{command.module.replace('.', '/')}.py").is_file()
     assert [*VERBS] == [
         "decode",
         "train",

@@ -1,4 +1,4 @@
-"""Options of the evaluation scripts: one dataclass, whose fields are YAML keys and flags alike."""
+"""Options of the evaluation commands: one dataclass, whose fields are YAML keys and flags alike."""
 
 from __future__ import annotations
 
@@ -7,12 +7,36 @@ import dataclasses
 import typing
 from collections.abc import Sequence
 from types import NoneType
-from typing import Any, NoReturn, TypeVar, get_args, get_origin
+from typing import Any, NamedTuple, NoReturn, TypeVar, get_args, get_origin
 
 from ivg.config.yaml_file import build, nearest, read_yaml
 from ivg.errors import UserError
+from ivg.run import console
 
-T = TypeVar("T")
+T = TypeVar("T", bound="CommandOptions")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CommandOptions:
+    """What every evaluation takes; its own options are fields of a subclass."""
+
+    quiet: bool = dataclasses.field(default=False, metadata={"help": console.QUIET})
+    verbose: bool = dataclasses.field(default=False, metadata={"help": console.VERBOSE})
+    json: bool = dataclasses.field(default=False, metadata={"help": console.JSON})
+
+
+class GridCommand(NamedTuple):
+    """A command whose options are nested, in a file.
+
+    Attributes:
+        config: path of the YAML file.
+        overrides: KEY=VALUE, each.
+        json: print the result as JSON.
+    """
+
+    config: str
+    overrides: list[str]
+    json: bool
 
 
 class _Parser(argparse.ArgumentParser):
@@ -28,11 +52,11 @@ def option(default: Any, text: str) -> Any:
 
 
 def parse_options(cls: type[T], argv: Sequence[str] | None, description: str) -> T:
-    """Read flags, and under them the YAML file that `--config` names.
+    """Read flags, and under them the YAML file that `--config` names; obey `quiet` and `verbose`.
 
     Args:
-        cls: a dataclass; each field has a default and a `help` in its metadata (see `option`). Its types are
-            text, numbers, booleans, lists of these, or one of these and None.
+        cls: a `CommandOptions`; each field has a default and a `help` in its metadata (see `option`). Its
+            types are text, numbers, booleans, lists of these, or one of these and None.
         argv: the command line; None for the process's own.
         description: what `--help` opens with.
 
@@ -48,6 +72,7 @@ def parse_options(cls: type[T], argv: Sequence[str] | None, description: str) ->
     path = given.pop("config", None)
     from_file = {} if path is None else _with_lists(read_yaml(path), cls)
     built: T = build(cls, {**from_file, **given}, "options" if path is None else f"config {path}")
+    console.set_up(quiet=built.quiet, verbose=built.verbose)
     return built
 
 
@@ -92,8 +117,8 @@ def _with_lists(data: dict[str, Any], cls: type) -> dict[str, Any]:
     }
 
 
-def config_and_overrides(argv: Sequence[str] | None, description: str) -> tuple[str, list[str]]:
-    """Read `--config FILE KEY=VALUE ...`, for scripts whose options are nested.
+def config_and_overrides(argv: Sequence[str] | None, description: str) -> GridCommand:
+    """Read `--config FILE KEY=VALUE ...`, for commands whose options are nested; obey `quiet` and `verbose`.
 
     Raises:
         UserError: no file, an unknown flag, or an override without `=`.
@@ -101,8 +126,10 @@ def config_and_overrides(argv: Sequence[str] | None, description: str) -> tuple[
     parser = _Parser(description=description.strip(), allow_abbrev=False)
     parser.add_argument("--config", required=True, help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="override a key: sampling.seed=1")
+    console.add_flags(parser)
     known = parser.parse_intermixed_args(argv)
+    console.set_up(quiet=known.quiet, verbose=known.verbose)
     bad = [text for text in known.overrides if "=" not in text]
     if bad:
         raise UserError(f"unexpected argument {bad[0]!r}; overrides are KEY=VALUE")
-    return known.config, known.overrides
+    return GridCommand(known.config, known.overrides, known.json)

@@ -28,6 +28,8 @@ from ivg.models.attention_masks import use_finite_masks
 from ivg.models.inspection import HEAD_NAMES, PEFT_PREFIX, Kind, ModelInfo, adapter_weights
 from ivg.models.plan import ModelInfos, PairInfo, ValueInfo, inspect_models
 
+logger = logging.getLogger(__name__)
+
 CLASSES: dict[Kind, Any] = {
     "causal": AutoModelForCausalLM,
     "scalar": AutoModelForTokenClassification,
@@ -211,6 +213,7 @@ def _load_module(info: ModelInfo) -> PreTrainedModel:
     if source.device_map is None and source.quantization is None:
         with readable(f"{info.name}: cannot be loaded"):
             module = module.to(source.device or default_device())
+    logger.info("%s: loaded in %s on %s", info.name, module.dtype, module.device)
     return module.eval().requires_grad_(False)
 
 

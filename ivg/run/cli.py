@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import os
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ivg.decoding.engine import EngineError, NumericalError
 from ivg.errors import (
@@ -26,6 +25,7 @@ from ivg.errors import (
     is_main_process,
 )
 from ivg.models.folders import require_folders
+from ivg.run import console
 from ivg.run.command_line import CommandLine, parse
 from ivg.run.input_files import InputRecord, read_input
 from ivg.run.output_files import check_paths
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `ivg-decode`; the exit code is 0, 1, 2 or 130 as the README says."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
     line = parse(sys.argv[1:] if argv is None else argv)
+    console.set_up(quiet=line.quiet, verbose=line.verbose)
     try:
         return _run(line)
     except KeyboardInterrupt:
@@ -66,14 +66,26 @@ def _run(line: CommandLine) -> int:
     from ivg.run.runner import run
 
     job = prepare(config, records, references=line.references)
-    run(job, overwrite=line.overwrite, on_text=_print_text if line.stream else None)
+    summary = run(job, overwrite=line.overwrite, on_text=_print_text if line.stream else None)
+    if line.json and is_main_process():
+        console.print_json(summary)
+    else:
+        console.note(_tell(summary))
     return 0
+
+
+def _tell(summary: Mapping[str, Any]) -> str:
+    tokens, seconds = summary["num_tokens"], summary["seconds"]
+    speed = f" ({tokens / seconds:,.0f} tokens/s)" if seconds > 0 else ""
+    where = "standard output" if summary["output"] == "-" else summary["output"]
+    return f"{where}: {summary['num_results']:,} results; {tokens:,} tokens decoded in {seconds:.1f} s{speed}"
 
 
 def _quieten_transformers() -> None:
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.set_verbosity_error()
+    if not console.is_verbose():
+        transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 
 
@@ -93,7 +105,10 @@ def _examine(line: CommandLine, records: list[InputRecord]) -> int:
             prepare(config, records)
         except UserError as error:
             report = dataclasses.replace(report, problems=(str(error),))
-    Console().print(render(report))
+    if line.json:
+        console.print_json(dataclasses.asdict(report))
+    else:
+        Console().print(render(report))
     return EXIT_USER_ERROR if report.problems else 0
 
 

@@ -21,6 +21,7 @@ from ivg.config import (
 )
 from ivg.config.yaml_file import YamlFile, config_from_dict, nearest, read_yaml_file
 from ivg.errors import UserError
+from ivg.run.console import add_flags
 
 _LOADING = {  # flag -> key of every model that is given by a flag
     "dtype": "dtype",
@@ -44,6 +45,9 @@ class CommandLine:
         overwrite: replace an output of an earlier run.
         dry_run: only say what the run would do.
         stream: print each response's text as it becomes certain.
+        json: print the summary, or the report of a dry run, as JSON on standard output.
+        quiet: say nothing but results and errors.
+        verbose: say what is being done.
     """
 
     config: DecodeConfig
@@ -51,6 +55,12 @@ class CommandLine:
     overwrite: bool
     dry_run: bool
     stream: bool
+    json: bool
+    quiet: bool
+    verbose: bool
+
+
+_SWITCHES = ("overwrite", "dry_run", "stream", "json", "quiet", "verbose")
 
 
 def parse(argv: Sequence[str]) -> CommandLine:
@@ -69,7 +79,7 @@ def parse(argv: Sequence[str]) -> CommandLine:
         flags = [option for action in parser._actions for option in action.option_strings]
         raise UserError(f"unknown argument {unknown[0]!r}; {nearest(unknown[0], flags)}")
     given = {name: value for name, value in vars(known).items() if value is not None}
-    switches = {name: given.pop(name, False) for name in ("overwrite", "dry_run", "stream")}
+    switches = {name: given.pop(name, False) for name in _SWITCHES}
     file = _read_file(given.pop("config", None), given.pop("overrides", []))
     merged = _merge(file.data, _nest(given), "")
     if "base" not in merged:
@@ -77,6 +87,8 @@ def parse(argv: Sequence[str]) -> CommandLine:
     config = config_from_dict(merged)
     if switches["stream"] and config.output == "-":
         raise UserError("stream and the results would both go to standard output; give --output a file")
+    if switches["json"] and not switches["dry_run"] and (switches["stream"] or config.output == "-"):
+        raise UserError("json and the results would both go to standard output; leave --json out")
     return CommandLine(config, file.references, **switches)
 
 
@@ -206,6 +218,7 @@ def flag_parser() -> argparse.ArgumentParser:
     _add_input(parser.add_argument_group("input"))
     _add_output(parser.add_argument_group("output"))
     _add_running(parser.add_argument_group("running"))
+    add_flags(parser)
     return parser
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from ivg.models.folders import require_gguf, require_new_folder
+from ivg.run import console
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -30,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         default="float32",
         help="of the weights written; 16 bits halve the folder and round them (default: float32)",
     )
+    console.add_flags(parser, json=False)
     given = parser.parse_args(arguments)
+    console.set_up(quiet=given.quiet, verbose=given.verbose)
     require_gguf(given.source)
     require_new_folder(given.destination)
     from ivg.models.gguf import convert_gguf

@@ -48,9 +48,15 @@ def describe_machine() -> dict[str, str]:
 
 
 def _find_commit() -> str | None:
-    """Return the commit of the checkout that this code lies in, if it lies in one."""
-    if not shutil.which("git"):
+    """Return the commit of the checkout that this code lies in, if it lies in one.
+
+    An installed package may lie inside a repository of the user's, whose commit says nothing of this code.
+    """
+    if not shutil.which("git") or not _ask_git("ls-files", Path(__file__).name):
         return None
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    git = subprocess.run(command, capture_output=True, text=True, check=False)
-    return git.stdout.strip() or None
+    return _ask_git("rev-parse", "HEAD") or None
+
+
+def _ask_git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

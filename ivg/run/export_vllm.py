@@ -30,6 +30,7 @@ from ivg.errors import UserError, exit_on_user_error, readable
 from ivg.models.folders import require_folders
 from ivg.models.inspection import ModelInfo, context_length
 from ivg.models.plan import GuidePlan, inspect_models, plan_guides
+from ivg.run import console
 from ivg.run.command_line import parse
 
 
@@ -40,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("--help", "-h"):
         sys.stdout.write(f"{__doc__}")
         return 0
-    config = parse(arguments).config
+    line = parse(arguments)
+    console.set_up(quiet=line.quiet, verbose=line.verbose)
+    config = line.config
     if config.output is None or config.output == "-":
         raise UserError("no folder to write: give --output FOLDER")
     folder = export(config, Path(config.output))

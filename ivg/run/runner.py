@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ivg.decoding.engine import in_order
 from ivg.errors import is_main_process
 from ivg.run.api import Response, response, result_fields
+from ivg.run.console import is_quiet
 from ivg.run.engines import OnText, RunEngine
 from ivg.run.environment import describe_environment
 from ivg.run.job import Job, own_fields, settings
@@ -28,33 +29,41 @@ from ivg.run.resume import Digest, Line, LineFile, fill, scan_lines
 from ivg.run.trace import trace_line
 
 
-def run(job: Job, *, overwrite: bool = False, on_text: OnText = None) -> None:
+def run(job: Job, *, overwrite: bool = False, on_text: OnText = None) -> dict[str, Any]:
     """Decode what is missing from the output.
 
     Several processes (under `accelerate launch` or `torchrun`) share the blocks; the bytes are the same.
+
+    Returns:
+        The output's name, how many results stand in it, how many records were bad, and the tokens and seconds
+        that this process decoded.
 
     Raises:
         UserError: an existing output was made with other settings, or cannot be written.
         NumericalError: a model returned NaN or infinite numbers.
         EngineError: the engine could not start, or died.
     """
-    if job.config.output == "-":
-        _run_to_standard_output(job)
+    output = str(job.config.output)
+    if output == "-":
+        decoded = _run_to_standard_output(job)
     elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        _run_share(job, Path(str(job.config.output)), overwrite=overwrite, on_text=on_text)
+        decoded = _run_share(job, Path(output), overwrite=overwrite, on_text=on_text)
     else:
-        _run_alone(job, Path(str(job.config.output)), overwrite=overwrite, on_text=on_text)
+        decoded = _run_alone(job, Path(output), overwrite=overwrite, on_text=on_text)
+    num_results = job.num_results(range(len(job.records)))
+    return {"output": output, "num_results": num_results, "num_bad_records": len(job.bad), **decoded}
 
 
-def _run_to_standard_output(job: Job) -> None:
+def _run_to_standard_output(job: Job) -> dict[str, float]:
     with BlockDecoder(job) as decoder:
         for block in range(len(job.blocks)):
             for result, *_ in decoder.lines(block):
                 sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
                 sys.stdout.flush()
+        return decoder.summary()
 
 
-def _run_alone(job: Job, output: Path, *, overwrite: bool, on_text: OnText) -> None:
+def _run_alone(job: Job, output: Path, *, overwrite: bool, on_text: OnText) -> dict[str, float]:
     outputs = Outputs(output, job.trace_paths, settings(job, several_processes=False))
     with ExitStack() as stack:
         _hold_locks(outputs, stack)
@@ -77,6 +86,7 @@ def _run_alone(job: Job, output: Path, *, overwrite: bool, on_text: OnText) -> N
         for file in files:
             file.check_untouched()
         outputs.close(_digests(outputs, files), decoder.summary())
+        return decoder.summary()
 
 
 def _hold_locks(outputs: Outputs, stack: ExitStack) -> None:
@@ -89,7 +99,7 @@ def _digests(outputs: Outputs, files: Sequence[LineFile]) -> dict[Path, Digest]:
     return {path: file.digest for path, file in zip(outputs.files, files, strict=True)}
 
 
-def _run_share(job: Job, output: Path, *, overwrite: bool, on_text: OnText) -> None:
+def _run_share(job: Job, output: Path, *, overwrite: bool, on_text: OnText) -> dict[str, float]:
     # accelerate takes seconds to import, and only several processes need it.
     from ivg.run.processes import join_processes, leave_processes, wait_for_others
 
@@ -122,6 +132,7 @@ def _run_share(job: Job, output: Path, *, overwrite: bool, on_text: OnText) -> N
                 }
                 outputs.close(digests, decoder.summary())
         leave_processes()
+        return decoder.summary()
 
 
 def _fill_parts(job: Job, outputs: Outputs, decoder: BlockDecoder, number: int) -> None:
@@ -177,7 +188,7 @@ class BlockDecoder:
             TextColumn("prompts  {task.fields[speed]:.0f} tokens/s"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
-            disable=not is_main_process(),
+            disable=not is_main_process() or is_quiet(),
         )
         self._bar = self._progress.add_task("", total=num_records or len(job.records), speed=0.0)
 

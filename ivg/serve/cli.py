@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import os
 import signal
 import socket
@@ -17,6 +16,7 @@ from ivg.config.yaml_file import nearest, read_yaml
 from ivg.decoding.engine import EngineError
 from ivg.errors import EXIT_FAILURE, UserError, exit_on_user_error, require_module
 from ivg.models.folders import require_folders
+from ivg.run import console
 from ivg.serve.settings import ServerSettings, settings_from_dict
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(argv: Sequence[str]) -> ServerSettings:
-    """Read flags and the YAML file.
+    """Read flags and the YAML file; obey `--quiet` and `--verbose`.
 
     Raises:
         UserError: an unknown flag or key, a value out of range, or one thing given twice.
@@ -68,11 +68,13 @@ def parse(argv: Sequence[str]) -> ServerSettings:
     parser.add_argument(
         "--api_key", metavar="KEY", help=f"what clients must send; ${KEY_VARIABLE} keeps it out of `ps`"
     )
+    console.add_flags(parser, json=False)
     known, unknown = parser.parse_known_intermixed_args([_use_underscores(argument) for argument in argv])
     if unknown:
         flags = [option for action in parser._actions for option in action.option_strings]
         raise UserError(f"unknown argument {unknown[0]!r}; {nearest(unknown[0], flags)}")
     given = vars(known)
+    console.set_up(quiet=given.get("quiet", False), verbose=given.get("verbose", False))
     if "config" not in given:
         raise UserError("no configuration: give --config FILE.yaml")
     overrides = given.get("overrides", [])
@@ -103,7 +105,6 @@ def _with_flags(data: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `ivg serve` until it is asked to stop."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
     settings = parse(sys.argv[1:] if argv is None else argv)
     run = settings.run
     require_folders(run.base, run.pairs, run.values)
@@ -144,13 +145,14 @@ def _serve(app: FastAPI, settings: ServerSettings, listener: socket.socket) -> N
             """Say where to reach the server once it answers."""
             await super().startup(sockets=sockets)
             names = ", ".join(settings.presets)
-            sys.stderr.write(f"serving {names} on http://{host}:{port}/v1\n")
+            console.note(f"serving {names} on http://{host}:{port}/v1")
             sys.stderr.flush()
 
     config = uvicorn.Config(
         app,
-        log_level="warning",
-        access_log=False,
+        log_level="info" if console.is_verbose() else "warning",
+        access_log=console.is_verbose(),
+        use_colors=False if os.environ.get("NO_COLOR") else None,
         timeout_graceful_shutdown=max(1, round(settings.serve.stop_timeout)),
     )
     # Uvicorn ends gracefully on these and then raises them again, for whoever stood there before.

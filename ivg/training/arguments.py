@@ -21,13 +21,16 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
+import datasets
 import trl
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from ivg.config.models import check_chat_template_kwargs
 from ivg.config.yaml_file import nearest, read_yaml
 from ivg.errors import UserError, first_line, readable
 from ivg.models.rendering import Renderer
+from ivg.run.console import is_quiet, take_flags
 
 _MAX_BLAMED = 3
 _TINY = 5e-324  # the smallest number above 0
@@ -198,7 +201,7 @@ class _Parser(trl.TrlParser):
 
 
 def parse_arguments(classes: Sequence[type], argv: Sequence[str]) -> tuple[Any, ...]:
-    """Read a script's dataclasses from `--config FILE.yaml` and flags.
+    """Read a stage's dataclasses from `--config FILE.yaml` and flags; obey `--quiet` and `--verbose`.
 
     Args:
         classes: dataclasses whose fields are the valid keys.
@@ -209,7 +212,10 @@ def parse_arguments(classes: Sequence[type], argv: Sequence[str]) -> tuple[Any, 
             dataclass's own checks.
     """
     parser = _Parser(list(classes), allow_abbrev=False)
-    words, config_path = _split_config(list(argv))
+    words, config_path = _split_config(take_flags(argv))
+    if is_quiet():
+        transformers_logging.set_verbosity_error()
+        datasets.disable_progress_bars()
     _refuse_unusable(words, "command line")
     given = {word.lstrip("-").split("=")[0].replace("-", "_") for word in words if word.startswith("--")}
     if config_path is not None:
@@ -235,6 +241,8 @@ def parse_training(kind: type, argv: Sequence[str]) -> tuple[DataArguments, Any,
     warnings.filterwarnings("ignore", message="`gradient_checkpointing", category=FutureWarning)
     data, training, model = parse_arguments((DataArguments, kind, ModelArguments), argv)
     model.trust_remote_code = training.trust_remote_code
+    if is_quiet():
+        training.disable_tqdm = True
     if "token" in (training.model_init_kwargs or {}):
         raise UserError("model_init_kwargs holds a token, which would be saved; set HF_TOKEN instead")
     if training.hub_token is not None:

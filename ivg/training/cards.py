@@ -68,12 +68,15 @@ class CardMixin(Trainer):  # type: ignore[misc, unused-ignore]
             return super().create_scheduler(*args, **kwargs)
 
 
-def launch_command(num_processes: int) -> str:
-    """Return the command that started this process, as the user would type it, without what is secret."""
-    launcher = ["python"]
-    if "ACCELERATE_MIXED_PRECISION" in os.environ:  # set by every `accelerate launch`
-        launcher = ["accelerate", "launch", "--num_processes", str(num_processes)]
-    return shlex.join([*launcher, *_without_secrets(sys.argv)])
+def launch_command(stage: str, num_processes: int) -> str:
+    """Return the command that does what this process does, without what is secret.
+
+    Args:
+        stage: which stage of `ivg train` it is; its flags are this process's.
+        num_processes: of the launch.
+    """
+    processes = ["--num_processes", str(num_processes)] if num_processes > 1 else []
+    return shlex.join(["ivg", "train", *processes, stage, *_without_secrets(sys.argv)[1:]])
 
 
 def _without_secrets(argv: Sequence[str]) -> list[str]:

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import datasets
 
 from ivg.config.yaml_file import nearest
-from ivg.errors import UserError, is_main_process
+from ivg.errors import UserError
+from ivg.run.console import note
 from ivg.training.tables import table_of
 
 
@@ -116,7 +117,7 @@ def ultrafeedback_scores(row: Mapping[str, Any]) -> Rows:
 
 
 def adapt(rows: datasets.Dataset, name: str | None, source: str = "the dataset") -> datasets.Dataset:
-    """Turn a dataset into TRL's columns; a line on stdout counts the rows that are left out, by reason.
+    """Turn a dataset into TRL's columns; a line on stderr counts the rows that are left out, by reason.
 
     Args:
         rows: the dataset.
@@ -141,10 +142,10 @@ def adapt(rows: datasets.Dataset, name: str | None, source: str = "the dataset")
                 adapted.append(new)
     if not adapted:
         raise UserError(f"adapter {name} left none of the dataset's {len(rows)} rows; check the dataset")
-    if left_out and is_main_process():
+    if left_out:
         total = len(adapted) + left_out.total()
         reasons = ", ".join(f"{count} with {reason}" for reason, count in left_out.items())
-        print(f"{source}: adapter {name} left out {left_out.total()} of {total} rows: {reasons}")  # noqa: T201
+        note(f"{source}: adapter {name} left out {left_out.total()} of {total} rows: {reasons}")
     return table_of(adapted, f"{source} by adapter {name}")
 
 

@@ -26,6 +26,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ivg.errors import ProcessLostError, UserError, first_line, is_main_process
+from ivg.run.console import note
 from ivg.run.json_files import plain, write_json
 from ivg.run.lock import hold_lock, lock_path
 
@@ -125,7 +126,7 @@ def last_complete_checkpoint(output_dir: str) -> str | None:
     if is_main_process():
         for folder in _checkpoints(Path(output_dir)):
             if _is_ours(folder) and not is_complete(folder):
-                print(f"removing {folder}: the job was killed while writing it")  # noqa: T201
+                note(f"removing {folder}: the job was killed while writing it")
                 shutil.rmtree(folder)
     state.wait_for_everyone()
     complete = [folder for folder in _checkpoints(Path(output_dir)) if is_complete(folder)]

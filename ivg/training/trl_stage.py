@@ -10,10 +10,11 @@ from typing import Any
 
 import datasets
 import trl
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainingArguments
 
-from ivg.errors import UserError, is_main_process
+from ivg.errors import UserError
 from ivg.models.loading import quiet
+from ivg.run.console import is_quiet, note
 from ivg.run.json_files import write_json
 from ivg.training import checks
 from ivg.training.arguments import DataArguments, ModelArguments, refused_settings
@@ -120,8 +121,8 @@ def _tell_overlong(over: checks.Overlong, num_rows: int, name: str, training: An
     if num_left_out == num_rows:
         raise UserError(f"{name}: none of {num_rows} rows fits max_length {limit}; raise it")
     for count, what in ((over.num_rows - num_left_out, "cut at"), (num_left_out, "left out, longer than")):
-        if count and is_main_process():
-            print(f"{name}: {count} of {num_rows} rows are {what} {limit} tokens")  # noqa: T201
+        if count:
+            note(f"{name}: {count} of {num_rows} rows are {what} {limit} tokens")
 
 
 def _learns_prompts(training: Any) -> bool:
@@ -176,7 +177,9 @@ def train(
     trainer.add_callback(CompleteCheckpoints(arguments))
     checkpoint = checkpoint_to_resume(arguments)
     if checkpoint is not None:
-        trainer.accelerator.print(f"resuming from {checkpoint}")
+        note(f"resuming from {checkpoint}")
+    if is_quiet():
+        trainer.remove_callback(PrinterCallback)  # stands in for the progress bar that was switched off
     with refused_settings("training", arguments, model):
         result = trainer.train(resume_from_checkpoint=checkpoint)
     metrics: dict[str, float] = dict(result.metrics)
@@ -214,7 +217,7 @@ def _card(
         stage=stage,
         facts={**known, **facts},
         metrics=metrics,
-        command=launch_command(trainer.accelerator.num_processes),
+        command=launch_command(stage, trainer.accelerator.num_processes),
         base_model=hub_name(model.model_name_or_path),
         dataset=hub_name(data.dataset_name),
     )

@@ -2,7 +2,7 @@
 
     python recipes/quickstart/best_of_n.py DRAWS VALUE OUT.jsonl
 
-DRAWS is what `train/rollouts.py` wrote, VALUE a value model's folder. Best-of-N is the best of the first N
+DRAWS is what `ivg train rollouts` wrote, VALUE a value model's folder. Best-of-N is the best of the first N
 samples of each prompt, by the value or (an upper bound for any value model) by the gold reward itself.
 """
 
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str]) -> None:
     draws, value, out = arguments
     samples = [row for path in sorted((Path(draws) / "samples").glob("*.jsonl")) for row in read_jsonl(path)]
     if not samples:
-        raise UserError(f"{draws}: holds no samples; give the output_dir of train/rollouts.py")
+        raise UserError(f"{draws}: holds no samples; give the output_dir of `ivg train rollouts`")
     write_jsonl(Path(out), with_values(samples, value))
 
 

@@ -76,7 +76,7 @@ def baselines(places: Places) -> list[Stage]:
         places.training(
             "evidence/dpo_base",
             "tune the base itself (DPO), the ceiling that costs retraining",
-            "dpo.py",
+            "dpo",
             *places.weights("base"),
             *places.labelled("preferences"),
             output="tuned_base",
@@ -91,7 +91,7 @@ def baselines(places: Places) -> list[Stage]:
         places.training(
             "evidence/value_guided",
             "train a value model on those samples",
-            "value.py",
+            "value",
             *places.weights("untuned"),
             *(f"{split}.labelled.jsonl" for split in labelled),
             output="value_guided",
@@ -117,14 +117,14 @@ def decodings(places: Places) -> list[Stage]:
         places.stage(
             "methods",
             "decode with every way of guidance",
-            [in_one_process(f"eval/sweep.py --config {config}" for config in sweeps)],
+            [in_one_process(f"ivg eval sweep --config {config}" for config in sweeps)],
             [*sweeps, *REWARD, *trained, prompts],
             *SWEEPS,
         ),
         places.stage(
             "draws",
             "draw 256 samples of the base for each prompt",
-            [f"python train/rollouts.py --config {draws}"],
+            [in_one_process([f"ivg train rollouts --config {draws}"])],
             [draws, *REWARD, *places.weights("base"), prompts],
             "draws",
         ),

@@ -79,7 +79,7 @@ def seed_methods(seed: int) -> dict[str, Method]:
 
 def swept(folder: Path) -> Iterator[tuple[str, Method]]:
     """Yield the runs of a sweep."""
-    report = read_json(folder / "sweep.json", "what eval/sweep.py writes")
+    report = read_json(folder / "sweep.json", "what `ivg eval sweep` writes")
     for run in report["cells"]:
         cost = report["cost"][run["name"]]
         rows = read_decoded(run["name"], folder / f"{run['name']}.jsonl").rows

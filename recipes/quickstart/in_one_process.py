@@ -1,9 +1,9 @@
 """Run several commands one after the other in one process, which pays for its imports once.
 
-    python recipes/quickstart/in_one_process.py "train/sft.py --config a.yaml" "ivg-decode --config b.yaml"
+    python recipes/quickstart/in_one_process.py "ivg train sft --config a.yaml" "ivg-decode --config b.yaml"
 
-A command is a script of this repository or `ivg-decode`. The first that fails ends the process with its exit
-code; each takes up by itself what an earlier attempt left.
+A command is `ivg train`, `ivg eval`, `ivg-decode` or a script of the recipe. The first that fails ends the
+process with its exit code; each takes up by itself what an earlier attempt left.
 """
 
 import runpy
@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from ivg.__main__ import run_here
 from ivg.errors import exit_on_user_error
 from ivg.run.cli import main as decode
 
@@ -21,6 +22,9 @@ def run_command(command: str) -> int:
     try:
         if program == "ivg-decode":
             return decode(arguments)
+        if program == "ivg":
+            verb, name, *rest = arguments
+            return run_here(verb, name, rest)
         sys.argv = [program, *arguments]
         runpy.run_path(program, run_name="__main__")
     except SystemExit as end:

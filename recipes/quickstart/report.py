@@ -2,7 +2,7 @@
 
     python recipes/quickstart/report.py
 
-Reads runs/quickstart; writes report.json there and the tables to the console. `eval/report.py` draws it.
+Reads runs/quickstart; writes report.json there and the tables to the console. `ivg eval report` draws it.
 """
 
 import sys
@@ -116,7 +116,7 @@ def main() -> None:
     with console.status("judging the responses"):
         files = [read_decoded(method, RUNS / "decoded" / f"{method}.jsonl") for method in METHODS]
         quality = read_json(
-            RUNS / "value" / "value_evaluation.json", "what train/value.py writes; run the stage"
+            RUNS / "value" / "value_evaluation.json", "what `ivg train value` writes; run the stage"
         )
         report = {
             "task": task_facts(),

@@ -56,10 +56,13 @@ class Places:
         """Return the path of a YAML file."""
         return f"{self.configs}/{name}.yaml"
 
-    def training(self, name: str, title: str, script: str, *inputs: str, output: str = "") -> Stage:
-        """Describe a stage that trains a model by one YAML named after the stage."""
+    def training(self, name: str, title: str, kind: str, *inputs: str, output: str = "") -> Stage:
+        """Describe a stage that trains a model by one YAML named after the stage.
+
+        In one process, and not through `accelerate launch`, which would take seconds to start another.
+        """
         config = self.config(name)
-        commands = [f"python train/{script} --config {config}"]
+        commands = [in_one_process([f"ivg train {kind} --config {config}"])]
         stage = Path(name).name
         return self.stage(stage, title, commands, [config, *inputs], output or stage)
 
@@ -96,19 +99,19 @@ def trainings(places: Places) -> list[Stage]:
     sampling = [places.config(name) for name in ROLLOUTS]
     weights, labelled = places.weights, places.labelled
     return [
-        places.training("base", "train the base", "sft.py", *reviews),
-        places.training("untuned", "train the untuned guide", "sft.py", *reviews),
+        places.training("base", "train the base", "sft", *reviews),
+        places.training("untuned", "train the untuned guide", "sft", *reviews),
         places.stage(
             "rollouts",
             "sample from the base and score with the gold reward",
-            [in_one_process(f"train/rollouts.py --config {config}" for config in sampling)],
+            [in_one_process(f"ivg train rollouts --config {config}" for config in sampling)],
             [*sampling, *REWARD, *weights("base"), f"{places.data}/prompts.train.jsonl"],
             *ROLLOUTS,
         ),
         places.training(
             "dpo",
             "tune the guide (DPO)",
-            "dpo.py",
+            "dpo",
             *weights("untuned"),
             *labelled("preferences"),
             output="tuned",
@@ -116,7 +119,7 @@ def trainings(places: Places) -> list[Stage]:
         places.training(
             "value",
             "train the value model (FUDGE)",
-            "value.py",
+            "value",
             *weights("untuned"),
             *labelled("completions"),
         ),
@@ -129,7 +132,7 @@ def quickstart() -> list[Stage]:
     decoding = [places.config(f"decode/{method}") for method in METHODS]
     trained = places.weights("base", "untuned", "tuned", "value")
     sweep = places.config("sweep")
-    judging = [f"{RECIPE}/report.py", f"eval/report.py --folder {RUNS} --title Quickstart"]
+    judging = [f"{RECIPE}/report.py", f"ivg eval report --folder {RUNS} --title Quickstart"]
     return [
         preparing(places),
         *trainings(places),
@@ -143,7 +146,7 @@ def quickstart() -> list[Stage]:
         places.stage(
             "sweep",
             "decode validation prompts over a grid of beta, W and K",
-            [f"python eval/sweep.py --config {sweep}"],
+            [f"ivg eval sweep --config {sweep}"],
             [sweep, *REWARD, *trained, f"{places.data}/prompts.validation.jsonl"],
             "sweep",
         ),

@@ -1,7 +1,6 @@
-"""Load a script of `eval/` as a module: the folder is not a package, and scripts are never installed."""
+"""The modules of `ivg eval`, and how bad input to one of them must end."""
 
-import importlib.util
-import sys
+import importlib
 from pathlib import Path
 
 import pytest
@@ -10,11 +9,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def load(name):
-    spec = importlib.util.spec_from_file_location(f"eval_script_{name}", ROOT / "eval" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their own module up there
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(f"ivg.commands.eval.{name}")
 
 
 def refused(capsys, main, argv):

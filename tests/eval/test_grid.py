@@ -134,7 +134,7 @@ def test_a_speed_comparison_takes_no_further_rewards(config, capsys):
     with pytest.raises(SystemExit) as stop:
         speed.main(write(config))
     assert stop.value.code == 2
-    assert "also is read by eval/sweep.py alone" in capsys.readouterr().err
+    assert "also is read by `ivg eval sweep` alone" in capsys.readouterr().err
 
 
 @pytest.mark.slow

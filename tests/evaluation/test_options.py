@@ -3,11 +3,11 @@ import dataclasses
 import pytest
 
 from ivg.errors import UserError
-from ivg.evaluation.options import option, parse_options
+from ivg.evaluation.options import CommandOptions, option, parse_options
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(CommandOptions):
     files: list[str] = dataclasses.field(default_factory=list, metadata={"help": "files"})
     num: int = option(3, "a number")
     limit: float | None = option(None, "a limit")

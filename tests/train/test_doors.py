@@ -96,7 +96,8 @@ def test_a_token_is_saved_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [file for file in files if b"hf_secret1234" in file.read_bytes()] == []
     assert set(seen) == {"hf_secret1234"}  # where whoever pushes looks for it
     assert (
-        f"train/{script}.py --config {config} --hub_token ..." in (tmp_path / "out" / "README.md").read_text()
+        f"ivg train {script} --config {config} --hub_token ..."
+        in (tmp_path / "out" / "README.md").read_text()
     )
 
 

@@ -490,7 +490,7 @@ def test_push_to_hub_uploads_the_finished_folder(
     for name in (*names, "prompt_format.json"):
         assert files[name] == (tmp_path / "guide" / name).read_bytes()
     card = files["README.md"].decode()
-    assert f"train/{script}.py --config {config}" in card
+    assert f"ivg train {script} --config {config}" in card
     assert "| train_loss |" in card
 
 
@@ -507,7 +507,7 @@ def test_the_card_says_what_was_done(tmp_path: Path, untuned: str, monkeypatch: 
     prompts = json.loads((tmp_path / "out" / "prompt_format.json").read_text())
     assert [prompts[key] for key in ("template", "example", "end")] == ["x{prompt}|", "xHello|", "<eos>"]
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"train/value.py --config {config}" in card
+    assert f"ivg train value --config {config}" in card
     assert '`"x{prompt}\\|"`' in card
     assert '| objective | `"fudge"` |' in card
     assert '| value unit | `"reward"` |' in card

@@ -19,9 +19,10 @@ from ivg.errors import UserError
 from ivg.evaluation.alpaca.annotators import OFFICIAL_ANNOTATOR, Annotator
 from ivg.evaluation.alpaca.answer_cache import AnswerCache
 from ivg.evaluation.alpaca.judge import TIMEOUT, Answers, Judge, Plan, check_endpoint, shown_endpoint
-from ivg.evaluation.options import option
+from ivg.evaluation.options import CommandOptions, option
 from ivg.evaluation.output_folder import OutputFolder
 from ivg.evaluation.safe_text import say
+from ivg.run.console import is_quiet
 
 T = TypeVar("T", covariant=True)
 
@@ -29,7 +30,7 @@ CHARACTERS_PER_TOKEN = 5  # of a judge prompt, as counted over the public record
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class JudgeOptions:
+class JudgeOptions(CommandOptions):
     """Which judge is asked, where, and at what price."""
 
     annotator: str = option(OFFICIAL_ANNOTATOR, "annotator of alpaca_eval, or path of a configs.yaml")
@@ -86,7 +87,7 @@ def confirm_cost(plan: Plan, annotator: Annotator, options: JudgeOptions, consol
         return
     if not sys.stdin.isatty():
         raise UserError(f"{len(plan.open_requests)} judge calls cost money; add --yes to agree to it")
-    if not Confirm.ask("Go on?", default=False):
+    if not Confirm.ask("Go on?", default=False, console=console):
         raise UserError("nothing was asked of the judge")
 
 
@@ -142,4 +143,4 @@ def ask_when_agreed(
         with make_client(options, needed=bool(plan.open_requests)) as client:
             judge = Judge(client, cache, patience=options.patience)
             with stopped_by_interrupt(judge):
-                return questions(judge, show_progress=True), endpoint
+                return questions(judge, show_progress=not is_quiet()), endpoint

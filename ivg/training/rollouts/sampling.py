@@ -23,6 +23,7 @@ from ivg.models.plan import ModelInfos, inspect_models, reading_models
 from ivg.models.prompts import PROMPT_FIELDS, UNREAD_FIELDS, check_row, identities, prompt_text
 from ivg.rewards import Reward, score
 from ivg.run.api import generate
+from ivg.run.console import is_quiet
 from ivg.run.processes import wait_for_others
 from ivg.run.resume import Line, LineFile, Lines, fill
 from ivg.run.tasks import make_tasks
@@ -97,7 +98,7 @@ def sample_blocks(
     share = f" (process 1 of {state.num_processes})" if state.num_processes > 1 else ""
     total = sum(len(blocks[block]) for block in mine)
     name = f"sampling{share}"
-    with tqdm(total=total, unit="prompt", desc=name, disable=not state.is_main_process) as bar:
+    with tqdm(total=total, unit="prompt", desc=name, disable=not state.is_main_process or is_quiet()) as bar:
         sampler = _BlockSampler(blocks, models, reward, arguments)
         for block in mine:
             keys = [_key(row["id"], i) for row in blocks[block] for i in range(arguments.num_samples)]

@@ -16,9 +16,10 @@ from transformers import (
     set_seed,
 )
 
-from ivg.errors import UserError, is_main_process, readable
+from ivg.errors import UserError, readable
 from ivg.models.inspection import context_length
 from ivg.models.loading import quiet
+from ivg.run.console import note
 from ivg.training import checks
 from ivg.training.arguments import DataArguments, ModelArguments
 from ivg.training.data import load_training_data
@@ -127,8 +128,8 @@ def _within_limit(
     kept = [row for row, long in zip(encoded, too_long, strict=True) if not long]
     if not kept:
         raise UserError(f"{name}: all {len(encoded)} rows have more than {limit} tokens; raise max_length")
-    if len(kept) < len(encoded) and is_main_process():
-        print(f"{name}: dropped {len(encoded) - len(kept)} of {len(encoded)} rows beyond {limit} tokens")  # noqa: T201
+    if len(kept) < len(encoded):
+        note(f"{name}: dropped {len(encoded) - len(kept)} of {len(encoded)} rows beyond {limit} tokens")
     return kept
 
 
