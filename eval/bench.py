@@ -157,7 +157,7 @@ def ablation(workload: str, options: argparse.Namespace, console: Console) -> di
 
 
 def _parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False)
     parser.add_argument("--workloads", nargs="+", default=["short", "long"], choices=sorted(WORKLOADS))
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -282,7 +282,7 @@ def measure_all(options: argparse.Namespace, table: Table) -> dict[str, Any]:
 
 
 def _parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False)
     names = [name for name in WORKLOADS if not name.startswith("chat")]
     parser.add_argument("--workloads", nargs="+", default=["long", "smollm2"], choices=names)
     parser.add_argument("--guidance", nargs="+", default=[*GUIDANCE], choices=GUIDANCE)

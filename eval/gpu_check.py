@@ -73,7 +73,7 @@ def format_row(rung: str, figures: dict[str, Any]) -> str:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False)
     parser.add_argument("--workloads", nargs="+", default=CHAT, choices=CHAT)
     parser.add_argument("--new_tokens", type=int, default=256, help="of a response (256)")
     parser.add_argument("--skip_tests", action="store_true")

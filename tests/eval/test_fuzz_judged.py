@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from ivg.errors import UserError
 from ivg.evaluation.alpaca import asking
 from ivg.evaluation.alpaca.answer_schema import MalformedAnswerError, parse_answer
+from ivg.evaluation.measures import statistics
 from tests.eval import scripts
 from tests.eval.fuzzing import NUMBERS, TEXTS, as_bytes, as_yaml, changed, empty_folder, lines, run
 from tests.evaluation import tiny
@@ -33,6 +34,13 @@ ANSWER = {
     ],
     "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_resamples():
+    """The bootstrap takes most of the time of an example, and takes any numbers."""
+    with mock.patch.object(statistics, "NUM_RESAMPLES", 9):
+        yield
 
 
 def answering(body):
