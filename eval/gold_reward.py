@@ -33,7 +33,12 @@ with needs("eval"):
     from ivg.evaluation.measures.statistics import estimate
     from ivg.evaluation.options import option, parse_options
     from ivg.evaluation.output_folder import open_result
-    from ivg.evaluation.report.tables import divergence_table, methods_table, paired_table
+    from ivg.evaluation.report.tables import (
+        divergence_table,
+        methods_table,
+        one_reward_notes,
+        paired_table,
+    )
     from ivg.evaluation.safe_text import say
     from ivg.models.loading import load_inspected
     from ivg.models.plan import ModelInfos, inspect_models
@@ -166,6 +171,8 @@ def show(report: dict[str, Any], files: Sequence[Decoded]) -> None:
     for table in tables:
         if table is not None:
             console.print(table.console())
+    for note in one_reward_notes(report):
+        say(console, note)
     for file in files:
         for reason, count in report["methods"][file.name]["missing"].items():
             say(console, f"{file.name}: {count} of {len(file.rows)} responses without a reward: {reason}")

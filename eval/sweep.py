@@ -27,7 +27,8 @@ with needs("eval"):
     from ivg.evaluation.reading import read_json
     from ivg.evaluation.report.figures import save_png
     from ivg.evaluation.report.frontiers import sweep_frontiers
-    from ivg.evaluation.report.tables import sweep_table
+    from ivg.evaluation.report.tables import one_reward_notes, sweep_table
+    from ivg.evaluation.safe_text import say
     from ivg.evaluation.sweep.grid import GridConfig, Run, read_grid
     from ivg.evaluation.sweep.runs import decode_run, grid_prompts, load_grid, weight_files
     from ivg.models.loading import LoadedModel, Models, load_models
@@ -150,7 +151,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             with writable(png):
                 save_png(figure, png)
         output.write_json(report, "sweep.json")
-    Console().print(sweep_table(report).console())
+    console = Console()
+    console.print(sweep_table(report).console())
+    for note in one_reward_notes(report):
+        say(console, note)
 
 
 if __name__ == "__main__":
