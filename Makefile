@@ -51,7 +51,7 @@ test: $(VENV)/installed-all
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist worksteal
 
 fuzz: $(VENV)/installed-all
-	@OMP_NUM_THREADS=1 IVG_FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest tests/fuzz tests/eval/test_fuzz.py --numprocesses logical
+	@OMP_NUM_THREADS=1 IVG_FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest tests/fuzz tests/eval/test_fuzz*.py --numprocesses logical
 
 check: $(VENV)/installed-all
 	@$(BIN)/ruff format --check .

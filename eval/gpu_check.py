@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import subprocess
 import sys
 import time
@@ -27,6 +26,8 @@ from rich.console import Console
 from ivg.errors import UserError, exit_on_user_error
 from ivg.evaluation.benchmark.gpu import measure_on_gpu
 from ivg.evaluation.benchmark.workloads import WORKLOADS
+from ivg.evaluation.options import Parser
+from ivg.evaluation.output_folder import OutputFolder, open_output
 
 ROOT = Path(__file__).parents[1]
 TESTS = "tests/engines/lockstep/test_gpu.py"
@@ -72,7 +73,7 @@ def format_row(rung: str, figures: dict[str, Any]) -> str:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False)
     parser.add_argument("--workloads", nargs="+", default=CHAT, choices=CHAT)
     parser.add_argument("--new_tokens", type=int, default=256, help="of a response (256)")
     parser.add_argument("--skip_tests", action="store_true")
@@ -89,8 +90,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Check, measure, print and write after every step; the exit code is that of the tests."""
     options = _parse(argv)
+    with open_output(options.output, "gpu_check.json", "{") as output:
+        return check(options, output)
+
+
+def check(options: argparse.Namespace, output: OutputFolder) -> int:
+    """Do all of it in a folder that no other check uses now."""
     console = Console(width=None if sys.stdout.isatty() else 120)
-    options.output.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {**describe_card("cuda"), "new_tokens": options.new_tokens, "ladders": {}}
     lines = [f"{report['card']}, {report['memory_gib']} GiB, torch {report['torch']}, bfloat16"]
     if not options.skip_tests:
@@ -115,8 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             ladder[rung] = figures
             lines.append(format_row(rung, figures))
             console.print(lines[-1], markup=False, highlight=False)
-            (options.output / "gpu_check.json").write_text(json.dumps(report, indent=2) + "\n")
-            (options.output / "gpu_check.md").write_text("\n".join(lines) + "\n")
+            output.write_json(report, "gpu_check.json")
+            output.write_text("\n".join(lines) + "\n", "gpu_check.md")
     return int(report.get("tests", {}).get("exit_code", 0))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from scipy import stats
 
-from ivg.errors import UserError, first_line
+from ivg.errors import UserError, first_line, readable
 from ivg.evaluation.measures.decoded import Decoded
 from ivg.evaluation.measures.statistics import CONFIDENCE, estimate_rate
 from ivg.evaluation.reading import read_json_lines
@@ -61,7 +61,8 @@ def read_prompts(path: str | Path) -> list[dict[str, Any]]:
             (row.get(n) for n in ("instruction_id_list", "kwargs")) if _is_row(row) else (None, None)
         )
         is_complete = isinstance(ids, list) and isinstance(kwargs, list) and 0 < len(ids) == len(kwargs)
-        if not is_complete or not all(isinstance(each, Mapping) for each in kwargs or ()):
+        are_named = is_complete and all(isinstance(name, str) for name in ids)
+        if not are_named or not all(isinstance(each, Mapping) for each in kwargs):
             raise UserError(f"{where}: no prompt with its instructions; give {WANTED}")
         prompts.append(row)
     if not prompts:
@@ -89,8 +90,9 @@ def measure_ifeval(decoded: Decoded, prompts: Sequence[Mapping[str, Any]], check
     Raises:
         UserError: a prompt without a response, with several, or one that is not IFEval's.
     """
-    _require_once([_prompt_of(row) for row in decoded.rows], decoded.name)
-    responses = {_prompt_of(row): str(row["response"]) for row in decoded.rows}
+    answered = [_prompt_of(row, decoded.name) for row in decoded.rows]
+    _require_once(answered, decoded.name)
+    responses = dict(zip(answered, decoded.responses, strict=True))
     missing = [row["prompt"] for row in prompts if row["prompt"] not in responses]
     if missing:
         raise UserError(
@@ -111,16 +113,20 @@ def measure_ifeval(decoded: Decoded, prompts: Sequence[Mapping[str, Any]], check
 
 
 def _check(check: Checker, prompt: Mapping[str, Any], response: str) -> Mapping[str, Any]:
-    try:
-        return check(prompt, [response])
-    except KeyError as error:
-        raise UserError(
-            f"prompt {prompt['key']}: the installed lm-eval knows no instruction {error}; give {WANTED}"
-        ) from error
+    where = f"prompt {prompt['key']!r:.40}"
+    with readable(f"{where}: IFEval's checkers do not take its kwargs"):
+        try:
+            return check(prompt, [response])
+        except KeyError as error:
+            raise UserError(
+                f"{where}: the installed lm-eval knows no instruction {error}; give {WANTED}"
+            ) from error
 
 
-def _prompt_of(row: Mapping[str, Any]) -> str:
-    return str(row.get("prompt"))
+def _prompt_of(row: Mapping[str, Any], name: str) -> str:
+    if not isinstance(row.get("prompt"), str):
+        raise UserError(f"{name}: a row has no text 'prompt'; decode IFEval's prompts as they are")
+    return str(row["prompt"])
 
 
 def instruction_rate(followed: Sequence[Sequence[bool]]) -> dict[str, Any]:

@@ -39,10 +39,11 @@ class GridCommand(NamedTuple):
     json: bool
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises where argparse would print its usage and leave."""
+class Parser(argparse.ArgumentParser):
+    """Raises `UserError` where argparse would print its usage and leave."""
 
     def error(self, message: str) -> NoReturn:
+        """Refuse the command line."""
         raise UserError(message)
 
 
@@ -76,9 +77,9 @@ def parse_options(cls: type[T], argv: Sequence[str] | None, description: str) ->
     return built
 
 
-def _flag_parser(cls: type, description: str) -> _Parser:
+def _flag_parser(cls: type, description: str) -> Parser:
     """Return a parser of a dataclass's fields; what is not given is absent from what it returns."""
-    parser = _Parser(description=description.strip(), allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = Parser(description=description.strip(), allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("--config", metavar="FILE", help="YAML with any of these options; flags win over it")
     for field in dataclasses.fields(cls):
         hint = _without_none(_hints(cls)[field.name])
@@ -117,13 +118,24 @@ def _with_lists(data: dict[str, Any], cls: type) -> dict[str, Any]:
     }
 
 
+def refuse_below(least: int, **numbers: int | None) -> None:
+    """Refuse numbers that are too small; None stands for one that was not given.
+
+    Raises:
+        UserError: names the first such number.
+    """
+    for name, number in numbers.items():
+        if number is not None and number < least:
+            raise UserError(f"{name} is {number}; give an integer >= {least}")
+
+
 def config_and_overrides(argv: Sequence[str] | None, description: str) -> GridCommand:
     """Read `--config FILE KEY=VALUE ...`, for commands whose options are nested; obey `quiet` and `verbose`.
 
     Raises:
         UserError: no file, an unknown flag, or an override without `=`.
     """
-    parser = _Parser(description=description.strip(), allow_abbrev=False)
+    parser = Parser(description=description.strip(), allow_abbrev=False)
     parser.add_argument("--config", required=True, help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="override a key: sampling.seed=1")
     console.add_flags(parser)

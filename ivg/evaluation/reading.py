@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 
 from ivg.errors import UserError
 
+LONGEST_INTEGER = 300  # digits, of which every float can hold so many
+
 
 def read_text(path: Path, wanted: str) -> str:
     """Read a regular file of UTF-8 text.
@@ -59,7 +61,7 @@ def parse_json(text: str | bytes, where: str, wanted: str) -> Any:
         UserError: anything else, and what is nested too deep or too large a number for Python.
     """
     try:
-        data = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        data = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_integer)
         json.dumps(data, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise UserError(f"{where}: a text holds half a surrogate pair; give {wanted}") from error
@@ -78,4 +80,11 @@ def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"{text:.20} is too large a number")
+    return number
+
+
+def _integer(text: str) -> int:
+    number = int(text)
+    if len(text) > LONGEST_INTEGER:  # it may be beyond what a float holds, and what is counted becomes one
+        _finite(text)
     return number

@@ -3,10 +3,10 @@
     python recipes/quickstart/evidence.py        (or `make evidence`)
 
 Everything is written to runs/evidence. The prompts are the same for all seeds; models, samples and draws are
-not. Every seed first answers validation prompts over a grid: what `decode/*.yaml` and `evidence/*.yaml` set was
-chosen by the means over the seeds, which the report shows. Finished stages are skipped; a run that was killed
-goes on when started again. A prompted base is not among the baselines: trained on reviews alone, it follows no
-instructions.
+not. Every seed first answers validation prompts over a grid: what `decode/*.yaml` and `evidence/*.yaml` set
+was chosen by the means over the seeds, which the report shows. Finished stages are skipped; a run that was
+killed goes on when started again. A prompted base is not among the baselines: trained on reviews alone, it
+follows no instructions.
 """
 
 import re
@@ -60,7 +60,7 @@ def choosing(places: Places) -> Stage:
     return places.stage(
         "sweep",
         "decode validation prompts over a grid of beta, W and K",
-        [f"python eval/sweep.py --config {sweep}"],
+        [f"ivg eval sweep --config {sweep}"],
         [sweep, *REWARD, *trained, f"{places.data}/prompts.validation.jsonl"],
         "sweep",
     )

@@ -5,10 +5,13 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import yaml
 
+from ivg.__main__ import EVALUATIONS
 from ivg.run.lock import hold_lock, lock_path
 from tests.eval import scripts
 from tests.evaluation import tiny
@@ -17,7 +20,11 @@ COMMANDS = {
     name: scripts.load(name)
     for name in (
         "alpaca",
+        "bench",
+        "boards",
         "gold_reward",
+        "gpu_check",
+        "ifeval",
         "judge",
         "report",
         "reward_accuracy",
@@ -54,8 +61,20 @@ def whole(tmp_path_factory):
         outputs = [{"instruction": n, "output": f"{name} {n}", "generator": name} for n in ("a", "b")]
         (folder / f"{name}.json").write_text(json.dumps(outputs))
     (folder / "decode.yaml").write_text("base: base\n")
+    write_judged(folder)
     write_grid(folder)
     return folder
+
+
+def write_judged(folder):
+    """Write what is judged or checked: recordings, preferences, boards' questions, IFEval's prompts."""
+    texts = {"instruction": "a", "output_1": "x", "output_2": "y", "generator_2": "mine"}
+    write("recorded.json", [{**texts, "preference": 2}])(folder)
+    write("preferences.jsonl", {"prompt": "w1", "chosen": "w3", "rejected": "w4"})(folder)
+    write("arena.jsonl", {"uid": "u", "prompt": "w1", "response": "w3", "num_tokens": 1})(folder)
+    write("questions.jsonl", {"question_id": 81, "turns": ["w1", "w2"]})(folder)
+    prompt = {"key": 1, "prompt": "w0", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    write("ifeval.jsonl", prompt)(folder)
 
 
 def write_grid(folder, **changes):
@@ -122,6 +141,13 @@ GRID = ["--config", "grid.yaml"]
 ALPACA = ["--outputs", "mine.json", "--reference", "reference.json", "--output", "out", "--yes"]
 ALPACA += ["--endpoint", "http://127.0.0.1:9/v1"]
 REPORT = ["--folder", "results"]
+DIRECT = [*ALPACA, "--direct"]
+JUDGE = ["--recordings", "recorded.json", "--output", "out", "--endpoint", "http://127.0.0.1:9/v1"]
+ARENA = ["--board", "arena-hard", "--first", "arena.jsonl", "--own_token_counts", "--output", "out"]
+BENCH = ["--board", "mt-bench", "--questions", "questions.jsonl", "--output", "out"]
+IFEVAL = ["--prompts", "ifeval.jsonl", "--files", "one=one.jsonl"]
+ACCURACY = ["--data", "preferences.jsonl", "--output", "out", "--tuned", "tuned", "--untuned", "untuned"]
+SPEED = ["--output", "bench.json"]
 SPEED_RUN = {
     "method": "m", "setting": "", "max_new_tokens": 4, "num_tokens": 3, "seconds_per_prompt": 1,
     "peak_memory_mib": None, "base_tokens_fed": 1, "guide_tokens_fed": 1, "num_prompts": 1,
@@ -179,6 +205,47 @@ CASES = [
     ("alpaca", "price is NaN", nothing, [*ALPACA, "--price", "nan"], "price is nan; give a finite number"),
     ("alpaca", "endpoint is none", nothing, [*ALPACA, "--endpoint", "u:pass-word@x"], "endpoint is no URL"),
     ("alpaca", "answers are a folder", lambda folder: (folder / "out/judge_answers.jsonl").mkdir(parents=True), ALPACA, "judge_answers.jsonl: no regular file"),
+    ("alpaca", "direct with one generator", nothing, DIRECT, "--direct compares two generators; give two files"),
+    ("alpaca", "direct with one name twice", nothing, ["--outputs", "mine.json", *DIRECT[1:]], "two of mine.json, mine.json name the same generator"),
+    ("alpaca", "direct with other instructions", write("other.json", [{"instruction": "c", "output": "x", "generator": "o"}]), ["--outputs", "other.json", *DIRECT[1:]], "2 of the reference's 2 instructions are missing"),
+    ("alpaca", "quality of another judge", write("judge.json", {"judge": {"annotator": "a", "model": "m"}, "verdict": "v"}), [*DIRECT[:2], *DIRECT[2:-1], "--judge_quality", "judge.json"], "is about annotator a with model m"),
+    ("judge", "recordings nested too deep", write("recorded.json", DEEP), JUDGE, "recorded.json: nested too deep"),
+    ("judge", "recordings are a pipe", pipe("recorded.json"), JUDGE, "recorded.json: no regular file"),
+    ("judge", "system leads out", write("recorded.json", [{"instruction": "a", "output_1": "x", "output_2": "y", "generator_2": "../x", "preference": 1}]), JUDGE, "generator_2 '../x' cannot name a file"),
+    ("judge", "preference is true", write("recorded.json", [{"instruction": "a", "output_1": "x", "output_2": "y", "generator_2": "m", "preference": True}]), JUDGE, "preference is True; expected a number from 1 to 2"),
+    ("judge", "preference of 400 digits", write("recorded.json", b'[{"preference": ' + b"9" * 400 + b"}]"), JUDGE, "is too large a number"),
+    ("judge", "repeats without end", nothing, [*JUDGE, "--repeats", "2147483648"], "give an integer from 0 to 100"),
+    ("judge", "nobody agreed to pay", nothing, JUDGE, "3 judge calls cost money; add --yes"),
+    ("judge", "no key", nothing, [*JUDGE, "--yes", "--api_key_env", "NO_SUCH_KEY"], "NO_SUCH_KEY is not set; set it"),
+    ("boards", "no such board", nothing, ["--board", "chess"], "board is 'chess'; give one of"),
+    ("boards", "name leads out", nothing, [*ARENA, "--name", "../x"], "name '../x' cannot name a file"),
+    ("boards", "answers without uid", write("arena.jsonl", {"prompt": "w1", "response": "w3", "num_tokens": 1}), [*ARENA, "--name", "m"], "arena.jsonl, row 1: no text 'uid'"),
+    ("boards", "answers without a length", write("arena.jsonl", {"uid": "u", "prompt": "w1", "response": "w3"}), [*ARENA, "--name", "m"], "a row has no num_tokens; leave out --own_token_counts"),
+    ("boards", "one turn", write("questions.jsonl", {"question_id": 81, "turns": ["w1"]}), BENCH, "line 1: expected question_id and 2 turns"),
+    ("boards", "questions of bytes", write("questions.jsonl", b"\xff\xfe"), BENCH, "questions.jsonl: not UTF-8 text"),
+    ("boards", "question without an answer", nothing, [*BENCH, "--first", "one.jsonl"], "a row has no question_id; decode the prompts"),
+    ("boards", "another's file in the way", write("out/turn_1_prompts.jsonl", b"mine"), BENCH, "no evaluation wrote it"),
+    ("ifeval", "no prompts", nothing, IFEVAL[2:], "no prompts; give --prompts"),
+    ("ifeval", "prompts are a device", nothing, ["--prompts", "/dev/zero", *IFEVAL[2:]], "/dev/zero: no regular file"),
+    ("ifeval", "instruction is a number", write("ifeval.jsonl", {"key": 1, "prompt": "w0", "instruction_id_list": [7], "kwargs": [{}]}), IFEVAL, "line 1: no prompt with its instructions"),
+    ("ifeval", "kwargs are text", write("ifeval.jsonl", {"key": 1, "prompt": "w0", "instruction_id_list": ["a"], "kwargs": ["x"]}), IFEVAL, "line 1: no prompt with its instructions"),
+    ("ifeval", "output is another's", nothing, [*IFEVAL, "--output", "mine.json"], "no evaluation wrote it"),
+    ("reward_accuracy", "pair cut off", truncate("tuned/model.safetensors"), ACCURACY, "tuned (tuned): cannot be loaded"),
+    ("reward_accuracy", "half a pair", nothing, ACCURACY[:-2], "a pair needs --tuned and --untuned"),
+    ("reward_accuracy", "a base as a value", nothing, [*ACCURACY, "--value", "base"], "expected a token classifier"),
+    ("reward_accuracy", "equal rewards", write("preferences.jsonl", {"prompt": "w1", "response": "w3", "reward": 1}), ACCURACY, "there is nothing to rank"),
+    ("reward_accuracy", "reward of 400 digits", write("preferences.jsonl", b'{"prompt": "w1", "response": "w3", "reward": ' + b"9" * 400 + b"}"), ACCURACY, "is too large a number"),
+    ("reward_accuracy", "function that raises", nothing, [*ACCURACY, "--function", "function_raising.reward"], "division by zero"),
+    ("reward_accuracy", "other conversations", write("preferences.jsonl", {"chosen": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "rejected": [{"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]}), ACCURACY, "answer different conversations"),
+    ("bench", "unknown workload", nothing, [*SPEED, "--workloads", "huge"], "invalid choice: 'huge'"),
+    ("bench", "unknown flag", nothing, [*SPEED, "--run", "3"], "unrecognized arguments: --run 3"),
+    ("bench", "no prompts", nothing, [*SPEED, "--prompts", "0"], "prompts is 0; give an integer >= 1"),
+    ("bench", "no such device", nothing, [*SPEED, "--device", "abacus"], "device is 'abacus'; give cpu, or cuda"),
+    ("bench", "lengths the wrong way round", nothing, [*SPEED, "--lengths", "300", "60"], "give a short and a longer one"),
+    ("bench", "output is another's", nothing, ["--output", "mine.json"], "no evaluation wrote it"),
+    ("bench", "output is a folder", nothing, ["--output", "base"], "output base: is no regular file"),
+    ("gpu_check", "shorter than a chunk", nothing, ["--new_tokens", "3"], "new_tokens is 3; give at least a chunk's 30"),
+    ("gpu_check", "tokens are text", nothing, ["--new_tokens", "x"], "argument --new_tokens: invalid int value: 'x'"),
     ("report", "result is a pipe", pipe("results/report.json"), REPORT, "report.json: no regular file"),
     ("report", "result nested too deep", write("results/sweep.json", DEEP), REPORT, "sweep.json: nested too deep"),
     ("report", "result of 5,000 digits", write("results/alpaca.json", DIGITS), REPORT, "alpaca.json: not JSON"),
@@ -221,10 +288,56 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, capsys, command, spoil, a
 
 @pytest.mark.parametrize(
     ("command", "argv"),
-    [("alpaca", ALPACA), ("report", [*REPORT, "--output", "out"]), ("sweep", GRID), ("speed", GRID)],
+    [
+        ("alpaca", ALPACA),
+        ("boards", BENCH),
+        ("gpu_check", ["--output", "out", "--skip_tests"]),
+        ("judge", JUDGE),
+        ("report", [*REPORT, "--output", "out"]),
+        ("reward_accuracy", ACCURACY),
+        ("sweep", GRID),
+        ("speed", GRID),
+    ],
 )
-def test_two_evaluations_do_not_share_an_output(folder, capsys, command, argv):
+def test_two_evaluations_do_not_share_an_output(folder, monkeypatch, capsys, command, argv):
     write("results/one.jsonl", {"id": 0, "prompt": "x", "response": "y"})(folder)
     (folder / "out").mkdir()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: command == "gpu_check")
     with hold_lock(lock_path(folder / "out"), "output"):
-        assert "output out: " in scripts.refused(capsys, COMMANDS[command].main, argv)
+        assert "output out: is being written by" in scripts.refused(capsys, COMMANDS[command].main, argv)
+
+
+@pytest.mark.parametrize(
+    ("command", "argv"), [("bench", SPEED), ("ifeval", [*IFEVAL, "--output", "bench.json"])]
+)
+def test_two_evaluations_do_not_share_an_output_file(folder, capsys, command, argv):
+    with hold_lock(lock_path(folder / "bench.json"), "output"):
+        line = scripts.refused(capsys, COMMANDS[command].main, argv)
+        assert "output bench.json: is being written by" in line
+
+
+def test_every_evaluation_is_tried():
+    """`bench-engines` runs in vLLM's environment alone."""
+    paths = {script.path for script in EVALUATIONS.values()} - {"eval/bench_engines.py"}
+    assert {f"eval/{name}.py" for name in COMMANDS} == paths | {"eval/gpu_check.py"}
+    assert {command for command, *_ in CASES} == COMMANDS.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_a_real_process_leaves_with_code_2(folder, command):
+    """The first case of each command, started as people start it."""
+    _, _, spoil, argv, message = next(case for case in CASES if case[0] == command)
+    spoil(folder)
+    script = scripts.ROOT / "eval" / f"{command}.py"
+    done = subprocess.run(
+        [sys.executable, script, *argv],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(scripts.ROOT), str(folder)])},
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert message in done.stderr.splitlines()[-1]

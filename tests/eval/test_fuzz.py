@@ -2,130 +2,38 @@
 
 Each example takes inputs that are right, and changes one place of one of them to something else. What a
 command then does is its own affair, but it returns, or leaves with exit code 2 and one line on stderr.
-`IVG_FUZZ_EXAMPLES` says how many examples each command gets.
+`tests/fuzz/profile.py` says how many examples each command gets.
 """
 
 import contextlib
-import copy
-import io
-import json
 import os
 import sys
-import tempfile
-import warnings
 from pathlib import Path
 
 import pytest
-import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ivg.evaluation.alpaca.answer_cache import AnswerCache
 from tests.eval import scripts
+from tests.eval.fuzzing import (
+    JUNK,
+    NUMBERS,
+    TEXTS,
+    as_bytes,
+    as_yaml,
+    changed,
+    empty_folder,
+    lines,
+    run,
+)
 from tests.evaluation import tiny
+from tests.fuzz.profile import fuzz
 
-EXAMPLES = int(os.environ.get("IVG_FUZZ_EXAMPLES", "50"))
 COMMANDS = {
     name: scripts.load(name)
     for name in ("alpaca", "gold_reward", "report", "reproducibility", "speed", "sweep")
 }
-fuzz = settings(
-    max_examples=EXAMPLES,
-    derandomize=True,
-    database=None,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
-
-TEXTS = st.sampled_from(
-    [
-        "",
-        "x",
-        "../../x",
-        "/dev/zero",
-        "[/b]",
-        "$x^{$",
-        "<img src=x>",
-        "\x00",
-        "\x1b[2J",
-        "\ud800",
-        "é" * 300,
-        "nan",
-    ]
-)
-NUMBERS = st.sampled_from([0, -1, 1, 2, 2**31, 2**70, 0.5, 1e308, float("nan"), float("inf"), 10**400])
-JUNK = st.recursive(
-    st.none() | st.booleans() | NUMBERS | TEXTS,
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXTS, inner, max_size=2),
-    max_leaves=4,
-)
-RAW = st.sampled_from(
-    [b"", b"\x00", b"\xff\xfe", b"[" * 100_000, b"9" * 5_000, b"null", b"[]", b"{", b"<html>"]
-)
-
-
-def places(document, path=()):
-    """Yield the way to every place of a document."""
-    yield path
-    if isinstance(document, dict | list):
-        for key, value in document.items() if isinstance(document, dict) else enumerate(document):
-            yield from places(value, (*path, key))
-
-
-@st.composite
-def changed(draw, document):
-    """Draw a document with another value, or none, in one place; or bytes that are no document."""
-    if draw(st.integers(0, 9)) == 0:
-        return draw(RAW)
-    path = draw(st.sampled_from(list(places(document))))
-    if not path:
-        return draw(JUNK)
-    document = copy.deepcopy(document)
-    holder = document
-    for key in path[:-1]:
-        holder = holder[key]
-    if draw(st.integers(0, 3)) == 0:
-        del holder[path[-1]]
-    else:
-        holder[path[-1]] = draw(JUNK)
-    return document
-
-
-def as_bytes(document, dump=json.dumps):
-    return document if isinstance(document, bytes) else dump(document).encode("utf-8", "surrogatepass")
-
-
-def as_yaml(document):
-    return as_bytes(document, lambda data: yaml.safe_dump(data, allow_unicode=True))
-
-
-def lines(rows):
-    return rows if isinstance(rows, bytes) else b"".join(as_bytes(row) + b"\n" for row in rows)
-
-
-def run(command, argv):
-    """Run a command's `main`, which may return or refuse, and nothing else."""
-    said = io.StringIO()
-    with (
-        contextlib.redirect_stderr(said),
-        contextlib.redirect_stdout(io.StringIO()),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")  # of numbers that are too large to draw: people see them as they are
-        code = None
-        try:
-            COMMANDS[command].main([str(argument) for argument in argv])
-        except SystemExit as left:
-            code = left.code
-    assert code in (None, 2), said.getvalue()
-    assert said.getvalue().count("error: ") == (code == 2)
-    assert "Traceback" not in said.getvalue()
-
-
-@contextlib.contextmanager
-def empty_folder():
-    with tempfile.TemporaryDirectory() as name:
-        yield Path(name)
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +80,11 @@ SYSTEM = {
     "num_null": 0, "avg_length": 9, "length_controlled_winrate": None, "lc_standard_error": None,
     "lc_missing": "none",
 }  # fmt: skip
+JUDGED = (
+    "agreement", "kappa", "position_bias", "order_flips", "repeat_flips", "repeat_variance", "null_rate",
+    "rank_correlation",
+)  # fmt: skip
+RANKED = dict.fromkeys(("pairwise_accuracy", "best_of_n", "rank_correlation"), MEAN)
 RESULTS = {
     "report.json": {
         "reward": "vader", "reference": "base", "methods": {"base": MEASURES, "m": MEASURES},
@@ -189,6 +102,20 @@ RESULTS = {
     "alpaca.json": {
         "judge": {"annotator": "a", "model": "m", "endpoint": "http://x/"}, "not_comparable": None,
         "arms": {"base": SYSTEM, "mine": SYSTEM}, "paired": MEAN, "leaderboard": {"other": SYSTEM},
+        "direct": {
+            "system": "mine", "other": "base", "win_rate": {**MEAN, "t95": [0.1, 0.9]}, "prompts_needed": 90,
+            "at_equal_length": {**MEAN, "slope": 0.5, "slope_ci95": [0.0, 1.0]},
+        },
+    },
+    "judge.json": {
+        "judge": {"annotator": "a", "model": "m"}, "recorded_judge": "r", "num_left_out": 0,
+        **dict.fromkeys(JUDGED, MEAN), "num_comparisons": 3, "num_instructions": 3, "num_repeats": 1,
+        "systems": {"mine": {"judge": MEAN, "recorded": MEAN, "difference": MEAN}, "none": None},
+        "verdict": "useless: none of its 3 answers holds a preference",
+    },
+    "reward_accuracy.json": {
+        "form": "best-of-N", "num_prompts": 3, "num_responses": 9,
+        "scorers": {"value": [{"percent": 100, "calibration": [], "num_missing": 0, **RANKED}]},
     },
     "m.jsonl": ROWS,
     "m.trace.jsonl": TRACES,
@@ -208,7 +135,9 @@ def test_report(data):
             (folder / "in" / "m.jsonl").write_bytes(lines(ROWS))
         is_lines = name.endswith("l") and isinstance(document, list)
         (folder / "in" / name).write_bytes(lines(document) if is_lines else as_bytes(document))
-        run("report", ["--folder", folder / "in", "--output", folder / "out", "--title", title])
+        run(
+            COMMANDS["report"].main, ["--folder", folder / "in", "--output", folder / "out", "--title", title]
+        )
         pages = [path.read_text() for path in (folder / "out").glob("report.*")]
         assert not any("<img src=x>" in page or "\x1b" in page for page in pages)
 
@@ -243,7 +172,7 @@ def test_gold_reward(models, data):
         files = ["--files", f"a={folder / 'a.jsonl'}", f"b={folder / 'b.jsonl'}"]
         pair = ["--tuned", models / "tuned", "--untuned", models / "untuned"]
         flags = [f"{flag}={value}" for flag, value in options.items()]
-        run("gold_reward", [*files, *pair, *flags, "--function", f"{__name__}.count_letters"])
+        run(COMMANDS["gold_reward"].main, [*files, *pair, *flags, "--function", f"{__name__}.count_letters"])
 
 
 GRID = {
@@ -269,7 +198,7 @@ def test_grids(models, command, data):
     with empty_folder() as folder, contextlib.chdir(folder):
         Path("grid.yaml").write_bytes(as_yaml(document))
         Path("prompts.jsonl").write_bytes(b"")
-        run(command, ["--config", "grid.yaml", "input=prompts.jsonl"])
+        run(COMMANDS[command].main, ["--config", "grid.yaml", "input=prompts.jsonl"])
 
 
 STATISTICS = {
@@ -341,7 +270,9 @@ def test_alpaca(data):
         Path("options.yaml").write_bytes(config)
         argv = ["--config", "options.yaml", "--outputs", "mine.json", "--reference", "reference.json"]
         flags = [f"{flag}={value}" for flag, value in options.items()]
-        run("alpaca", [*argv, "--endpoint", "http://127.0.0.1:9/v1", "--output", "out", *flags])
+        run(
+            COMMANDS["alpaca"].main, [*argv, "--endpoint", "http://127.0.0.1:9/v1", "--output", "out", *flags]
+        )
         assert not list(folder.parent.glob("x"))
         assert set(os.listdir(folder)) == {"mine.json", "reference.json", "options.yaml", "out"}
 
@@ -355,7 +286,7 @@ def test_reproducibility(options):
     """With a dtype that there is not: nothing is measured."""
     with empty_folder() as folder:
         (folder / "options.yaml").write_bytes(as_yaml(options))
-        run("reproducibility", ["--config", folder / "options.yaml", "--dtypes", "float8"])
+        run(COMMANDS["reproducibility"].main, ["--config", folder / "options.yaml", "--dtypes", "float8"])
 
 
 def test_the_answers_that_a_cache_takes_for_damaged_are_named(tmp_path):

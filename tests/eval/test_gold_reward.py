@@ -70,6 +70,7 @@ def test_rewards_lengths_and_pairs_by_hand(files, capsys):
     printed = capsys.readouterr().out
     assert "Gold reward by method" in printed
     assert "IVG against the others" in printed
+    assert "One reward alone" in printed
 
 
 def test_further_rewards_stand_beside_it(files):

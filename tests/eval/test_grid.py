@@ -129,12 +129,21 @@ def test_further_rewards_of_another_form_are_refused(config, capsys, also):
     assert "give names with a function's dotted name each" in capsys.readouterr().err
 
 
-def test_a_speed_comparison_takes_no_further_rewards(config, capsys):
-    config[0]["also"] = {"even": f"{__name__}.is_even"}
-    with pytest.raises(SystemExit) as stop:
-        speed.main(write(config))
-    assert stop.value.code == 2
-    assert "also is read by `ivg eval sweep` alone" in capsys.readouterr().err
+def test_a_speed_comparison_shows_further_rewards_too(config, monkeypatch, capsys):
+    monkeypatch.setattr(speed, "peak_in_fresh_process", lambda work: None)
+    config[0].update(grid=GRID[1:2], repeats=1, also={"even": f"{__name__}.is_even"})
+    speed.main(write(config))
+    data = json.loads((config[1] / "out" / "speed.json").read_text())
+    assert data["also"] == ["even"]
+    for run in data["runs"]:
+        even = run["also"]["even"]
+        assert even["n"] == 6
+        assert even["mean"] * 6 == int(even["mean"] * 6)  # a rate over prompts
+        # Wilson's centre lies between the rate and one half, as Student's does not.
+        assert sum(even["ci95"]) / 2 == pytest.approx(
+            (even["mean"] * 6 + 1.920729) / (6 + 3.841459), abs=1e-5
+        )
+    assert "One reward alone" not in capsys.readouterr().out
 
 
 @pytest.mark.slow

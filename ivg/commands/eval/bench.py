@@ -32,9 +32,12 @@ from ivg.evaluation.benchmark.ablation import measure_ablation
 from ivg.evaluation.benchmark.lengths import measure_lengths
 from ivg.evaluation.benchmark.measure import RUNGS, measure
 from ivg.evaluation.benchmark.workloads import WORKLOADS
+from ivg.evaluation.options import Parser, refuse_below
+from ivg.evaluation.output_folder import make_output_folder, open_result
 from ivg.run.console import add_flags, print_json, set_up
 
 MODULE = "ivg.commands.eval.bench"  # started anew for each rung
+RESULT_KEYS = ("what", "results")  # by which a result of ours is recognised
 COLUMNS = (
     "rung",
     "s/prompt",
@@ -57,7 +60,9 @@ def in_fresh_process(
     for name in ("dtype", "device", "max_batch_rows", "prompts"):
         if settings[name] is not None:
             command += [f"--{name}", str(settings[name])]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"{workload}, {rung}: the process ended with an error, which stands above")
     return dict(json.loads(done.stdout))
 
 
@@ -154,7 +159,7 @@ def ablation(workload: str, options: argparse.Namespace, console: Console) -> di
 
 
 def _parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False)
     parser.add_argument("--workloads", nargs="+", default=["short", "long"], choices=sorted(WORKLOADS))
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -177,6 +182,8 @@ def _parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--one", nargs=2, metavar=("WORKLOAD", "RUNG"), help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     set_up(quiet=options.quiet, verbose=options.verbose)
+    _check_device(options.device)
+    refuse_below(1, prompts=options.prompts)
     if options.lengths and not 0 < options.lengths[0] < options.lengths[1]:
         raise UserError(f"lengths are {options.lengths}; give a short and a longer one, both >= 1")
     if options.runs and options.lengths:
@@ -186,6 +193,15 @@ def _parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     if options.max_batch_rows < 16:
         raise UserError(f"max_batch_rows is {options.max_batch_rows}; the workloads need at least 16")
     return options
+
+
+def _check_device(device: str) -> None:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise UserError(f"device is {device!r:.60}; give cpu, or cuda") from error
+    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
+        raise UserError(f"device is {device!r:.60}, which torch does not find here; give cpu")
 
 
 @exit_on_user_error
@@ -208,20 +224,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = {"growth": options.growth, "lengths": options.lengths, "ablation": options.ablation}
     what = next((name for name, is_asked in asked.items() if is_asked), "ladder")
     compare = {"growth": growth, "lengths": by_length, "ablation": ablation, "ladder": ladder}[what]
-    results = {name: compare(name, options, console) for name in options.workloads}
-    report = {
-        "what": what,
-        "dtype": options.dtype,
-        "device": options.device,
-        "max_batch_rows": options.max_batch_rows,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "results": results,
-    }
     kind = ("" if what == "ladder" else f"_{what}") + ("" if options.dtype == "float32" else "_bfloat16")
     path = options.output or Path(f"runs/bench/decode{kind}.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=2) + "\n")
+    make_output_folder(path.parent)
+    with open_result(str(path), RESULT_KEYS) as write:
+        report = {
+            "what": what,
+            "dtype": options.dtype,
+            "device": options.device,
+            "max_batch_rows": options.max_batch_rows,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "results": {name: compare(name, options, console) for name in options.workloads},
+        }
+        write(report)
     console.print(f"written to {path}")
     if options.json:
         print_json(report)

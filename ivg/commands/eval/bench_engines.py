@@ -53,6 +53,8 @@ from ivg.evaluation.benchmark.model_folders import (
     step_cost,
 )
 from ivg.evaluation.benchmark.workloads import WORKLOADS, Workload
+from ivg.evaluation.options import Parser, refuse_below
+from ivg.evaluation.output_folder import make_output_folder, open_result
 from ivg.models.loading import load_inspected
 from ivg.models.plan import ModelInfos, plan_guides, reading_models, used_models
 from ivg.run.console import add_flags, print_json, set_up
@@ -61,6 +63,7 @@ MODULE = "ivg.commands.eval.bench_engines"  # started anew for each arm
 LOCKSTEP, NO_LOOP, VLLM, UNGUIDED = "lockstep", "lockstep, no compiled loop", "vllm", "vllm, base alone"
 ARMS = (LOCKSTEP, NO_LOOP, VLLM, UNGUIDED)
 GUIDANCE = ("token", "ivg")
+RESULT_KEYS = ("vllm", "results")  # by which a result of ours is recognised
 MAX_RATIO = 1.3  # of guided to unguided time, in units of what the models must compute or read
 
 
@@ -266,8 +269,22 @@ def compare(case: Case, models: Path, options: argparse.Namespace, table: Table)
     return results
 
 
+def measure_all(options: argparse.Namespace, table: Table) -> dict[str, Any]:
+    """Compare the arms on every workload under every guidance."""
+    results: dict[str, Any] = {}
+    for name in options.workloads:
+        workload = WORKLOADS[name]
+        with tempfile.TemporaryDirectory() as folder:
+            models = Path(folder)
+            save_models(workload, models, options.base if name == "smollm2" else None)
+            for guidance in options.guidance:
+                case = Case(workload, guidance, options.prompts or workload.num_prompts)
+                results[f"{name}, {guidance}"] = compare(case, models, options, table)
+    return results
+
+
 def _parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False)
     names = [name for name in WORKLOADS if not name.startswith("chat")]
     parser.add_argument("--workloads", nargs="+", default=["long", "smollm2"], choices=names)
     parser.add_argument("--guidance", nargs="+", default=[*GUIDANCE], choices=GUIDANCE)
@@ -282,10 +299,7 @@ def _parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     set_up(quiet=options.quiet, verbose=options.verbose)
-    for name in ("runs", "prompts"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"{name} is {value}; give 1 or more")
+    refuse_below(1, runs=options.runs, prompts=options.prompts)
     if options.runs % 2 == 0:
         raise UserError(f"runs is {options.runs}; give an odd number, so that one of them is the median")
     if options.base is not None and not (options.base / "config.json").is_file():
@@ -312,26 +326,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         table.add_column(column, justify="left" if column in left else "right")
     table.add_column("cached", justify="right")
     table.add_column("recomputed", justify="right")
-    results: dict[str, Any] = {}
-    for name in options.workloads:
-        workload = WORKLOADS[name]
-        with tempfile.TemporaryDirectory() as folder:
-            models = Path(folder)
-            save_models(workload, models, options.base if name == "smollm2" else None)
-            for guidance in options.guidance:
-                case = Case(workload, guidance, options.prompts or workload.num_prompts)
-                results[f"{name}, {guidance}"] = compare(case, models, options, table)
-    report = {
-        "dtype": options.dtype,
-        "base": "random weights" if options.base is None else options.base.name,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "vllm": installed_version(),
-        "runs": options.runs,
-        "results": results,
-    }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(report, indent=2) + "\n")
+    make_output_folder(options.output.parent)
+    with open_result(str(options.output), RESULT_KEYS) as write:
+        results = measure_all(options, table)
+        report = {
+            "dtype": options.dtype,
+            "base": "random weights" if options.base is None else options.base.name,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "vllm": installed_version(),
+            "runs": options.runs,
+            "results": results,
+        }
+        write(report)
     if options.json:
         print_json(report)
         return

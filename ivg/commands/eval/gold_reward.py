@@ -32,7 +32,13 @@ with needs("eval"):
     from ivg.evaluation.options import CommandOptions, option, parse_options
     from ivg.evaluation.output_folder import open_result
     from ivg.evaluation.printing import show
-    from ivg.evaluation.report.tables import Table, divergence_table, methods_table, paired_table
+    from ivg.evaluation.report.tables import (
+        Table,
+        divergence_table,
+        methods_table,
+        one_reward_notes,
+        paired_table,
+    )
     from ivg.models.loading import load_inspected
     from ivg.models.plan import ModelInfos, inspect_models
     from ivg.rewards import RewardConfig, load_also, load_reward, score
@@ -177,7 +183,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     check(options, files)
     with open_result(options.output, RESULT_KEYS) as write:
         report = judge(options, files)
-        show(report, tabulate(report, files), tell_missing(report, files), as_json=options.json)
+        notes = (*tell_missing(report, files), *one_reward_notes(report))
+        show(report, tabulate(report, files), notes, as_json=options.json)
         write(report)
 
 

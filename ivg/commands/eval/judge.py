@@ -32,6 +32,7 @@ with needs("eval"):
     from ivg.evaluation.printing import show
     from ivg.evaluation.safe_text import say
 
+MAX_REPEATS = 100  # each is one more call for every comparison
 console = Console(stderr=True)  # costs, and what becomes of an interruption; the result goes to stdout
 
 
@@ -56,8 +57,8 @@ def check(options: Options) -> None:
         raise UserError("no recordings; give --recordings: annotations.json files, or folders of them")
     if options.num_instructions is not None and options.num_instructions < 1:
         raise UserError(f"num_instructions is {options.num_instructions}; give an integer >= 1")
-    if options.repeats < 0:
-        raise UserError(f"repeats is {options.repeats}; give an integer >= 0")
+    if not 0 <= options.repeats <= MAX_REPEATS:
+        raise UserError(f"repeats is {options.repeats}; give an integer from 0 to {MAX_REPEATS}")
     check_judge_options(options)
 
 

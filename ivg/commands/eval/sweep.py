@@ -26,7 +26,7 @@ with needs("eval"):
     from ivg.evaluation.reading import read_json
     from ivg.evaluation.report.figures import save_png
     from ivg.evaluation.report.frontiers import sweep_frontiers
-    from ivg.evaluation.report.tables import sweep_table
+    from ivg.evaluation.report.tables import one_reward_notes, sweep_table
     from ivg.evaluation.sweep.grid import GridConfig, Run, read_grid
     from ivg.evaluation.sweep.runs import decode_run, grid_prompts, load_grid, weight_files
     from ivg.models.loading import LoadedModel, Models, load_models
@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             with writable(png):
                 save_png(figure, png)
         output.write_json(report, "sweep.json")
-    show(report, [sweep_table(report)], as_json=command.json)
+    show(report, [sweep_table(report)], one_reward_notes(report), as_json=command.json)
 
 
 if __name__ == "__main__":

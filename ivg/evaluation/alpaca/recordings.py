@@ -114,9 +114,9 @@ def _share(row: Any, where: str) -> float:
     preference = row.get("preference")
     if preference is None:
         return math.nan
-    if preference == 0:  # earlier versions of alpaca_eval wrote 0 for a tie
-        return 0.5
     is_number = isinstance(preference, int | float) and not isinstance(preference, bool)
+    if is_number and preference == 0:  # earlier versions of alpaca_eval wrote 0 for a tie
+        return 0.5
     if not is_number or not 1 <= preference <= 2:
         raise UserError(f"{where}: preference is {preference!r:.40}; expected a number from 1 to 2, or null")
     return float(preference) - 1

@@ -153,7 +153,7 @@ def _gold_rewards(name: str, measures: Measures) -> Scores:
 
 def _estimates(measures: Measures, base: Measures | None) -> dict[str, Any]:
     scores = {name: values for name, values in measures.items() if name not in DISTANCES.values()}
-    result: dict[str, Any] = {name: _estimate_or_none(values) for name, values in scores.items()}
+    result: dict[str, Any] = {name: estimate_scores(values) for name, values in scores.items()}
     if base is not None:
         for name, source in DISTANCES.items():
             if source in measures and source in base:
@@ -161,7 +161,8 @@ def _estimates(measures: Measures, base: Measures | None) -> dict[str, Any]:
     return result
 
 
-def _estimate_or_none(scores: Scores) -> dict[str, object] | None:
+def estimate_scores(scores: Scores) -> dict[str, object] | None:
+    """Estimate a measure's mean, or a rate of zeros and ones, as JSON data; None where no score is there."""
     if all(math.isnan(score) for score in scores.values()):
         return None
     values = list(scores.values())

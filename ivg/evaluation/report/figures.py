@@ -209,6 +209,8 @@ def reward_accuracy(report: Mapping[str, Any]) -> Figure:
     scorers = report["scorers"]
     for name, (color, marker) in styles(scorers).items():
         known = [row for row in scorers[name] if row["pairwise_accuracy"] is not None]
+        if not known:
+            continue
         found = [row["pairwise_accuracy"] for row in known]
         bars = np.concatenate([error_bars(estimate) for estimate in found], axis=1)  # (2, positions)
         axes.errorbar(

@@ -146,7 +146,7 @@ def rewards(data: Data) -> list[Section]:
             [verdict(data)],
             _keep_tables(tables.methods_table(data), paired, tables.divergence_table(data)),
             {"reward_by_method": figures.reward_by_method(by_method, unit=unit, also=also)},
-            notes=[*_count_missing(data), DISTANCE_NOTE, *_state_task(data)],
+            notes=[*_count_missing(data), *tables.one_reward_notes(data), DISTANCE_NOTE, *_state_task(data)],
         )
     ]
     if data.get("value_model"):
@@ -200,11 +200,8 @@ def _count_missing(data: Data) -> list[str]:
 
 def sweep(data: Data) -> list[Section]:
     """A sweep's table, and its frontiers against distance and compute."""
-    return [
-        Section(
-            "Sweep", [SWEEP_TEXT], [tables.sweep_table(data)], sweep_frontiers(data), notes=[DISTANCE_NOTE]
-        )
-    ]
+    said = [*tables.one_reward_notes(data), DISTANCE_NOTE]
+    return [Section("Sweep", [SWEEP_TEXT], [tables.sweep_table(data)], sweep_frontiers(data), notes=said)]
 
 
 def speed(data: Data) -> list[Section]:
@@ -216,7 +213,8 @@ def speed(data: Data) -> list[Section]:
     }
     measured = f"Measured on {data['machine']}; medians of {data['repeats']} interleaved runs."
     shown = _keep_tables(costs_table(data["runs"]), tables.speed_table(data))
-    return [Section("Speed", data["findings"], shown, drawn, notes=[measured])]
+    said = [measured, *tables.one_reward_notes(data)]
+    return [Section("Speed", data["findings"], shown, drawn, notes=said)]
 
 
 def reward_accuracy(data: Data) -> list[Section]:

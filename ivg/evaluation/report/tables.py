@@ -80,6 +80,16 @@ def also_cells(report: Mapping[str, Any], measures: Mapping[str, Any]) -> list[s
     return [interval(measures[name]) for name in report.get("also", ())]
 
 
+def one_reward_notes(report: Mapping[str, Any]) -> list[str]:
+    """Say that one reward stands alone, where none was scored beside it."""
+    if report.get("also"):
+        return []
+    return [
+        "One reward alone: it says nothing of what a search gave up for it. Show one that no search saw, by "
+        "--also NAME=DOTTED.NAME of gold-reward, or also: {NAME: DOTTED.NAME} in a grid's YAML."
+    ]
+
+
 def methods_table(report: Mapping[str, Any]) -> Table:
     """Tabulate what `measures.compare` returned: one row per method."""
     header = ["method", "gold reward [95%]", "stderr", *also_header(report), "distance from base (nats)"]
@@ -163,7 +173,7 @@ def speed_table(report: Mapping[str, Any]) -> Table:
     """Tabulate a speed comparison: one row per method and length."""
     header = ["method", "setting", "up to (tokens)", "mean length (tokens)", "seconds a prompt"]
     header += ["peak memory (MiB)", "base tokens fed"]
-    header += ["guide tokens fed", "gold reward [95%]", "n"]
+    header += ["guide tokens fed", "gold reward [95%]", *also_header(report), "n"]
     rows = []
     for run in report["runs"]:
         memory = run["peak_memory_mib"]
@@ -178,6 +188,7 @@ def speed_table(report: Mapping[str, Any]) -> Table:
                 f"{run['base_tokens_fed']:,}",
                 f"{run['guide_tokens_fed']:,}",
                 interval(run["gold_reward"]),
+                *also_cells(report, run.get("also", {})),
                 str(run["gold_reward"]["n"]),
             ]
         )

@@ -4,7 +4,15 @@ from rich.console import Console
 from ivg.evaluation.measures.decoded import Decoded
 from ivg.evaluation.measures.measures import compare, measure
 from ivg.evaluation.measures.statistics import estimate_rate
-from ivg.evaluation.report.tables import Table, divergence_table, interval, methods_table, paired_table
+from ivg.evaluation.report.tables import (
+    Table,
+    divergence_table,
+    interval,
+    methods_table,
+    one_reward_notes,
+    paired_table,
+    speed_table,
+)
 
 
 def report():
@@ -40,6 +48,25 @@ def test_scores_beside_the_gold_reward_have_columns_of_their_own():
     assert table.header[3] == "valid [95%]"
     # Wilson: (2/3 + z^2/6 -+ z sqrt(2/27 + z^2/36)) / (1 + z^2/3) with z = 1.959964
     assert [row[3] for row in table.rows] == ["0.667 [0.208, 0.939]", "1.000 [0.439, 1.000]"]
+
+
+def test_one_reward_that_stands_alone_is_said_so():
+    assert "--also NAME=DOTTED.NAME" in one_reward_notes(report())[0]
+    assert one_reward_notes({**report(), "also": ["valid"]}) == []
+
+
+def test_a_speed_comparison_has_the_same_columns():
+    run = {
+        "method": "base", "setting": "", "max_new_tokens": 9, "num_tokens": 3.0, "seconds_per_prompt": 0.5,
+        "peak_memory_mib": None, "base_tokens_fed": 9, "guide_tokens_fed": 0,
+        "gold_reward": estimate_rate([1.0, 0.0]).as_dict(),
+    }  # fmt: skip
+    assert speed_table({"runs": [run]}).header[-2:] == ["gold reward [95%]", "n"]
+    beside = {"also": ["valid"], "runs": [{**run, "also": {"valid": estimate_rate([1.0, 1.0]).as_dict()}}]}
+    table = speed_table(beside)
+    assert table.header[-2:] == ["valid [95%]", "n"]
+    # Wilson of 2 in 2: 1 / (1 + 3.841459 / 2) to 1.
+    assert table.rows[0][-2:] == ["1.000 [0.342, 1.000]", "2"]
 
 
 def test_divergences_are_shown_where_they_are_known():
