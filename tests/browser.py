@@ -49,11 +49,17 @@ class Browser:
         self._in, from_browser = os.pipe()
         self._buffer, self._number = b"", 0
         self.events: list[dict[str, Any]] = []
-        # It reads from descriptor 3 and writes to 4, whatever they are called here.
-        shell = ["sh", "-c", f'exec "$@" 3<&{to_browser} 4>&{from_browser}', "sh"]
+
+        def name_pipes() -> None:
+            """Call them 3 and 4, where the browser reads and writes."""
+            ends = os.dup(to_browser), os.dup(from_browser)  # neither is 3 or 4 that the other would close
+            for number, end in zip((3, 4), ends, strict=True):
+                os.dup2(end, number)
+
         self._process = subprocess.Popen(
-            [*shell, str(PROGRAM), *_FLAGS, f"--user-data-dir={profile}", "about:blank"],
-            pass_fds=(to_browser, from_browser),
+            [str(PROGRAM), *_FLAGS, f"--user-data-dir={profile}", "about:blank"],
+            preexec_fn=name_pipes,
+            pass_fds=(3, 4),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
