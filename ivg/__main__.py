@@ -20,6 +20,7 @@ VERBS = {
     "train": "train the models that guide, or sample their training data: ivg train STAGE ...",
     "eval": "measure, compare and report: ivg eval WHAT ...",
     "serve": "answer OpenAI's HTTP interface: ivg serve --config FILE.yaml",
+    "view": "replay the searches of a trace in one HTML page: ivg view TRACE",
     "export-vllm": "write a guided model as a folder that plain `vllm serve` takes",
     "convert-value": "turn a released token-reward checkpoint into a value model (= ivg-convert-value)",
     "convert-gguf": "turn a GGUF file into a model folder: ivg convert-gguf FILE.gguf FOLDER",
@@ -111,6 +112,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ivg.serve.cli import main as serve
 
         return serve(rest)
+    elif verb == "view":
+        from ivg.evaluation.view.command import main as view
+
+        return view(rest)
     elif verb == "export-vllm":
         from ivg.run.export_vllm import main as export
 

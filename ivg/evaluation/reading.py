@@ -42,27 +42,34 @@ def read_json(path: Path, wanted: str) -> Any:
     return parse_json(read_text(path, wanted), str(path), wanted)
 
 
-def read_json_lines(path: Path, wanted: str) -> list[tuple[str, Any]]:
+def read_json_lines(path: Path, wanted: str, *, half_surrogates: bool = False) -> list[tuple[str, Any]]:
     """Read a JSON value from each line of a file; each comes with its place, for messages."""
     lines = read_text(path, wanted).split("\n")  # str.splitlines would part records at a U+2028 in a text
     if lines[-1] == "":
         lines.pop()
     places = [f"{path}, line {number}" for number in range(1, len(lines) + 1)]
     return [
-        (where, parse_json(line, where, "one object per line"))
+        (where, parse_json(line, where, "one object per line", half_surrogates=half_surrogates))
         for where, line in zip(places, lines, strict=True)
     ]
 
 
-def parse_json(text: str | bytes, where: str, wanted: str) -> Any:
+def parse_json(text: str | bytes, where: str, wanted: str, *, half_surrogates: bool = False) -> Any:
     """Parse JSON of which every number is finite and every text can be written again.
+
+    Args:
+        text: what to parse.
+        where: opens messages.
+        wanted: what is expected, for messages.
+        half_surrogates: let texts hold half a surrogate pair, which cannot be written as UTF-8.
 
     Raises:
         UserError: anything else, and what is nested too deep or too large a number for Python.
     """
     try:
         data = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_integer)
-        json.dumps(data, ensure_ascii=False).encode()
+        if not half_surrogates:
+            json.dumps(data, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise UserError(f"{where}: a text holds half a surrogate pair; give {wanted}") from error
     except RecursionError as error:

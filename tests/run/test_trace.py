@@ -1,4 +1,4 @@
-"""The text that tokens and chunks add, where neither begins or ends with a whole character."""
+"""What a trace says; the text that tokens and chunks add, where neither ends with a whole character."""
 
 import pytest
 from transformers import AutoTokenizer
@@ -45,3 +45,33 @@ def test_candidates_show_what_their_chunk_added():
     row = trace_line(Finished(Task(0, "p", {"base": (1,)}, 9), (second[0],), trace), 2, from_bytes)
     shown = [[(c["text"], c["parent"], c["kept"]) for c in chunk["candidates"]] for chunk in row["chunks"]]
     assert shown == [[("ab", None, None), ("cd", None, 0)], [("ef", 0, 0), ("gh", 0, None)]]
+
+
+def traced(*, ratios=(), record=None):
+    """Trace two chunks of "cd" and "ef", with the log-ratios of their four tokens."""
+    first = Hypothesis(tuple(b"cd"), 2.0, None, ratios[:2])
+    second = Hypothesis(tuple(b"cdef"), 3.0, "length", ratios)
+    trace = (Boundary((first,), (0,), (0,)), Boundary((second,), (0,), (0,)))
+    return trace_line(
+        Finished(Task(0, "p", {"base": (1,)}, 9, record=record or {}), (second,), trace), 1, from_bytes
+    )
+
+
+def test_under_token_guidance_candidates_have_the_tokens_of_their_chunk():
+    row = traced(ratios=(0.5, 0.0, -1.0, 2.0))
+    found = [chunk["candidates"][0] for chunk in row["chunks"]]
+    assert [c["tokens"] for c in found] == [["c", "d"], ["e", "f"]]
+    assert [c["token_logratios"] for c in found] == [[0.5, 0.0], [-1.0, 2.0]]
+    assert (row["tokens"], row["token_logratios"]) == (["c", "d", "e", "f"], [0.5, 0.0, -1.0, 2.0])
+    unguided = traced(ratios=(0.0,) * 4)
+    assert not any("tokens" in chunk["candidates"][0] for chunk in unguided["chunks"])
+    assert unguided["tokens"] == ["c", "d", "e", "f"]
+
+
+def test_the_prompt_is_one_text():
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    assert traced()["prompt"] is None
+    assert traced(record={"prompt": "Say it."})["prompt"] == "Say it."
+    assert traced(record={"messages": turns[1:]})["prompt"] == "Hi"
+    assert traced(record={"messages": turns})["prompt"] == "system: Be brief.\n\nuser: Hi"
+    assert traced(record={"instruction": "Sum up.", "input": "A text."})["prompt"] == "Sum up.\n\nA text."

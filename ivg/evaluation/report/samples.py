@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ivg.errors import UserError
 from ivg.evaluation.measures.decoded import Decoded, read_decoded
-from ivg.evaluation.reading import read_json_lines
 from ivg.evaluation.report.figures import LABELS
+from ivg.evaluation.traces import Trace, is_refused, read_trace_lines
 from ivg.models.prompts import prompt_text
 
 TRACE_SUFFIX = ".trace.jsonl"
 NOT_DECODED = ("judge_answers.jsonl", "instructions.jsonl")  # which an AlpacaEval run keeps in its folder
-Trace = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -139,43 +137,7 @@ def read_trace(path: Path) -> dict[str, Trace]:
     if not path.exists():
         return {}
     traces: dict[str, Trace] = {}
-    for where, row in read_json_lines(path, "a trace of ivg-decode"):
-        if not _is_trace(row):
-            raise UserError(f"{where}: not a row of ivg-decode --trace; trace again")
-        traces.setdefault(str(row["id"]), row)
+    for _, row in read_trace_lines(path):
+        if not is_refused(row):
+            traces.setdefault(str(row["id"]), row)
     return traces
-
-
-def _is_trace(row: object) -> bool:
-    """Tell whether a row has all that is shown of it."""
-    if not isinstance(row, Mapping) or not isinstance(row.get("id"), str | int):
-        return False
-    ratios, chunks = row.get("token_logratios", []), row.get("chunks")
-    tokens = row.get("tokens") or [""] * len(ratios if isinstance(ratios, list) else [])
-    return (
-        isinstance(ratios, list)
-        and all(map(_is_number, ratios))
-        and isinstance(tokens, list)
-        and all(isinstance(token, str) for token in tokens)
-        and (len(tokens) == len(ratios) or not any(ratios))
-        and isinstance(chunks, list)
-        and all(isinstance(chunk, Mapping) and isinstance(chunk.get("candidates"), list) for chunk in chunks)
-        and all(_is_candidate(candidate) for chunk in chunks for candidate in chunk["candidates"])
-    )
-
-
-def _is_candidate(candidate: object) -> bool:
-    return (
-        isinstance(candidate, Mapping)
-        and isinstance(candidate.get("text"), str)
-        and _is_number(candidate.get("value"))
-        and {"kept", "finished"} <= set(candidate)
-        and all(
-            place is None or (isinstance(place, int) and not isinstance(place, bool))
-            for place in (candidate["kept"], candidate.get("parent"))
-        )
-    )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -75,6 +75,14 @@ def test_a_broken_trace_is_refused_with_its_line(folder):
         read_samples(folder, 5)
 
 
+def test_the_trace_of_a_bad_record_is_passed_over(folder):
+    """`ivg-decode --skip_bad_rows` writes such a line where it could not decode."""
+    path = folder / "ivg.trace.jsonl"
+    path.write_text('{"error": "row 1: too long"}\n' + path.read_text())
+    (sample,) = read_samples(folder, 5)
+    assert [answer.trace is None for answer in sample.answers] == [True, False]
+
+
 def test_an_empty_folder_has_no_samples(tmp_path):
     assert read_samples(tmp_path, 3) == []
 
