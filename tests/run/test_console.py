@@ -121,6 +121,7 @@ def test_a_dry_run_as_json_has_the_models_and_the_verdict(
     report = json.loads(capsys.readouterr().out)
     assert (report["engine"], report["num_prompts"], report["problems"]) == ("lockstep", 2, [])
     assert [model["name"] for model in report["models"]] == [f"base ({folders.base})"]
+    assert report["models"][0]["needs"]["dtype"] == "float64"
 
 
 def test_no_colour_where_it_is_unwanted(
