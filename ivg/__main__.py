@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn, ParamSpec
 
-from ivg.errors import UserError, exit_on_user_error
+from ivg.errors import EXIT_FAILURE, UserError, exit_on_user_error
+
+P = ParamSpec("P")
 
 PACKAGE = Path(__file__).parent
 
@@ -89,7 +92,25 @@ EVALUATIONS = {
 }
 
 
+def _ends_with_its_reader(main: Callable[P, int]) -> Callable[P, int]:
+    """Wrap `main`: where whoever reads our output has stopped, as `head` does, there is nothing to say."""
+
+    @functools.wraps(main)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> int:
+        try:
+            code = main(*args, **kwargs)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # What is still buffered would fail once more when the interpreter ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return EXIT_FAILURE
+        return code
+
+    return wrapper
+
+
 @exit_on_user_error
+@_ends_with_its_reader
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `ivg VERB ...`; exit codes are those of `ivg-decode`."""
     verb, *rest = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
@@ -162,13 +183,16 @@ def _train(arguments: Sequence[str]) -> int:
     if command is None:
         return 0
     if rest and rest[0] in ("--help", "-h"):
+        from ivg.run.console import QUIET, VERBOSE
+
         _say(
             f"usage: ivg train [FLAGS OF accelerate launch] {name} --config FILE.yaml [--KEY VALUE ...]\n\n"
             f"{command.summary}; own keys:\n"
         )
         for key, text in own_keys(command):
             _say(f"  {key}\n      {text}")
-        _say(f"\nThe keys of the trainer underneath: ivg train {name} --help_all")
+        _say(f"\n--quiet: {QUIET}\n--verbose: {VERBOSE}")
+        _say(f"The keys of the trainer underneath: ivg train {name} --help_all")
         return 0
     if "--help_all" in rest:
         return run_here("train", name, ["--help"])

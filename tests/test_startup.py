@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ivg.__main__ import EVALUATIONS, STAGES, VERBS, own_keys
+from ivg.__main__ import EVALUATIONS, STAGES, VERBS, main, own_keys
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
@@ -93,6 +93,10 @@ IVG = [
     ("convert-gguf --help", 0, "folder to write"),
     ("convert-gguf nowhere.gguf out", 2, "nowhere.gguf: no such file; give a GGUF file"),
     ("env now", 2, "env takes no arguments"),
+    ("recipes list", 0, "quickstart"),
+    ("recipes show qwen3", 0, "ivg train dpo --config recipes/qwen3/dpo.yaml"),
+    ("recipes show nosuch", 2, "'nosuch' is no recipe"),
+    ("recipes copy", 2, "required: NAME"),
     ("convert-value --help", 0, "score_head.weight"),
     ("convert-value none x", 2, "no config.json there"),
 ]
@@ -164,6 +168,7 @@ def test_every_name_has_a_module_and_a_launcher() -> None:
         "export-vllm",
         "convert-value",
         "convert-gguf",
+        "recipes",
         "env",
     ]
 
@@ -189,6 +194,27 @@ def test_own_keys_are_those_of_the_dataclasses() -> None:
     assert dict(own_keys(STAGES["rollouts"])) == added(RolloutArguments)
     assert shared.items() <= dict(own_keys(STAGES["dpo"])).items()
     assert (shared | value).items() <= dict(own_keys(STAGES["value"])).items()
+
+
+def test_flags_before_the_stage_are_for_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda program, command: started.append([program, *command]))
+    main(["train", "--config_file", "zero2.yaml", "--num_processes", "2", "dpo", "--config", "a.yaml"])
+    launcher = [sys.executable, sys.executable, "-m", "accelerate.commands.launch"]
+    flags = ["--config_file", "zero2.yaml", "--num_processes", "2"]
+    assert started == [[*launcher, *flags, "--module", "ivg.commands.train.dpo", "--config", "a.yaml"]]
+
+
+def test_whoever_reads_may_stop() -> None:
+    command = f"{sys.executable} -m ivg recipes show quickstart | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+    )
+    assert (done.returncode, done.stderr) in [(1, ""), (0, "")]  # 0 where all was written before
 
 
 @pytest.mark.slow

@@ -155,11 +155,11 @@ def copy(recipes: Path, name: str, destination: str | Path) -> list[Path]:
     """
     _find(recipes, name)
     target = Path(destination) / "recipes"
-    try:
-        is_taken = _is_there(target / name)
-    except ValueError as error:  # a path that holds a null character
-        raise UserError(f"{str(destination)!r:.60}: {error}; give a folder that can be written") from error
-    if is_taken:
+    if "\0" in str(destination):
+        raise UserError(
+            f"{str(destination)!r:.60}: holds a null character; give a folder that can be written"
+        )
+    if _is_there(target / name):
         raise UserError(f"{target / name}: is there already; move it away, or name another folder")
     try:
         target.mkdir(parents=True, exist_ok=True)

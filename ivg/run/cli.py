@@ -93,7 +93,7 @@ def _examine(line: CommandLine, records: list[InputRecord]) -> int:
     """Say whether the run could start; exit code 2 if not."""
     from rich.console import Console
 
-    from ivg.run.dry_run import examine_run, render
+    from ivg.run.dry_run import as_json, examine_run, render
     from ivg.run.job import prepare
 
     config = line.config
@@ -106,7 +106,7 @@ def _examine(line: CommandLine, records: list[InputRecord]) -> int:
         except UserError as error:
             report = dataclasses.replace(report, problems=(str(error),))
     if line.json:
-        console.print_json(dataclasses.asdict(report))
+        console.print_json(as_json(report))
     else:
         Console().print(render(report))
     return EXIT_USER_ERROR if report.problems else 0

@@ -361,6 +361,14 @@ def _find_warnings(infos: ModelInfos, models: Sequence[ModelReport], config: Dec
     return warnings
 
 
+def as_json(report: DryRun) -> dict[str, Any]:
+    """Return the report in JSON's own types."""
+    content = dataclasses.asdict(report)
+    for model in content["models"]:
+        model["needs"]["dtype"] = str(model["needs"]["dtype"]).removeprefix("torch.")
+    return content
+
+
 def render(report: DryRun) -> RenderableType:
     """Return what a console prints; it fits 80 columns."""
     parts: list[RenderableType] = []

@@ -22,6 +22,7 @@ from ivg.engines.vllm.refusals import check_prompt, find_refusals, refuse_absenc
 from ivg.errors import UserError, first_line
 from ivg.models.loading import load_inspected
 from ivg.models.plan import GuidePlan, ModelInfos
+from ivg.run.console import is_verbose
 
 OnText = Callable[[NewText], None] | None
 
@@ -133,7 +134,7 @@ def importing_vllm() -> Iterator[None]:
         UserError: it cannot be imported.
     """
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO" if is_verbose() else "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     try:
         yield

@@ -215,6 +215,7 @@ def parse_arguments(classes: Sequence[type], argv: Sequence[str]) -> tuple[Any, 
     words, config_path = _split_config(take_flags(argv))
     if is_quiet():
         transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
         datasets.disable_progress_bars()
     _refuse_unusable(words, "command line")
     given = {word.lstrip("-").split("=")[0].replace("-", "_") for word in words if word.startswith("--")}

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import huggingface_hub.constants
 import pytest
 import torch
 from peft import PeftModel
+from transformers import TrainerCallback
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.utils import logging as transformers_logging
 
 from ivg import rewards
 from ivg.config import ModelConfig, ValueConfig
@@ -76,6 +82,46 @@ def test_telemetry_is_sent_where_it_is_asked_for(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("trl.trainer.base_trainer.send_telemetry", lambda topic, **k: sent.append(topic))
     run_here("dpo", write_config(tmp_path / "c.yaml", **_keys(tmp_path, "dpo")), monkeypatch)
     assert len(sent) == 1
+
+
+@pytest.mark.parametrize("script", ["dpo", "value"])
+def test_metrics_go_where_report_to_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    told: list[dict[str, float]] = []
+
+    class Recorder(TrainerCallback):
+        def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
+            told.append(logs)
+
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "trackio", Recorder)
+    run_here(
+        script, write_config(tmp_path / "c.yaml", **_keys(tmp_path, script, report_to="trackio")), monkeypatch
+    )
+    assert [logs["loss"] > 0 for logs in told if "loss" in logs] == [True, True]
+
+
+@pytest.fixture
+def _as_before() -> Iterator[None]:
+    """`--quiet` is for a whole process."""
+    verbosity, level = transformers_logging.get_verbosity(), logging.getLogger("ivg").level
+    yield
+    logging.getLogger("ivg").setLevel(level)
+    transformers_logging.set_verbosity(verbosity)
+    transformers_logging.enable_progress_bar()
+    datasets.enable_progress_bars()
+
+
+@pytest.mark.usefixtures("_as_before")
+@pytest.mark.parametrize("script", ["dpo", "value"])
+def test_quiet_training_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], script: str
+) -> None:
+    config = write_config(tmp_path / "c.yaml", **_keys(tmp_path, script))
+    capfd.readouterr()
+    run_here(script, config, monkeypatch, "--quiet")
+    assert capfd.readouterr() == ("", "")
+    assert (tmp_path / "out" / "metrics.json").is_file()
 
 
 @pytest.mark.parametrize("script", ["dpo", "value"])
