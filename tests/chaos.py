@@ -261,7 +261,7 @@ def kill_tree(parent: psutil.Process) -> None:
 def run_whole(name: str, job: Job, folder: Path, log: Log) -> float:
     """Run a job undisturbed, once; returns how many seconds it worked."""
     known = [e["seconds"] for e in log.events if e["job"] == name and "seconds" in e]
-    if known:
+    if known and folder.exists():
         return float(min(known))
     shutil.rmtree(folder, ignore_errors=True)
     process = start(job, folder)
