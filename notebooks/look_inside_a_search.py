@@ -14,6 +14,7 @@
 
 # %%
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -50,8 +51,8 @@ if not MODEL.exists():
 # %% [markdown]
 # ## A run with a trace
 #
-# A pair guides every token: the same model under two prompts (`guide_a_real_model.py` explains it). A
-# Python function, how positive prompt and response are together, ranks the chunks.
+# One pair does both: its log-ratio re-weights every next token, and the sum of the log-ratios of a response
+# so far ranks the chunks. The pair is the same model under two prompts (`guide_a_real_model.py` explains it).
 
 # %%
 RUNS.mkdir(parents=True, exist_ok=True)
@@ -70,10 +71,9 @@ config = {
             "beta": 1.0,
         }
     ],
-    "values": [{"function": "ivg.rewards.vader"}],
     "search": {
         "token_guidance": "implicit",
-        "chunk_guidance": "explicit",
+        "chunk_guidance": "implicit",
         "num_beams": 4,
         "num_successors": 4,
         "chunk_length": CHUNK_LENGTH,
@@ -117,10 +117,19 @@ assert beams[0].startswith(results[0]["response"])  # a stop string, if there is
 print(results[0]["response"])
 
 # %% [markdown]
-# Under token guidance every candidate also has its tokens, and what guidance added to each, in nats: above
-# 0 where the pair wanted the token more than its untuned half did.
+# Under token guidance every candidate also has its tokens, and what guidance added to each, in nats: above 0
+# where the pair wanted the token more than its untuned half did. Here beta is 1, so a candidate's value is
+# its beam's and the sum of what was added.
 
 # %%
+kept: list[dict] = []
+for chunk in trace[0]["chunks"]:
+    for one in chunk["candidates"]:
+        before = 0.0 if one["parent"] is None else kept[one["parent"]]["value"]
+        assert math.isclose(one["value"], before + sum(one["token_logratios"]), abs_tol=1e-3)
+    kept = sorted(
+        (one for one in chunk["candidates"] if one["kept"] is not None), key=lambda one: one["kept"]
+    )
 tokens = sorted(zip(trace[0]["token_logratios"], trace[0]["tokens"], strict=True))
 print("held back:", [f"{token} {ratio:+.2f}" for ratio, token in tokens[:5]])
 print("pushed:   ", [f"{token} {ratio:+.2f}" for ratio, token in tokens[:-6:-1]])
