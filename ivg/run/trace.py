@@ -11,6 +11,7 @@ from ivg.decoding.stopping import INCOMPLETE
 from ivg.models.prompts import Record, messages_of, prompt_text
 
 Decode = Callable[[Sequence[int]], str]
+_CONTEXT = 8  # tokens, at the least: what one adds depends on the bytes before it, and on a blank
 
 
 def trace_line(finished: Finished, num_successors: int, decode: Decode) -> dict[str, Any]:
@@ -100,9 +101,24 @@ def added_text(ids: Sequence[int], num_before: int, decode: Decode) -> str:
 
 
 def added_tokens(ids: Sequence[int], num_before: int, decode: Decode) -> list[str]:
-    """Return what each token from `num_before` on adds to the text (see `added_text`)."""
-    texts = [_whole_characters(ids[:end], decode) for end in range(num_before, len(ids) + 1)]
+    """Return what each token from `num_before` on adds to the text (see `added_text`).
+
+    Of the tokens before these only the last few are decoded: a trace asks this of every candidate, and
+    decoding all from the start would take seconds a prompt at 400 tokens.
+    """
+    start = _context_start(ids, num_before, decode)
+    texts = [_whole_characters(ids[start:end], decode) for end in range(num_before, len(ids) + 1)]
     return [after[len(before) :] for before, after in pairwise(texts)]
+
+
+def _context_start(ids: Sequence[int], num_before: int, decode: Decode) -> int:
+    """Return a place some tokens before `num_before` that lies between two characters."""
+    length = _CONTEXT
+    while length < num_before:
+        if not decode(ids[num_before - length : num_before]).startswith(INCOMPLETE):
+            return num_before - length
+        length *= 2
+    return 0
 
 
 def _whole_characters(ids: Sequence[int], decode: Decode) -> str:

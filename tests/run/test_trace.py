@@ -4,7 +4,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from ivg.decoding.sequences import Boundary, Finished, Hypothesis, Task
-from ivg.run.trace import added_text, trace_line
+from ivg.run.trace import added_text, added_tokens, trace_line
 from tests.shared_data import SHARED
 
 VOCABULARIES = SHARED / "tokenizers"
@@ -36,6 +36,9 @@ def test_real_vocabularies_add_up_to_the_text(name, length):
     ]
     assert "".join(pieces) == TEXT
     assert " is" in "".join(pieces[:5])
+    one_by_one = [added_text(ids[: i + 1], i, tokenizer.decode) for i in range(len(ids))]
+    for start in range(len(ids)):
+        assert added_tokens(ids, start, tokenizer.decode) == one_by_one[start:]
 
 
 def test_candidates_show_what_their_chunk_added():

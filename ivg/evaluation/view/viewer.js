@@ -122,7 +122,7 @@
       else item.firstChild.removeAttribute("aria-current");
     });
     byId("responses-summary").textContent = `Response ${place + 1} of ${blocks.length}`;
-    byId("prompt-heading").textContent = response.prompt ? "Prompt" : "Response";
+    byId("prompt-heading").textContent = response.error !== undefined ? "Refused" : response.prompt ? "Prompt" : "Response";
     byId("prompt").textContent = response.prompt || "";
     byId("prompt").hidden = !response.prompt;
     byId("refused").hidden = response.error === undefined;
@@ -470,7 +470,7 @@
     byId("layout").hidden = false;
     byId("layout").classList.toggle("several", blocks.length > 1);
     byId("responses").hidden = blocks.length < 2;
-    byId("summary").textContent = `${count(blocks.length, "response")}, replayed from a trace of ivg-decode`;
+    byId("summary").textContent = `${count(blocks.length, "response")} of a guided run, replayed`;
     listResponses();
     fitList();
     isWide.addEventListener("change", fitList);

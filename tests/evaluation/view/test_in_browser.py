@@ -264,6 +264,13 @@ def test_the_list_finds_and_opens_responses(show, size):
     assert is_seen(page, "#find") == (size is WIDE)  # the fold closes over the narrow page
 
 
+@pytest.mark.parametrize("address", ["#x", "#0/1", "#3/1", "#1/0", "#-1", "#1/9999999999999", "#%00"])
+def test_an_address_that_leads_nowhere_opens_the_first(show, address):
+    page = show(SEARCH, SEARCH, address=address)
+    assert text_of(page, "#responses-summary") == "Response 1 of 2"
+    assert text_of(page, "#place") == ("chunk 1 of 2" if address == "#1/0" else "chunk 2 of 2")
+
+
 HOSTILE = (
     '</script><img src=x onerror="window.ran=1"><script>window.ran=1</script><!--<script> {{ 7 * 7 }} ${ran} '
     "\u2028\u2029 \x1b[2J \ud800 \u202e \0 &lt; end"
