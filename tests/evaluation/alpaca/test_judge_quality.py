@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from ivg.evaluation.alpaca import judge_quality
 from ivg.evaluation.alpaca.judge_quality import Asked, kappa_of, kendall_tau, measure_judge
 from ivg.evaluation.alpaca.recordings import read_recordings
 from ivg.evaluation.measures import statistics
@@ -15,11 +16,16 @@ DATA = SHARED / "alpaca_eval" / "alpaca-7b"
 
 RATES = {"weak": 0.1, "middling": 0.3, "good": 0.5, "strong": 0.8}  # of verdicts for the system
 
+NUM_JUDGES = 200
+# How many of their intervals hold the truth, in 998 of 1,000 such tests, if 95% of intervals do: 180 to 198.
+FEWEST, MOST = stats.binom.interval(0.998, NUM_JUDGES, 0.95)
+
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
     """The bootstrap of means is not what is looked at here, and takes most of the time."""
-    monkeypatch.setattr(statistics, "NUM_RESAMPLES", 99)
+    monkeypatch.setattr(statistics, "NUM_RESAMPLES", 9)
+    monkeypatch.setattr(judge_quality, "NUM_RESAMPLES", 400)  # ends of an interval that are good to 1%
 
 
 def recorded_verdicts(rng, num_instructions=200):
@@ -41,9 +47,8 @@ def judged(rng, recorded, *, truth, first):
     return answer(0), answer(1), answer(0)[:, None]
 
 
-def true_kappa(recorded, truth):
-    """Of a judge whose other answers are a fair coin's, in both orders together."""
-    share = recorded.mean()
+def true_kappa(share, truth):
+    """Of a judge whose other answers are a coin's, where the recorded one prefers the system so often."""
     judges_share = truth * share + (1 - truth) / 2
     by_chance = share * judges_share + (1 - share) * (1 - judges_share)
     return (truth + (1 - truth) / 2 - by_chance) / (1 - by_chance)
@@ -54,16 +59,22 @@ def inside(value, estimate):
     return low <= value <= high
 
 
-def count_hits(rng, draw_recordings):
-    """Count how many of 20 judges' figures lie inside their intervals."""
+def count_hits(rng, draw_recordings, share):
+    """Count how many judges' figures lie inside their intervals.
+
+    Args:
+        rng: draws the answers.
+        draw_recordings: returns systems, instructions and recorded verdicts, of other instructions each time.
+        share: of verdicts for the system where they are drawn from.
+    """
     hits = dict.fromkeys(("agreement", "kappa", "bias", "flips"), 0)
-    for _ in range(20):
+    for _ in range(NUM_JUDGES):
         systems, instructions, recorded = draw_recordings()
         found = measure_judge(
             Asked(systems, instructions, recorded, *judged(rng, recorded, truth=0.8, first=0))
         )
         hits["agreement"] += inside(0.9, found["agreement"])
-        hits["kappa"] += inside(true_kappa(recorded, 0.8), found["kappa"])
+        hits["kappa"] += inside(true_kappa(share, 0.8), found["kappa"])
         hits["bias"] += inside(0, found["position_bias"])
         # Two askings differ where one is wrong: 2 * 0.1 * 0.9.
         hits["flips"] += inside(0.18, found["repeat_flips"])
@@ -71,13 +82,18 @@ def count_hits(rng, draw_recordings):
     return hits
 
 
+@pytest.mark.slow
 def test_a_judge_that_is_the_recorded_one_in_four_of_five_answers():
     rng = np.random.default_rng(1)
-    hits = count_hits(rng, lambda: recorded_verdicts(rng))
-    # 95% of 20 is 19; fewer than 16 of 20 happens once in 400 where the intervals are right.
-    assert min(hits.values()) >= 16, hits
+    share = sum(RATES.values()) / len(RATES)
+    hits = count_hits(rng, lambda: recorded_verdicts(rng, num_instructions=100), share)
+    assert FEWEST <= hits["kappa"] <= MOST, hits
+    assert FEWEST <= hits["bias"] <= MOST, hits
+    # Wilson's interval takes an instruction for one answer; here it is the mean of four or more.
+    assert min(hits["agreement"], hits["flips"]) >= FEWEST, hits
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"no recorded AlpacaEval data at {DATA}")
 def test_the_same_on_the_real_judges_recordings():
     """Of alpaca-7b's 802 comparisons with another answer, the real judge gave it 17."""
@@ -87,8 +103,16 @@ def test_the_same_on_the_real_judges_recordings():
     recorded = np.array(recording.shares).round()
     assert recorded.sum() == 17
     instructions = [row["instruction"] for row in recording.answers]
-    hits = count_hits(np.random.default_rng(6), lambda: (["alpaca-7b"] * 802, instructions, recorded))
-    assert min(hits.values()) >= 16, hits
+    rng = np.random.default_rng(6)
+
+    def draw():
+        drawn = rng.integers(0, 802, 802)
+        return ["alpaca-7b"] * 802, [f"{i}: {instructions[j]}" for i, j in enumerate(drawn)], recorded[drawn]
+
+    hits = count_hits(rng, draw, 17 / 802)
+    assert FEWEST <= hits["kappa"] <= MOST, hits
+    assert FEWEST <= hits["bias"] <= MOST, hits
+    assert min(hits["agreement"], hits["flips"]) >= FEWEST, hits
 
 
 def test_a_liking_for_the_first_place_is_found():
