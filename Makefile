@@ -19,7 +19,7 @@ LM_EVAL_VENV := .venv-lm-eval
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: help quickstart evidence test fuzz check format bench bench-engines gpu-check recipes chaos vllm test-vllm \
-	test-vllm-source serve-check wheel wheel-check clean
+	test-vllm-source serve-check docs wheel wheel-check clean
 
 help:
 	@echo "make quickstart  train, guide and report on a small made-up task (10 to 30 minutes on 2 cores)"
@@ -36,6 +36,7 @@ help:
 	@echo "make test-vllm   run its tests, and those that its transformers could break (minutes)"
 	@echo "make test-vllm-source  compare with the source of the pinned CUDA build (a download of 350 MB)"
 	@echo "make serve-check openai, alpaca_eval and lm-evaluation-harness against ivg serve, both engines (minutes)"
+	@echo "make docs        build the documentation into site/, a folder that needs no server (a minute)"
 	@echo "make chaos       kill -9 every resumable job at random moments (KILLS=200; goes on where it stopped)"
 	@echo "make wheel       build dist/*.whl, pure Python, with the recipes inside"
 	@echo "make wheel-check install it into an empty environment and run the quickstart there (TINY=1: 3 minutes)"
@@ -101,6 +102,11 @@ serve-check: $(VENV)/installed-all $(VLLM_VENV)/installed $(LM_EVAL_VENV)/instal
 	@OMP_NUM_THREADS=1 IVG_SERVE_CHECK=1 $(BIN)/python -m pytest tests/serve --ignore tests/serve/test_vllm.py
 	@OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/serve/test_vllm.py
 
+# Strict: a dead link or anchor, or a page that is in no menu, is an error.
+docs: $(VENV)/installed-all
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict --site-dir site
+	@echo "site/index.html"
+
 # A line of runs/chaos/log.jsonl for every kill; start it again after an interruption.
 KILLS ?= 200
 chaos: $(VENV)/installed-all
@@ -117,7 +123,7 @@ wheel-check: wheel
 	@$(BIN)/python -m tests.wheel_check dist/*.whl $(if $(TINY),--tiny)
 
 clean:
-	rm -rf runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf runs build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path "./$(VENV)/*" -type d -prune -exec rm -rf {} +
 
 # Each of these files says that an installation was completed; one that was cut short is taken up again.
@@ -171,5 +177,5 @@ $(LM_EVAL_VENV)/installed: constraints-lm-eval.txt
 $(VENV)/installed-all: $(VENV)/installed-quickstart
 	@echo "Installing DeepSpeed, AlpacaEval, the server and the development tools: a download of about 50 MB."
 	@$(PIP) 'setuptools<81' wheel ninja py-cpuinfo
-	@DS_BUILD_OPS=0 $(PIP) --no-build-isolation --editable '.[train,deepspeed,eval,serve,dev]'
+	@DS_BUILD_OPS=0 $(PIP) --no-build-isolation --editable '.[train,deepspeed,eval,serve,dev,docs]'
 	@touch $@

@@ -108,6 +108,8 @@ class PairConfig:
     """An implicit value function: log-ratio of `tuned` to `untuned`.
 
     Attributes:
+        tuned: the model after preference tuning, or a LoRA adapter over `untuned`.
+        untuned: the same model before it.
         beta: weight of the log-ratio in token guidance, >= 0; larger follows the pair more.
         chunk_weight: weight in the chunk score; unset: 1 where chunk guidance is implicit, else 0.
         average: divide the chunk score by the number of tokens.

@@ -50,10 +50,18 @@ class DecodeConfig:
     """A whole `ivg-decode` run.
 
     Attributes:
+        base: the frozen model that is guided.
+        pairs: implicit value functions.
+        values: explicit value functions.
+        search: guidance, and the beam search over chunks.
+        sampling: how tokens are drawn, and when a response ends.
+        input: prompts: a file of JSON lines, a JSON list or `.txt`; `-` is standard input.
+        dataset: a Hugging Face dataset instead of `input`.
+        output: JSON lines of responses; `-` is standard output.
         engine: what decodes: `lockstep`, Hugging Face models side by side, or `vllm`.
         vllm: arguments of vLLM's own engine (`tensor_parallel_size`, ...); read where it decodes, which
             checks them.
-        max_batch_rows: rows (prompts x W x K) decoded side by side.
+        max_batch_rows: rows (prompts x W x K) decoded side by side, at least the W x K of one prompt.
         max_batch_tokens: rows times the columns that they may come to fill (prompt + max_new_tokens of the
             longest), at most; None: only the rows are bounded.
         block_size: prompts per block; an interrupted block is decoded again whole.

@@ -29,7 +29,11 @@ class Run:
 
     Attributes:
         method: what its line in a figure is called.
+        token_guidance: what is added to the base's next-token log-probabilities.
+        chunk_guidance: what ranks the hypotheses at a chunk boundary.
         beta: weight of token guidance; unset without it.
+        num_beams: W, beams kept at a boundary.
+        num_successors: K, continuations sampled per beam.
         chunk_length: L; unset: the whole response, so that one beam and K successors are best-of-K.
     """
 

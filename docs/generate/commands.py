@@ -1,0 +1,142 @@
+"""The command line as it describes itself: verbs, stages, evaluations, flags and keys."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import inspect
+import io
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from unittest import mock
+
+from docs.generate.keys import find_class, keys_of, table_of_keys
+from ivg import __main__ as command
+from ivg.run.command_line import flag_parser
+
+ROOT = Path(__file__).parents[2]
+_WIDTH = "88"  # columns of help texts
+
+
+def verbs() -> str:
+    """Return a table of the verbs of `ivg`."""
+    return _table("verb", {f"`ivg {verb}`": text for verb, text in command.VERBS.items()})
+
+
+def stages() -> str:
+    """Return a table of the stages of `ivg train`."""
+    return _table("stage", {f"`ivg train {name}`": script.summary for name, script in command.STAGES.items()})
+
+
+def evaluations() -> str:
+    """Return a table of what `ivg eval` does."""
+    lines = {
+        f"[`ivg eval {name}`](#{_anchor(name)})": script.summary
+        for name, script in command.EVALUATIONS.items()
+    }
+    return _table("evaluation", lines)
+
+
+def _table(title: str, lines: dict[str, str]) -> str:
+    rows = [f"| {name} | {text} |" for name, text in lines.items()]
+    return "\n".join([f"| {title} | what it does |", "|---|---|", *rows])
+
+
+def help_text(*words: str) -> str:
+    """Return what `ivg WORDS --help` prints, as a block."""
+    with _printed() as printed:
+        command.main([*words, "--help"])
+    return f"```text\n{printed.getvalue().rstrip()}\n```"
+
+
+def flags() -> str:
+    """Return tables of the flags of `ivg decode`, by their groups."""
+    parts = []
+    for group in flag_parser()._action_groups[2:]:  # after argparse's own two
+        lines = {
+            f"`{', '.join(action.option_strings)}`": action.help or ""
+            for action in group._group_actions
+            if action.help != "==SUPPRESS=="
+        }
+        parts.append(f"**{group.title}**\n\n{_table('flag', lines)}")
+    return "\n\n".join(parts)
+
+
+def training_keys(*dotted: str) -> str:
+    """Return a table of the keys that one of the training scripts' dataclasses adds to its trainer's."""
+    from ivg.training.arguments import parse_arguments
+
+    parts = []
+    for name in dotted:
+        cls = find_class(name)
+        needed = [f"--{key}=x" for key in ("dataset_name", "model_name_or_path", "output_dir")]
+        fields = {field.name for field in cls.__dataclass_fields__.values()}  # type: ignore[attr-defined]
+        own = [flag for flag in needed if flag[2:-2] in fields] + ["--use_cpu=true"] * ("use_cpu" in fields)
+
+        def try_value(key: str, value: object, cls: type = cls, own: Sequence[str] = own) -> None:
+            (built,) = parse_arguments((cls,), [*own, f"--{key}={value}"])
+            if hasattr(built, "sampling"):
+                built.sampling()
+
+        parts.append(f"{inspect.getdoc(cls)}\n\n{table_of_keys(keys_of(cls, try_value))}")
+    return "\n\n".join(parts)
+
+
+def evaluation_keys() -> str:
+    """Return a section for every evaluation: what it does and its keys, or its help where it has no keys."""
+    parts = []
+    for name, script in command.EVALUATIONS.items():
+        module = load_script(script.path)
+        text = inspect.getdoc(module) or ""
+        summary, _, _ = text.partition("\n")
+        options = options_of(module)
+        body = (
+            f"```text\n{_help_of(module, name)}\n```" if options is None else table_of_keys(keys_of(options))
+        )
+        parts.append(f"### ivg eval {name} {{ #{_anchor(name)} }}\n\n{summary}\n\n{body}")
+    return "\n\n".join(parts)
+
+
+def _anchor(name: str) -> str:
+    return f"eval-{name}"
+
+
+def options_of(module: ModuleType) -> type | None:
+    """Return the dataclass of an evaluation's options; None where it has none."""
+    home = sys.modules[module.main.__module__]  # the script's `main` may stand in the package
+    found: type | None = getattr(home, "Options", None)
+    return found
+
+
+def _help_of(module: ModuleType, name: str) -> str:
+    with _printed() as printed, mock.patch.object(sys, "argv", [f"ivg eval {name}", "--help"]):
+        module.main()
+    return printed.getvalue().rstrip()
+
+
+@functools.cache
+def load_script(path: str) -> ModuleType:
+    """Load a script of the checkout as a module."""
+    spec = importlib.util.spec_from_file_location(f"script_{Path(path).stem}", ROOT / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their own module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextlib.contextmanager
+def _printed() -> Iterator[io.StringIO]:
+    """Catch what a command prints before it leaves."""
+    printed = io.StringIO()
+    with (
+        contextlib.redirect_stdout(printed),
+        mock.patch.dict(os.environ, {"COLUMNS": _WIDTH, "NO_COLOR": "1"}),
+        contextlib.suppress(SystemExit),
+    ):
+        yield printed
