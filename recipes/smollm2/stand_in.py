@@ -14,8 +14,10 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import real  # first: it says where the quickstart's modules lie
+
+# isort: split
 import answer_rewards
-import real
 from in_one_process import run_command
 from run import ONE_PROCESS, ROOT, environment
 from stages import Runner
