@@ -18,12 +18,15 @@ VLLM_PIP := $(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version
 LM_EVAL_VENV := .venv-lm-eval
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help quickstart evidence test fuzz check format bench bench-engines gpu-check recipes chaos vllm test-vllm \
-	test-vllm-source serve-check docs wheel wheel-check clean
+.PHONY: help quickstart evidence real real-full real-small test fuzz check format bench bench-engines gpu-check recipes \
+	chaos vllm test-vllm test-vllm-source serve-check docs wheel wheel-check clean
 
 help:
 	@echo "make quickstart  train, guide and report on a small made-up task (10 to 30 minutes on 2 cores)"
 	@echo "make evidence    the same with three training seeds and every baseline (100 minutes on 2 quiet cores)"
+	@echo "make real        the same loop on a pretrained model, SmolLM2-135M-Instruct (40 minutes on 2 quiet cores)"
+	@echo "make real-full   200 prompts, every method and baseline, two wishes at once (hours; goes on where it stopped)"
+	@echo "make real-small  a trial of it on 16 prompts (minutes)"
 	@echo "make test        run the test suite"
 	@echo "make fuzz        1,000 generated inputs per command, new ones each time"
 	@echo "make check       formatting, lint and types"
@@ -47,6 +50,15 @@ quickstart: $(VENV)/installed-quickstart
 
 evidence: $(VENV)/installed-quickstart
 	@$(BIN)/python recipes/quickstart/evidence.py
+
+real: $(VENV)/installed-smollm2
+	@$(BIN)/python recipes/smollm2/real.py
+
+real-full: $(VENV)/installed-smollm2
+	@$(BIN)/python recipes/smollm2/real.py --full
+
+real-small: $(VENV)/installed-smollm2
+	@$(BIN)/python recipes/smollm2/real.py --small
 
 test: $(VENV)/installed-all
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist worksteal
@@ -142,6 +154,11 @@ $(VENV)/installed-torch: $(VENV)/created constraints.txt
 $(VENV)/installed-quickstart: $(VENV)/installed-torch pyproject.toml setup.py $(wildcard ivg/engines/lockstep/cpu/*.?pp)
 	@echo "Installing ivg and what training needs: a download of about 150 MB."
 	@$(PIP) --editable '.[train]'
+	@touch $@
+
+$(VENV)/installed-smollm2: $(VENV)/installed-quickstart
+	@echo "Installing what recipes/smollm2 needs: a download of about 5 MB."
+	@$(PIP) --editable '.[train,smollm2]'
 	@touch $@
 
 # vLLM's CPU build: torch first, then vLLM alone, then what it requires without the packages for images and sound.

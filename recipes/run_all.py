@@ -8,6 +8,7 @@ lies in runs/recipes.
 
 import re
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,8 @@ from ivg.training.value.convert import convert_value
 ROOT = Path(__file__).parents[1]
 # ultra uses the value model of tulu; quickstart is left to `make quickstart`.
 RECIPES = ("sentiment", "summarization", "tulu", "ultra", "qwen3")
+# Recipes that come with a script of their own, which runs all that they are made of.
+WITH_SCRIPTS = {"smollm2": "recipes/smollm2/stand_in.py"}
 STAGES = ("sft", "reward", "rollouts", "dpo", "value", "decode")
 MODELS = ("model_name_or_path", "tokenizer_path", "reward_model")
 DATASETS = ("dataset_name", "eval_dataset_name")
@@ -158,14 +161,15 @@ def run(path: Path, config: Path) -> None:
 
 def main() -> None:
     """Run the recipes named on the command line, or all."""
-    wanted = sys.argv[1:] or RECIPES
-    if unknown := sorted(set(wanted) - set(RECIPES)):
-        fail(f"no recipe is named {', '.join(unknown)}; there are {', '.join(RECIPES)}")
+    every = (*RECIPES, *WITH_SCRIPTS)
+    wanted = sys.argv[1:] or every
+    if unknown := sorted(set(wanted) - set(every)):
+        fail(f"no recipe is named {', '.join(unknown)}; there are {', '.join(every)}")
     folder = ROOT / "runs" / "recipes"
     shutil.rmtree(folder / "runs", ignore_errors=True)
     stand_ins = StandIns(yaml.safe_load((ROOT / "recipes" / "stand_ins.yaml").read_text()), folder)
     stand_ins.make()
-    paths = [path for recipe in wanted for path in stages(recipe)]
+    paths = [path for recipe in wanted if recipe in RECIPES for path in stages(recipe)]
     began = time.monotonic()
     for number, path in enumerate(paths, start=1):
         print(f"[{number}/{len(paths)}] {path.relative_to(ROOT)}", flush=True)
@@ -174,6 +178,10 @@ def main() -> None:
         config.write_text(yaml.safe_dump(stand_ins.stand_in(path)))
         run(path, config)
     print(f"{len(paths)} stages ran in {time.monotonic() - began:.0f} s")
+    for script in (WITH_SCRIPTS[recipe] for recipe in wanted if recipe in WITH_SCRIPTS):
+        print(script, flush=True)
+        if code := subprocess.run([sys.executable, script], cwd=ROOT).returncode:
+            raise SystemExit(code)
 
 
 if __name__ == "__main__":

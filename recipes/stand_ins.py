@@ -72,7 +72,7 @@ def save_model(folder: Path, spec: dict[str, Any]) -> None:
     if (folder / "config.json").exists():
         return
     tok = tokenizer(spec["vocabulary"], chat=spec.get("chat", False))
-    shape = dict(SHAPES.get(spec["architecture"], DECODER))
+    shape = {**SHAPES.get(spec["architecture"], DECODER), **spec.get("shape", {})}
     if spec["architecture"] == "mixtral":
         shape["num_local_experts"] = 2
     if spec["architecture"] == "qwen3":

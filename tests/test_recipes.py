@@ -73,7 +73,8 @@ def test_no_recipe_file_is_left_out() -> None:
     assert {path.name for path in files - set(PATHS)} == {"alpaca.yaml"}
     folders = {path.name for path in (ROOT / "recipes").iterdir() if path.is_dir()} - {"__pycache__"}
     # Launch files; judges of `ivg eval alpaca`; and the quickstart, which `make quickstart` runs as it is.
-    assert folders - set(RUNNER.RECIPES) == {"accelerate", "judges", "quickstart"}
+    assert folders - set(RUNNER.RECIPES) == {"accelerate", "judges", "quickstart", *RUNNER.WITH_SCRIPTS}
+    assert all((ROOT / script).is_file() for script in RUNNER.WITH_SCRIPTS.values())
 
 
 @pytest.mark.parametrize("path", PATHS, ids=_name)

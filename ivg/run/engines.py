@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from ivg.config import DecodeConfig, EngineName
@@ -28,9 +28,19 @@ OnText = Callable[[NewText], None] | None
 
 
 class RunEngine(Engine, Protocol):
-    """An engine that also says how its responses' ids are read."""
+    """An engine that also says how its responses' ids are read, and what its models were fed."""
 
     stop_checker: StopChecker
+
+    @property
+    def tokens_fed(self) -> Mapping[str, int]:
+        """Tokens fed to each model so far, by its name; empty where an engine does not count."""
+        ...
+
+    @property
+    def flops(self) -> float:
+        """Arithmetic so far, in floating-point operations; 0 where an engine does not count."""
+        ...
 
 
 StartEngine = Callable[[OnText], RunEngine]

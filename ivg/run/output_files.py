@@ -139,11 +139,15 @@ class Outputs:
         written = self._read()["files"].get(self._names[path])
         return None if written is None else Digest(**written)
 
-    def record(self, digests: Mapping[Path, Digest]) -> None:
-        """Write down what the files hold, at the end of a block."""
+    def summary(self) -> dict[str, Any]:
+        """Return what an earlier run that was cut short had come to; empty at first."""
+        return dict(self._read().get("summary", {}))
+
+    def record(self, digests: Mapping[Path, Digest], summary: Mapping[str, Any]) -> None:
+        """Write down what the files hold, at the end of a block, and what it took so far."""
         data = self._read()
         if data["files"] != (files := self._as_data(digests)):
-            write_json(manifest_path(self.output), {**data, "files": files})
+            write_json(manifest_path(self.output), {**data, "files": files, "summary": dict(summary)})
 
     def reopen(self) -> None:
         """Say that lines are missing again."""

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -72,6 +72,7 @@ def _run_alone(job: Job, output: Path, *, overwrite: bool, on_text: OnText) -> d
         if overwrite and outputs.have_begun():
             decoder.begin(0)
         outputs.start(describe_environment(job.config.engine), overwrite=overwrite)
+        decoder.go_on_from(outputs.summary())
         every = range(len(job.records))
         files = [
             stack.enter_context(LineFile(path, expected, outputs.digest(path)))
@@ -81,7 +82,7 @@ def _run_alone(job: Job, output: Path, *, overwrite: bool, on_text: OnText) -> d
         for number, records in enumerate(job.blocks):
             places = range(start, start + job.num_results(records))
             if fill(files, decoder, number, places):
-                outputs.record(_digests(outputs, files))
+                outputs.record(_digests(outputs, files), decoder.summary())
             start = places.stop
         for file in files:
             file.check_untouched()
@@ -181,6 +182,7 @@ class BlockDecoder:
         self._begun: tuple[int, Iterator[tuple[Line, ...]]] | None = None
         self._num_tokens = 0
         self._seconds = 0.0
+        self._before: Mapping[str, Any] = {}
         self._progress = Progress(
             TextColumn("decoding"),
             BarColumn(),
@@ -217,9 +219,27 @@ class BlockDecoder:
             return lines
         return self._decode(self.job.blocks[block])
 
-    def summary(self) -> dict[str, float]:
-        """Return what this process decoded: tokens returned and seconds."""
-        return {"num_tokens": self._num_tokens, "seconds": round(self._seconds, 3)}
+    def go_on_from(self, summary: Mapping[str, Any]) -> None:
+        """Count on from the summary of a run that was cut short."""
+        self._before = summary
+
+    def summary(self) -> dict[str, Any]:
+        """Return what has been decoded: tokens returned, seconds, tokens fed to each model, and arithmetic.
+
+        What an earlier run finished is counted in; a block that it did not finish is decoded again, and
+        counted once.
+        """
+        before, engine = self._before, self._engine
+        fed, flops = ({}, 0.0) if engine is None else (engine.tokens_fed, engine.flops)
+        fed_before = before.get("tokens_fed", {})
+        return {
+            "num_tokens": before.get("num_tokens", 0) + self._num_tokens,
+            "seconds": round(before.get("seconds", 0.0) + self._seconds, 3),
+            "tokens_fed": {
+                name: fed_before.get(name, 0) + fed.get(name, 0) for name in {**fed_before, **fed}
+            },
+            "flops": before.get("flops", 0.0) + flops,
+        }
 
     def _decode(self, records: range) -> Iterator[tuple[Line, ...]]:
         config, engine = self.job.config, self._load_engine()

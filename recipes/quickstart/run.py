@@ -165,15 +165,20 @@ def in_one_process(commands: Iterable[str]) -> str:
     return f"{ONE_PROCESS} {shlex.join(commands)}"
 
 
-def environment(outer: Mapping[str, str]) -> dict[str, str]:
+def environment(outer: Mapping[str, str], recipes: Sequence[str] = (RECIPE,)) -> dict[str, str]:
     """Return the environment of every stage.
 
     This interpreter's commands, the recipe's own modules (the reward is one), two threads unless
     OMP_NUM_THREADS says otherwise, no GPU, no hub.
+
+    Args:
+        outer: the environment around.
+        recipes: folders whose modules the stages import.
     """
+    modules = [str(ROOT / recipe) for recipe in recipes]
     return {
         **outer,
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT / RECIPE), outer.get("PYTHONPATH")))),
+        "PYTHONPATH": os.pathsep.join(filter(None, (*modules, outer.get("PYTHONPATH")))),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{outer.get('PATH', '')}",
         "OMP_NUM_THREADS": outer.get("OMP_NUM_THREADS", "2"),
         "CUDA_VISIBLE_DEVICES": "",
@@ -184,10 +189,16 @@ def environment(outer: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def run_all(stages: Sequence[Stage], stamps: Path) -> int:
-    """Run what is not finished; the exit code is that of the first stage that failed."""
+def run_all(stages: Sequence[Stage], stamps: Path, recipes: Sequence[str] = (RECIPE,)) -> int:
+    """Run what is not finished; the exit code is that of the first stage that failed.
+
+    Args:
+        stages: in their order.
+        stamps: folder that remembers what is finished.
+        recipes: folders whose modules the stages import.
+    """
     try:
-        Runner(ROOT, stamps, environment(os.environ)).run(stages)
+        Runner(ROOT, stamps, environment(os.environ, recipes)).run(stages)
     except StageFailed as failure:
         print(f"\n{failure}\nThe same command goes on from here.", file=sys.stderr)
         return failure.exit_code if failure.exit_code > 0 else 1

@@ -138,7 +138,7 @@ class Runner:
         self._discard_other_outputs(stage, signed)
         for command in stage.commands:
             print(f"$ {command}", flush=True)
-            exit_code = subprocess.run(shlex.split(command), cwd=self.root, env=self.environment).returncode
+            exit_code = self.run_command(command)
             if exit_code != 0:
                 raise StageFailed(stage, command, exit_code)
         outputs = output_hashes(stage, self.root)
@@ -150,6 +150,10 @@ class Runner:
         seconds = time.monotonic() - started
         write_json(self.stamps / f"{stage.name}.stamp", {**signed, "outputs": outputs, "seconds": seconds})
         return seconds
+
+    def run_command(self, command: str) -> int:
+        """Run one command line of a stage, and return its exit code."""
+        return subprocess.run(shlex.split(command), cwd=self.root, env=self.environment).returncode
 
     def _discard_other_outputs(self, stage: Stage, signed: dict[str, Any]) -> None:
         """Keep what an interrupted attempt at the same work left, for its commands to go on from."""

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ivg.run import cli
+from ivg.run.runner import BlockDecoder
 from tests.run.conftest import Folders
 
 GUIDED = ["--token_guidance", "implicit", "--chunk_guidance", "explicit", "--chunk_length", "3"]
@@ -68,6 +69,44 @@ def test_manifest_names_what_decided_the_output(models: list[str], prompts: Path
     assert len(manifest["settings"]["models"]) == 4
     assert manifest["environment"]["packages"]["torch"].startswith("2.")
     assert manifest["summary"]["num_tokens"] == sum(row["num_tokens"] for row in read(output))
+
+
+def test_the_summary_counts_tokens_fed_to_each_model(
+    models: list[str], prompts: Path, tmp_path: Path
+) -> None:
+    """By hand: one character is one token; a row is fed its prompt and all that it samples but the last."""
+    output = tmp_path / "o.jsonl"
+    command = [*models, "--token_guidance", "implicit", "--input", prompts, "--output", output]
+    # One row at a time, so that no row is fed along after its end.
+    decode(*command, "--chunk_length", 1, "--max_batch_rows", 1)
+    summary = json.loads((tmp_path / "o.jsonl.manifest.json").read_text())["summary"]
+    num_fed = sum(len(row["prompt"]) + row["num_tokens"] - 1 for row in read(output))
+    assert list(summary["tokens_fed"].values()) == [num_fed] * 3  # base, tuned, untuned
+
+
+def test_an_interrupted_run_and_its_second_half_count_as_one(
+    models: list[str], prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summaries = []
+    for name in ("whole", "interrupted"):
+        command = [*models, *GUIDED, *SEARCH, "--input", prompts, "--output", tmp_path / name]
+        command += ["--block_size", 2, "--max_batch_rows", 4]
+        if name == "interrupted":
+            lines = BlockDecoder.lines
+
+            def interrupt(decoder: BlockDecoder, block: int, lines: Any = lines) -> Any:
+                if block == 2:
+                    raise KeyboardInterrupt
+                return lines(decoder, block)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(BlockDecoder, "lines", interrupt)
+                assert decode(*command) == 130
+        assert decode(*command) == 0
+        summary = json.loads((tmp_path / f"{name}.manifest.json").read_text())["summary"]
+        assert summary.pop("seconds") > 0
+        summaries.append(summary)
+    assert summaries[0] == summaries[1]
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 40, 300, 10_000])

@@ -142,7 +142,8 @@ class LockstepBatch:
         for i in self._stepping:
             guide = self.guides[i]
             end = start + len(guide.runners)
-            scores[i] = guide.token_scores(states[start:end]).to(base.device)
+            own = [*states[start:end], states[0]] if guide.reads_base else states[start:end]
+            scores[i] = guide.token_scores(own).to(base.device)
             start = end
         weighted = [WeightedScores(self.guides[i].weights.beta, score) for i, score in scores.items()]
         return guide_logits(base, weighted), scores

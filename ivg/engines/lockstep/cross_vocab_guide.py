@@ -117,6 +117,7 @@ class CrossVocabPairGuide:
 
     is_cumulative = True
     scores_fed_tokens = False
+    reads_base = False
 
     def __init__(
         self, runners: tuple[CrossVocabRunner, ...], readings: TokenReadings, num_ids: int, weights: Weights

@@ -6,6 +6,7 @@ It is exact, runs whatever transformers runs, and is the reference for other eng
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -98,6 +99,19 @@ class LockstepEngine:
                 is_out_of_memory = True
             if is_out_of_memory:  # not inside `except`, where the traceback still holds the tensors
                 self._halve_rows()
+
+    @property
+    def tokens_fed(self) -> dict[str, int]:
+        """Tokens fed to each model so far: of every row, prompts included; guides that read text left out."""
+        fed: Counter[str] = Counter()
+        for runner in self.lockstep.runners:
+            fed[runner.name] += runner.tokens_fed
+        return dict(fed)
+
+    @property
+    def flops(self) -> float:
+        """Arithmetic so far: 2 x weights of matrix products x tokens fed, of the models in the batch."""
+        return sum(2.0 * runner.num_matrix_weights * runner.tokens_fed for runner in self.lockstep.runners)
 
     def close(self) -> None:
         """Give all rows and caches back."""

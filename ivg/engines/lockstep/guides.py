@@ -46,12 +46,14 @@ class Guide(Protocol):
         weights: how it takes part.
         is_cumulative: whether a prefix's score is the sum of its tokens' scores, or the last one alone.
         scores_fed_tokens: whether a token's score needs the token itself fed (scalar heads).
+        reads_base: whether the base's state stands behind its own in what `token_scores` is given.
     """
 
     runners: tuple[ModelRunner, ...]
     weights: Weights
     is_cumulative: bool
     scores_fed_tokens: bool
+    reads_base: bool
 
     def token_scores(self, states: Sequence[BatchState]) -> Tensor:
         """Score every next token: (R, V of the base)."""
@@ -63,15 +65,31 @@ class Guide(Protocol):
 
 
 class PairGuide:
-    """Log-ratio of tuned to untuned: two runners, or one runner whose two branches are a LoRA on and off."""
+    """Log-ratio of tuned to untuned: two runners, or one runner whose two branches are a LoRA on and off.
+
+    Args:
+        runners: of both halves; with `reads_base` of the tuned half alone.
+        shared: which ids of the base the pair has.
+        weights: how it takes part.
+        reads_base: the base is the untuned half, and its scores are read where they are; only for pairs that
+            guide tokens, which read them before every token.
+    """
 
     is_cumulative = True
     scores_fed_tokens = False
 
-    def __init__(self, runners: tuple[ModelRunner, ...], shared: SharedIds, weights: Weights) -> None:
+    def __init__(
+        self,
+        runners: tuple[ModelRunner, ...],
+        shared: SharedIds,
+        weights: Weights,
+        *,
+        reads_base: bool = False,
+    ) -> None:
         self.runners = runners
         self.shared = shared
         self.weights = weights
+        self.reads_base = reads_base
 
     def token_scores(self, states: Sequence[BatchState]) -> Tensor:
         """Return the (R, V) log-ratios of every next token."""
@@ -99,6 +117,7 @@ class VocabularyValueGuide:
 
     is_cumulative = False
     scores_fed_tokens = False
+    reads_base = False
 
     def __init__(self, runner: ModelRunner, head: nn.Linear, shared: SharedIds, weights: Weights) -> None:
         self.runners: tuple[ModelRunner, ...] = (runner,)
@@ -127,6 +146,7 @@ class ScalarValueGuide:
 
     is_cumulative = False
     scores_fed_tokens = True
+    reads_base = False
 
     def __init__(self, runner: ModelRunner, head: nn.Linear, weights: Weights) -> None:
         self.runners: tuple[ModelRunner, ...] = (runner,)

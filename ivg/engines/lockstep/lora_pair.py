@@ -8,7 +8,7 @@ apart. The weights come from `models/loading.py`. vLLM merges the adapter instea
 from __future__ import annotations
 
 from ivg.engines.lockstep.model_runner import ModelRunner, runner_of
-from ivg.models.loading import LoadedPair
+from ivg.models.loading import LoadedModel, LoadedPair
 
 
 def pair_runners(pair: LoadedPair) -> tuple[ModelRunner, ...]:
@@ -21,3 +21,12 @@ def pair_runners(pair: LoadedPair) -> tuple[ModelRunner, ...]:
 def separate_runners(pair: LoadedPair) -> tuple[ModelRunner, ModelRunner]:
     """Return fresh runners, always one for each, for rows whose branches differ in length."""
     return (runner_of(pair.tuned), runner_of(pair.untuned))
+
+
+def is_over_base(pair: LoadedPair, base: LoadedModel) -> bool:
+    """Tell whether the base is the pair's untuned half: the same weights, which read prompts alike."""
+    halves = (pair.untuned, base)
+    module, other = (half.module for half in halves)
+    branch, other_branch = (half.branch for half in halves)
+    wording, other_wording = ((h.info.template, h.info.source.chat_template_kwargs) for h in halves)
+    return module is other and branch == other_branch and wording == other_wording

@@ -411,6 +411,16 @@ class VllmEngine:
         num_requests: int = self._engine.get_num_unfinished_requests()
         return num_requests
 
+    @property
+    def tokens_fed(self) -> dict[str, int]:
+        """Nothing: vLLM schedules tokens by itself, and counts requests."""
+        return {}
+
+    @property
+    def flops(self) -> float:
+        """Nothing, likewise."""
+        return 0.0
+
     def close(self) -> None:
         """Stop vLLM and give its memory back."""
         for value in self._values:

@@ -33,6 +33,8 @@ LABELS = {
     "token_implicit_best_of_n": "best-of-N of token-guided",
     "chunk_explicit": "chunk guidance",
     "ivg": "IVG",
+    "tuned": "DPO-tuned model",
+    "best_of_n_equal_compute": "best-of-N at equal compute",
 }
 
 

@@ -89,6 +89,27 @@ def speed_frontier(report: Report) -> Figure:
     return frontier(points, unit=report["reward"], xlabel="seconds per prompt", log_x=True, note=note)
 
 
+def trade_off(report: Report) -> Figure:
+    """Draw one reward against another as the weights of two pairs move, a line for each weight of the second.
+
+    Args:
+        report: `names` of the two rewards, and `points`: `betas` of the two pairs, and `rewards`, estimates
+            of both on the same prompts.
+    """
+    first, second = report["names"]
+    points = [
+        FrontierPoint(
+            f"{second} β={point['betas'][1]:g}",
+            f"{first} β={point['betas'][0]:g}",
+            point["rewards"][0]["mean"],
+            point["rewards"][1],
+            x_estimate=point["rewards"][0],
+        )
+        for point in report["points"]
+    ]
+    return frontier(points, ylabel=f"mean {second}", xlabel=f"mean {first}", log_x=False)
+
+
 def short_settings(settings: Sequence[str]) -> tuple[list[str], str]:
     """Shorten settings such as `β=1, W=4 K=4 L=5` for labels in a figure.
 
@@ -121,12 +142,14 @@ class FrontierPoint:
         setting: what varies, written beside the point (`β=0.5`).
         x: distance from the base, or compute.
         reward: gold reward, as `Estimate.as_dict` writes it.
+        x_estimate: of which `x` is the mean, where it has an interval too.
     """
 
     method: str
     setting: str
     x: float
     reward: Mapping[str, Any]
+    x_estimate: Mapping[str, Any] | None = None
 
 
 _SIDES = ((0, -1), (1, 1))  # of an interval, and their signs
@@ -138,13 +161,20 @@ _LABEL_PLACES = [
 
 
 def frontier(
-    points: Sequence[FrontierPoint], *, unit: str, xlabel: str, log_x: bool = False, note: str = ""
+    points: Sequence[FrontierPoint],
+    *,
+    unit: str = "",
+    ylabel: str | None = None,
+    xlabel: str,
+    log_x: bool = False,
+    note: str = "",
 ) -> Figure:
     """Draw gold reward against distance from the base (or compute), one line per method.
 
     Args:
         points: in the order in which each method's line runs.
         unit: what the reward is measured in.
+        ylabel: the vertical axis; unset: gold reward in its unit.
         xlabel: the horizontal axis, with its unit.
         log_x: logarithmic horizontal axis.
         note: what else the caption says.
@@ -155,7 +185,8 @@ def frontier(
         axes.errorbar(
             [point.x for point in own],
             [point.reward["mean"] for point in own],
-            yerr=[[error_bars(p.reward)[side][0] for p in own] for side in (0, 1)],
+            yerr=_bars([point.reward for point in own]),
+            xerr=_bars([point.x_estimate for point in own]),
             fmt=f"{marker}-",
             color=color,
             label=plain(label(method)),
@@ -165,13 +196,19 @@ def frontier(
     if log_x:
         axes.set_xscale("log")
     axes.set_xlabel(plain(xlabel))
-    axes.set_ylabel(wrapped(f"mean gold reward ({unit})"))
+    axes.set_ylabel(wrapped(ylabel or f"mean gold reward ({unit})"))
     axes.margins(x=0.2)  # room for the labels
     figure.legend(loc="outside upper left", ncols=2, frameon=False)  # never over the intervals
     counts = counted([point.reward for point in points])
     add_caption(figure, f"{counts}; bars are 95% intervals of the mean.{note and ' '}{note}")
     _label_points(figure, axes, points)
     return figure
+
+
+def _bars(estimates: Sequence[Mapping[str, Any] | None]) -> list[list[float]] | None:
+    """Return the (2, points) error bars of estimates; None where there are none."""
+    known = [error_bars(estimate) for estimate in estimates if estimate is not None]
+    return [[below[0] for below, _ in known], [above[0] for _, above in known]] if known else None
 
 
 def _label_points(figure: Figure, axes: Axes, points: Sequence[FrontierPoint]) -> None:

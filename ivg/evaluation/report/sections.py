@@ -15,6 +15,7 @@ from ivg.evaluation.alpaca.view import direct_table, notes, paired_rates_table, 
 from ivg.evaluation.reading import read_json
 from ivg.evaluation.report import figures, tables
 from ivg.evaluation.report.frontiers import speed_frontier, sweep_frontiers
+from ivg.evaluation.report.frontiers import trade_off as trade_off_figure
 from ivg.evaluation.report.samples import Sample, read_samples
 from ivg.evaluation.sweep.speed import costs_table
 
@@ -30,6 +31,10 @@ VALUE_TEXT = (
 ACCURACY_TEXT = (
     "How often the better of two responses has the higher score, by how much of them was read. Guidance can "
     "only use what a guide knows before the response is finished."
+)
+TRADE_OFF_TEXT = (
+    "Two pairs guide one frozen base, each with a weight of its own that is chosen while decoding. A point "
+    "is one choice; a line joins the choices that differ in the first pair's weight alone."
 )
 DISTANCE_NOTE = (
     "Distance from the base: negative log-likelihood of a response under the base, less that of the base's "
@@ -69,8 +74,8 @@ def collect(folder: Path, *, num_samples: int) -> list[Section]:
 
     Args:
         folder: with any of `report.json` (or `gold_reward.json`), `sweep.json`, `speed.json`, `alpaca.json`,
-            `judge.json`, `reward_accuracy.json`, here or one folder down, and decoded files with traces in
-            `decoded/` or here.
+            `judge.json`, `reward_accuracy.json`, `trade_off.json`, here or one folder down, and decoded files
+            with traces in `decoded/` or here.
         num_samples: prompts to show side by side.
 
     Raises:
@@ -80,7 +85,8 @@ def collect(folder: Path, *, num_samples: int) -> list[Section]:
         raise UserError(f"{folder}: no such folder; give one that holds results")
     makers: dict[str, Callable[[Data], list[Section]]] = {
         "report.json": rewards, "gold_reward.json": rewards, "sweep.json": sweep, "speed.json": speed,
-        "alpaca.json": alpaca, "judge.json": judge, "reward_accuracy.json": reward_accuracy,
+        "trade_off.json": trade_off, "alpaca.json": alpaca, "judge.json": judge,
+        "reward_accuracy.json": reward_accuracy,
     }  # fmt: skip
     found = [
         (path, make)
@@ -144,7 +150,12 @@ def rewards(data: Data) -> list[Section]:
         Section(
             "Gold reward",
             [verdict(data)],
-            _keep_tables(tables.methods_table(data), paired, tables.divergence_table(data)),
+            _keep_tables(
+                tables.methods_table(data),
+                paired,
+                tables.costs_by_method_table(data),
+                tables.divergence_table(data),
+            ),
             {"reward_by_method": figures.reward_by_method(by_method, unit=unit, also=also)},
             notes=[*_count_missing(data), *tables.one_reward_notes(data), DISTANCE_NOTE, *_state_task(data)],
         )
@@ -202,6 +213,12 @@ def sweep(data: Data) -> list[Section]:
     """A sweep's table, and its frontiers against distance and compute."""
     said = [*tables.one_reward_notes(data), DISTANCE_NOTE]
     return [Section("Sweep", [SWEEP_TEXT], [tables.sweep_table(data)], sweep_frontiers(data), notes=said)]
+
+
+def trade_off(data: Data) -> list[Section]:
+    """What two pairs give together, each with a weight of its own."""
+    drawn = {"trade_off": trade_off_figure(data)}
+    return [Section("Two wishes at once", [TRADE_OFF_TEXT], [tables.trade_off_table(data)], drawn)]
 
 
 def speed(data: Data) -> list[Section]:

@@ -127,6 +127,49 @@ def divergence_table(report: Mapping[str, Any]) -> Table | None:
     return Table("Divergence where it is known", header, rows) if rows else None
 
 
+def costs_by_method_table(report: Mapping[str, Any]) -> Table | None:
+    """Tabulate what each method's answers cost, and how they ended; None where a report does not say."""
+    if "cost" not in report:
+        return None
+    seconds = report.get("timing", {}).get("seconds_per_prompt", {})
+    reasons = sorted({reason for cost in report["cost"].values() for reason in cost["finish_reasons"]})
+    header = ["method", "tokens fed to the base", "tokens fed to all models", "GFLOP", "seconds"]
+    header += [f"ended by {reason}" for reason in reasons]
+    rows = [
+        [
+            label(name),
+            f"{cost['base_tokens_fed']:.1f}",
+            f"{cost['tokens_fed']:.1f}",
+            f"{cost['gflop']:.1f}",
+            f"{seconds[name]:.2f}" if name in seconds else NOTHING,
+            *(f"{cost['finish_reasons'].get(reason, 0.0):.0%}" for reason in reasons),
+        ]
+        for name, cost in report["cost"].items()
+    ]
+    return Table("What a prompt cost, all its rows together, and how its answer ended", header, rows)
+
+
+def trade_off_table(report: Mapping[str, Any]) -> Table:
+    """Tabulate what both rewards are at each weight of two pairs."""
+    first, second = report["names"]
+    also = report.get("also", ())
+    header = [f"β of {first}", f"β of {second}", f"{first} [95%]", f"{second} [95%]"]
+    header += [*(f"{name} [95%]" for name in also), "distance from base (nats)", "distinct-2", "tokens", "n"]
+    rows = [
+        [
+            *(f"{beta:g}" for beta in point["betas"]),
+            *(interval(reward) for reward in point["rewards"]),
+            *(interval(point["also"][name]) for name in also),
+            interval(point["distance_from_base"], 1, signed=True),
+            number(point["distinct_2"]),
+            number(point["num_tokens"], 1),
+            str(point["rewards"][0]["n"]),
+        ]
+        for point in report["points"]
+    ]
+    return Table(f"{first} and {second} by the weights of their pairs", header, rows, group_by=0)
+
+
 def paired_table(report: Mapping[str, Any]) -> Table:
     """Tabulate the reference method against each other one, on the same prompts."""
     reference = label(report["reference"])

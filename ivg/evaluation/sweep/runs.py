@@ -62,12 +62,8 @@ def decode_run(
         fields = dict(rows[done.task.index // sampling.num_samples])
         found = response(done, fields, engine.stop_checker, search)
         out.append({**fields, "id": found.id, **result_fields(found), "token_ids": list(found.token_ids)})
-    fed = {runner.name: 0 for runner in engine.lockstep.runners}
-    flops = 0.0
-    for runner in engine.lockstep.runners:
-        fed[runner.name] += runner.tokens_fed
-        flops += 2.0 * runner.num_matrix_weights * runner.tokens_fed
-    return RunResult(out, seconds, fed, [runner.tokens_fed for runner in engine.lockstep.runners], flops)
+    by_runner = [runner.tokens_fed for runner in engine.lockstep.runners]
+    return RunResult(out, seconds, engine.tokens_fed, by_runner, engine.flops)
 
 
 def load_grid(grid: GridConfig) -> Models:

@@ -140,6 +140,45 @@ def test_adapters_over_the_base_share_its_weights(tmp_path: Path) -> None:
     assert [r.token_ids for r in again] == [r.token_ids for r in unguided]
 
 
+def test_a_pair_over_the_base_reads_the_bases_own_scores(tmp_path: Path) -> None:
+    """The base is the untuned half: fed once, not twice; and the numbers are those of two models apart."""
+    base = tiny.save(tmp_path / "base", tiny.causal(2))
+    adapter = _adapter(tmp_path / "adapter", base)
+    merged = _merged(tmp_path / "merged", base, adapter)
+    twin = tiny.save(tmp_path / "twin", tiny.causal(2))  # the base's weights, in another folder
+    both = {"token_guidance": "implicit", "chunk_guidance": "implicit", "num_beams": 2, "num_successors": 2}
+    search = SearchConfig(**both, chunk_length=3)  # type: ignore[arg-type]
+    runs, fed = [], []
+    for tuned, untuned in ((adapter, base), (merged, base), (merged, twin)):
+        models = _models(base, tuned, untuned, beta=1.5)
+        engine = LockstepEngine(models, search, SAMPLING, max_batch_rows=8, keep_trace=True)
+        tasks, _ = make_tasks(as_rows(PROMPTS), engine.infos, SAMPLING)
+        runs.append(list(in_order(tasks, engine.run(tasks))))
+        fed.append(list(engine.tokens_fed.values()))
+    for run in runs[:2]:
+        for own, apart in zip(run, runs[2], strict=True):
+            assert [b.ids for b in own.beams] == [b.ids for b in apart.beams]
+            for one, other in zip(own.beams, apart.beams, strict=True):
+                assert one.value == pytest.approx(other.value, abs=1e-9)
+                assert one.log_ratios == pytest.approx(other.log_ratios, abs=1e-9)
+    assert len(fed[2]) == 3  # base, tuned, untuned
+    assert fed[0] == fed[1] == fed[2][:2]
+
+
+def test_a_pair_over_the_base_that_words_prompts_otherwise_is_fed_by_itself(tmp_path: Path) -> None:
+    base = tiny.save(tmp_path / "base", tiny.causal(2))
+    adapter = _adapter(tmp_path / "adapter", base)
+    merged = _merged(tmp_path / "merged", base, adapter)
+    twin = tiny.save(tmp_path / "twin", tiny.causal(2))
+    search = SearchConfig(token_guidance="implicit")
+    runs = []
+    for paths in ((adapter, base), (merged, twin)):
+        tuned, untuned = (ModelConfig(path=path, template="x{prompt}") for path in paths)
+        models = load_models(base, pairs=[PairConfig(tuned=tuned, untuned=untuned)])
+        runs.append([r.token_ids for r in ivg.generate(PROMPTS, models, search=search, sampling=SAMPLING)])
+    assert runs[0] == runs[1]
+
+
 def test_packed_layers_serve_both_branches(tmp_path: Path) -> None:
     base = tiny.save(tmp_path / "base", tiny.causal(1, dtype=torch.float32))
     untuned = tiny.save(tmp_path / "untuned", tiny.causal(2, dtype=torch.float32))

@@ -74,3 +74,19 @@ def test_further_scores_have_panels_of_their_own_and_are_described():
     figure = figures.reward_by_method(two, unit="quality", also={"valid": two, "VADER": two})
     assert [axes.get_xlabel() for axes in figure.axes] == ["mean gold reward (quality)", "valid", "VADER"]
     assert describe(figure).startswith("Chart: mean gold reward (quality); valid; VADER. base, IVG.")
+
+
+def test_the_trade_off_has_intervals_on_both_axes_and_a_line_for_each_second_weight():
+    low, high = estimate([0.0, 0.5]).as_dict(), estimate([1.0, 2.0, 3.0]).as_dict()
+    points = [
+        {"betas": [first, second], "rewards": [low, high]} for second in (0, 2) for first in (0, 0.5, 1)
+    ]
+    figure = frontiers.trade_off({"names": ["tone", "brevity"], "points": points})
+    (axes,) = figure.axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("mean tone", "mean brevity")
+    assert len(axes.containers) == 2
+    across, upright = axes.containers[0].lines[2]
+    assert across.get_segments()[0].tolist() == [[low["ci95"][0], 2.0], [low["ci95"][1], 2.0]]
+    assert upright.get_segments()[0].tolist() == [[0.25, high["ci95"][0]], [0.25, high["ci95"][1]]]
+    assert "brevity β=2" in texts(figure)
+    assert "tone β=0.5" in texts(figure)

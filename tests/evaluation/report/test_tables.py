@@ -3,15 +3,17 @@ from rich.console import Console
 
 from ivg.evaluation.measures.decoded import Decoded
 from ivg.evaluation.measures.measures import compare, measure
-from ivg.evaluation.measures.statistics import estimate_rate
+from ivg.evaluation.measures.statistics import estimate, estimate_rate
 from ivg.evaluation.report.tables import (
     Table,
+    costs_by_method_table,
     divergence_table,
     interval,
     methods_table,
     one_reward_notes,
     paired_table,
     speed_table,
+    trade_off_table,
 )
 
 
@@ -116,3 +118,33 @@ def test_the_console_table_shows_markup_and_escapes_as_they_are(capsys):
 )
 def test_markdown_holds_no_html_and_no_links_of_others(cell, written):
     assert Table("t", ["a"], [[cell]]).markdown().splitlines()[-1] == f"| {written} |"
+
+
+def test_costs_stand_by_method_with_how_answers_ended():
+    assert costs_by_method_table(report()) is None
+    fed = {"base_tokens_fed": 10.0, "tokens_fed": 25.0, "gflop": 2.0}
+    cost = {
+        "base": {**fed, "finish_reasons": {"eos": 1.0}},
+        "ivg": {**fed, "finish_reasons": {"eos": 0.25, "length": 0.75}},
+    }
+    table = costs_by_method_table({"cost": cost, "timing": {"seconds_per_prompt": {"ivg": 1.5}}})
+    assert table is not None
+    assert table.header[-3:] == ["seconds", "ended by eos", "ended by length"]
+    assert table.rows == [
+        ["base", "10.0", "25.0", "2.0", "–", "100%", "0%"],
+        ["IVG", "10.0", "25.0", "2.0", "1.50", "25%", "75%"],
+    ]
+
+
+def test_the_trade_off_shows_both_weights_and_both_rewards():
+    one = estimate([1.0, 2.0, 3.0]).as_dict()
+    point = {
+        "betas": [0.5, 2],
+        "rewards": [one, one],
+        "also": {"judge": one},
+        **dict.fromkeys(("distance_from_base", "distinct_2", "num_tokens"), one),
+    }
+    table = trade_off_table({"names": ["tone", "brevity"], "also": ["judge"], "points": [point]})
+    both = "2.000 [-0.484, 4.484]"
+    assert table.header[:5] == ["β of tone", "β of brevity", "tone [95%]", "brevity [95%]", "judge [95%]"]
+    assert table.rows == [["0.5", "2", both, both, both, "+2.0 [-0.5, +4.5]", "2.000", "2.0", "3"]]
