@@ -134,7 +134,11 @@ def judge_systems(
     def questions(
         answers: Answers, *, show_progress: bool
     ) -> tuple[dict[str, Annotations], BothOrders | None]:
-        work = {"num_workers": options.num_workers, "output": output, "show_progress": show_progress}
+        work: dict[str, Any] = {
+            "num_workers": options.num_workers,
+            "output": output,
+            "show_progress": show_progress,
+        }
         annotations = {
             name: annotate_both_orders(outputs, reference, fixed, answers, **work)
             if options.both_orders

@@ -41,6 +41,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ivg.config import SamplingConfig, SearchConfig
+from ivg.decoding.engine import Engine
 from ivg.decoding.sequences import Task
 from ivg.engines.lockstep.acceleration import VARIABLE, Accelerations, has_compiled_loops
 from ivg.engines.lockstep.engine import LockstepEngine
@@ -131,23 +132,20 @@ def run_arm(case: Case, arm: str, infos: ModelInfos) -> dict[str, Any]:
     plans = plan_guides(infos, case.search)
     infos = used_models(infos, plans)
     tasks = case.tasks([info.name for info in reading_models(infos.base, plans)])
-    if arm == VLLM:
-        from ivg.engines.vllm.engine import prepare, start
-
-        args = {"max_num_seqs": case.num_rows}
-        engine = start(prepare(infos, case.search, case.sampling, engine_args=args))
-    else:
-        models = load_inspected(infos)
-        engine = LockstepEngine(models, case.search, case.sampling, max_batch_rows=case.num_rows, plans=plans)
     short = dataclasses.replace(tasks[0], max_tokens=case.workload.search.chunk_length)
-    list(engine.run([short]))
     if arm != VLLM:
-        seconds, finished = _time(lambda: list(engine.run(tasks)))
-        _check_lengths([len(done.beams[0].ids) for done in finished], case)
-        return {"seconds": seconds, "compiled_loop": has_compiled_loops()}
+        models = load_inspected(infos)
+        lockstep = LockstepEngine(
+            models, case.search, case.sampling, max_batch_rows=case.num_rows, plans=plans
+        )
+        list(lockstep.run([short]))
+        return {"seconds": _run_timed(lockstep, tasks, case), "compiled_loop": has_compiled_loops()}
+    from ivg.engines.vllm.engine import prepare, start
+
+    engine = start(prepare(infos, case.search, case.sampling, engine_args={"max_num_seqs": case.num_rows}))
+    list(engine.run([short]))
     before = dataclasses.replace(engine.cache_use)
-    seconds, finished = _time(lambda: list(engine.run(tasks)))
-    _check_lengths([len(done.beams[0].ids) for done in finished], case)
+    seconds = _run_timed(engine, tasks, case)
     use = engine.cache_use
     requests, read, cached = (
         getattr(use, name) - getattr(before, name) for name in ("requests", "tokens", "cached")
@@ -201,6 +199,13 @@ def _run_base_alone(case: Case, infos: ModelInfos) -> dict[str, Any]:
     _check_lengths(lengths, case)
     engine.engine_core.shutdown()
     return {"seconds": seconds}
+
+
+def _run_timed(engine: Engine, tasks: Sequence[Task], case: Case) -> float:
+    """Decode all tasks and return the seconds taken."""
+    seconds, finished = _time(lambda: list(engine.run(tasks)))
+    _check_lengths([len(done.beams[0].ids) for done in finished], case)
+    return seconds
 
 
 def _time(work: Callable[[], list[Any]]) -> tuple[float, list[Any]]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ivg.errors import UserError, exit_on_user_error, needs
 
@@ -77,7 +78,7 @@ def gpt_4o_counter() -> Callable[[str], int]:
 
 def own_counter(decoded: Decoded) -> Callable[[str], int]:
     """Return what looks an answer's length up in its row."""
-    counts = {row["response"]: row.get("num_tokens") for row in decoded.rows}
+    counts: dict[str, Any] = {row["response"]: row.get("num_tokens") for row in decoded.rows}
     if None in counts.values():
         raise UserError(f"{decoded.path}: a row has no num_tokens; leave out --own_token_counts")
     return lambda text: int(counts[text])
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         assert first is not None
         counter = own_counter(first) if options.own_token_counts else gpt_4o_counter()
         rows = arena_hard_answers(first, options.name, counter)
-        place = ("model_answer", f"{options.name}.jsonl")
+        place: tuple[str, ...] = ("model_answer", f"{options.name}.jsonl")
     else:
         questions = read_questions(str(options.questions))
         if first is None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from ivg.errors import EXIT_INTERRUPTED, UserError, exit_on_user_error, needs
 
@@ -69,7 +70,11 @@ def ask(
     fixed = in_given_order(annotator, output)
 
     def questions(answers: Answers, *, show_progress: bool) -> Asked:
-        work = {"num_workers": options.num_workers, "output": output, "show_progress": show_progress}
+        work: dict[str, Any] = {
+            "num_workers": options.num_workers,
+            "output": output,
+            "show_progress": show_progress,
+        }
         asked = [ask_both_orders(r.answers, r.reference, fixed, answers, **work) for r in recordings]
         again = [
             [

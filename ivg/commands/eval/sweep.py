@@ -57,8 +57,9 @@ class Sweep:
     def finish(self, run: Run) -> dict[str, Any]:
         """Return a run's statistics, after decoding it if need be."""
         decode = self.grid.decode
-        settings = [dataclasses.asdict(part) for part in (run, decode.sampling, decode.base)]
-        guides = [dataclasses.asdict(part) for part in (*decode.pairs, *decode.values)]
+        asdict = dataclasses.asdict
+        settings = [asdict(run), asdict(decode.sampling), asdict(decode.base)]
+        guides = [*map(asdict, decode.pairs), *map(asdict, decode.values)]
         settings_hash = content_hash([settings, guides, weight_files(decode), list(self.rows)])
         known = read_finished(self.output.path, run, num_records=len(self.rows))
         if known is not None and known["settings_hash"] == settings_hash:
