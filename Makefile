@@ -114,9 +114,9 @@ serve-check: $(VENV)/installed-all $(VLLM_VENV)/installed $(LM_EVAL_VENV)/instal
 	@OMP_NUM_THREADS=1 IVG_SERVE_CHECK=1 $(BIN)/python -m pytest tests/serve --ignore tests/serve/test_vllm.py
 	@OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/serve/test_vllm.py
 
-# Strict: a dead link or anchor, or a page that is in no menu, is an error.
+# Strict: a dead link or anchor, or a page that is in no menu, is an error (but not with --quiet, which counts none).
 docs: $(VENV)/installed-all
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict --site-dir site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --site-dir site
 	@echo "site/index.html"
 
 # A line of runs/chaos/log.jsonl for every kill; start it again after an interruption.

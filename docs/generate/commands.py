@@ -8,14 +8,17 @@ import importlib.util
 import inspect
 import io
 import os
+import re
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from unittest import mock
 
-from docs.generate.keys import find_class, keys_of, table_of_keys
+from docs.generate.keys import as_cell, find_class, keys_of, table_of_keys
 from ivg import __main__ as command
+from ivg.evaluation.options import parse_options
 from ivg.run.command_line import flag_parser
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +45,7 @@ def evaluations() -> str:
 
 
 def _table(title: str, lines: dict[str, str]) -> str:
-    rows = [f"| {name} | {text} |" for name, text in lines.items()]
+    rows = [f"| {name} | {as_cell(text)} |" for name, text in lines.items()]
     return "\n".join([f"| {title} | what it does |", "|---|---|", *rows])
 
 
@@ -91,14 +94,36 @@ def evaluation_keys() -> str:
     parts = []
     for name, script in command.EVALUATIONS.items():
         module = load_script(script.path)
-        text = inspect.getdoc(module) or ""
-        summary, _, _ = text.partition("\n")
+        summary, _, _ = (inspect.getdoc(module) or "").partition("\n")
         options = options_of(module)
-        body = (
-            f"```text\n{_help_of(module, name)}\n```" if options is None else table_of_keys(keys_of(options))
-        )
+        if options is None:
+            body = f"```text\n{_help_of(module, name)}\n```"
+        else:
+            body = table_of_keys(keys_of(options, functools.partial(_try_option, module)))
         parts.append(f"### ivg eval {name} {{ #{_anchor(name)} }}\n\n{summary}\n\n{body}")
     return "\n\n".join(parts)
+
+
+def _try_option(module: ModuleType, key: str, value: object) -> None:
+    """Check the options of an evaluation's example, one of them changed, as it does itself at its start.
+
+    Raises:
+        UserError: what is wrong with them.
+    """
+    options = options_of(module)
+    check = getattr(_home(module), "check", None)
+    if options is None or check is None:
+        return
+    files: list[object] = []  # some checks take what was read, too
+    given = parse_options(options, [*example(module), f"--{key}={value}"], "")
+    check(given, *(files for _ in list(inspect.signature(check).parameters)[1:]))
+
+
+def example(module: ModuleType) -> list[str]:
+    """Return the arguments of the last command in a script's description."""
+    text = (inspect.getdoc(module) or "").replace("\\\n", " ")
+    commands = re.findall(r"^ {4}(?:python eval/\w+\.py|ivg eval [\w-]+) (.+)$", text, re.MULTILINE)
+    return shlex.split(commands[-1].replace("...", "x")) if commands else []
 
 
 def _anchor(name: str) -> str:
@@ -107,9 +132,13 @@ def _anchor(name: str) -> str:
 
 def options_of(module: ModuleType) -> type | None:
     """Return the dataclass of an evaluation's options; None where it has none."""
-    home = sys.modules[module.main.__module__]  # the script's `main` may stand in the package
-    found: type | None = getattr(home, "Options", None)
+    found: type | None = getattr(_home(module), "Options", None)
     return found
+
+
+def _home(module: ModuleType) -> ModuleType:
+    """Return where a script's `main` stands: in the script, or in the package."""
+    return sys.modules[module.main.__module__]
 
 
 def _help_of(module: ModuleType, name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -77,8 +78,13 @@ def table_of_keys(rows: list[Key]) -> str:
     ]
     for key in rows:
         cells = (f"`{key.name}`", key.kind, key.default, key.range, key.effect.rstrip("."))
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+        lines.append(f"| {' | '.join(map(as_cell, cells))} |")
     return "\n".join([*lines, "", "</div>"])
+
+
+def as_cell(text: str) -> str:
+    """Write plain text so that a table's cell shows all of it: bars, and braces that would be attributes."""
+    return re.sub(r"(?<!`)(\{[^{}]*\})(?!`)", r"`\1`", text).replace("|", "\\|")
 
 
 def keys_of(cls: type, try_value: Callable[[str, object], None] | None = None) -> list[Key]:

@@ -11,7 +11,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 
 _FENCED = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_INDENTED = re.compile(r"(?:(?:^ {4}.*)\n+)+", re.MULTILINE)
+_INDENTED = re.compile(r"(?<=\n\n)(?:(?:^ {4}.*)\n+)+", re.MULTILINE)
 
 
 class Snippet(NamedTuple):

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from trl import DPOConfig, RewardConfig
 
-from docs.generate.commands import load_script, options_of, training_keys, verbs
-from docs.generate.keys import effects, find_class, keys, keys_of, own_fields
+from docs.generate.commands import evaluation_keys, load_script, options_of, training_keys, verbs
+from docs.generate.keys import as_cell, effects, find_class, keys, keys_of, own_fields
 from ivg.__main__ import EVALUATIONS, STAGES, VERBS
 from ivg.config import DecodeConfig, PairConfig, SearchConfig
 from ivg.config.yaml_file import build
@@ -115,6 +115,18 @@ def test_ranges_are_those_that_the_program_keeps(cls: type, key: str, inside: fl
     build(cls, {**needed, key: inside}, "")
     with pytest.raises(UserError, match=shown):
         build(cls, {**needed, key: outside}, "")
+
+
+def test_ranges_of_evaluations_are_those_of_their_checks() -> None:
+    section = evaluation_keys().partition("### ivg eval reward-accuracy")[2]
+    line = next(line for line in section.splitlines() if line.startswith("| `batch_size`"))
+    assert "| an integer >= 1 |" in line
+
+
+def test_cells_show_all_of_a_text() -> None:
+    # Markdown would take braces at a cell's end for attributes, and a bar for the end of the cell.
+    assert as_cell("text with {prompt}") == "text with `{prompt}`"
+    assert as_cell("`{prompt}` or a | b") == "`{prompt}` or a \\| b"
 
 
 def test_every_verb_is_listed() -> None:
