@@ -20,7 +20,7 @@ class Splits(NamedTuple):
 
 
 def _phrases(text: str) -> list[str]:
-    return [phrase.strip() for phrase in text.split(",")]
+    return [" ".join(phrase.split()) for phrase in text.split(",")]
 
 
 # Each can stand after "about": a thing, a place, a person's trade, an animal, an activity, weather, an event.
