@@ -57,18 +57,20 @@ def read_prompts(path: str | Path) -> list[dict[str, Any]]:
     """
     prompts = []
     for where, row in read_json_lines(Path(path), WANTED):
-        ids, kwargs = (
-            (row.get(n) for n in ("instruction_id_list", "kwargs")) if _is_row(row) else (None, None)
-        )
-        is_complete = isinstance(ids, list) and isinstance(kwargs, list) and 0 < len(ids) == len(kwargs)
-        are_named = is_complete and all(isinstance(name, str) for name in ids)
-        if not are_named or not all(isinstance(each, Mapping) for each in kwargs):
+        if not (_is_row(row) and _are_instructions(row.get("instruction_id_list"), row.get("kwargs"))):
             raise UserError(f"{where}: no prompt with its instructions; give {WANTED}")
         prompts.append(row)
     if not prompts:
         raise UserError(f"{path}: no prompts; give {WANTED}")
     _require_once([row["prompt"] for row in prompts], str(path))
     return prompts
+
+
+def _are_instructions(ids: Any, kwargs: Any) -> bool:
+    """Tell whether these are names with as many sets of arguments, and at least one."""
+    if not (isinstance(ids, list) and isinstance(kwargs, list) and 0 < len(ids) == len(kwargs)):
+        return False
+    return all(isinstance(name, str) for name in ids) and all(isinstance(each, Mapping) for each in kwargs)
 
 
 def _is_row(row: Any) -> bool:

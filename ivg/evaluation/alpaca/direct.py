@@ -105,7 +105,7 @@ def prompts_needed(shares: Array) -> int | None:
     if len(shares) < 2 or difference == 0:
         return None
     tail, power = stats.norm.ppf((1 + CONFIDENCE) / 2), stats.norm.ppf(POWER)
-    normal = (tail + power) ** 2 * float(np.var(shares, ddof=1)) / difference**2 + tail**2 / 2
+    normal = float((tail + power) ** 2 * np.var(shares, ddof=1) / difference**2 + tail**2 / 2)
     if normal > MOST_SIMULATED:
         return math.ceil(normal)
     found = simulated_power(shares, 2 * math.ceil(normal) + 2 * MIN_PROMPTS)
