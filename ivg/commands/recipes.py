@@ -7,7 +7,6 @@ from the folder in which `recipes/` lies, wherever that is: a copy runs as the o
 from __future__ import annotations
 
 import argparse
-import ast
 import itertools
 import os
 import re
@@ -82,18 +81,17 @@ def read_steps(folder: Path) -> list[Step]:
 
 def _read_step(path: Path, recipes: Path) -> Step | None:
     """Return what a file does, by the comment or docstring that it opens with; None where no command does."""
+    if path.suffix not in (".yaml", ".py"):
+        return None
     name = f"recipes/{path.relative_to(recipes).as_posix()}"
+    text = path.read_text(encoding="utf-8")
     if path.suffix == ".yaml":
-        lines = [
-            line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line[:1] == "#"
-        ]
+        lines = [line[1:].strip() for line in text.splitlines() if line[:1] == "#"]
         commands = [line.partition(":")[2].strip() for line in lines if line.startswith("Command:")]
         return Step(name, _first_sentence(lines), commands[0]) if commands else None
-    if path.suffix == ".py":
-        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        commands = re.findall(rf"^    (python {re.escape(name)}.*?)(?: {{2,}}.*)?$", text, re.MULTILINE)
-        return Step(name, _first_sentence(text.splitlines()[:1]), commands[0]) if commands else None
-    return None
+    docstring = text.split('"""')[1] if text.startswith('"""') else ""
+    commands = re.findall(rf"^    (python {re.escape(name)}.*?)(?: {{2,}}.*)?$", docstring, re.MULTILINE)
+    return Step(name, _first_sentence(docstring.splitlines()[:1]), commands[0]) if commands else None
 
 
 def _first_sentence(lines: Sequence[str]) -> str:
@@ -159,9 +157,9 @@ def copy(recipes: Path, name: str, destination: str | Path) -> list[Path]:
         raise UserError(
             f"{str(destination)!r:.60}: holds a null character; give a folder that can be written"
         )
-    if _is_there(target / name):
-        raise UserError(f"{target / name}: is there already; move it away, or name another folder")
     try:
+        if _is_there(target / name):
+            raise UserError(f"{target / name}: is there already; move it away, or name another folder")
         target.mkdir(parents=True, exist_ok=True)
         written = [target / part for part in _belonging(recipes, name) if not _is_there(target / part)]
         # Whole or not at all: everything is copied aside before the first name appears.
@@ -245,7 +243,7 @@ def main(arguments: Sequence[str]) -> int:
     else:
         written = copy(recipes, given.name, given.folder)
         _say(f"copied {', '.join(map(str, written))}; its commands, to be run from {given.folder}:\n")
-        _say(describe(Path(given.folder) / "recipes", given.name))
+        _say(describe(recipes, given.name))
     return 0
 
 

@@ -59,10 +59,10 @@ def arguments(small, *more):
 
 def test_a_small_run_says_what_it_costs_and_what_it_is_worth(small, capsys):
     alpaca.main(arguments(small, "--yes", "--price", "1e6", "--judge_model", "small-judge"))
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "3 judge calls to small-judge at http://127.0.0.1" in printed
+    printed, costs = (" ".join(text.split()) for text in capsys.readouterr())
+    assert "3 judge calls to small-judge at http://127.0.0.1" in costs
     num_tokens = sum(len(json.dumps(asked["messages"])) for asked in small[1].requests) / 5
-    assert f"about {num_tokens:,.0f} prompt tokens, about ${num_tokens:.2f};" in printed  # a dollar each
+    assert f"about {num_tokens:,.0f} prompt tokens, about ${num_tokens:.2f};" in costs  # a dollar each
     assert num_tokens > 100
     assert (
         "Not comparable with the public leaderboard: judge weighted_alpaca_eval_gpt4_turbo-small-judge"
@@ -154,7 +154,7 @@ def test_a_finished_run_asks_nothing_and_needs_no_key(small, monkeypatch, capsys
     monkeypatch.delenv("OPENAI_API_KEY")
     alpaca.main(arguments(small))
     assert small[1].answered.total() == 3
-    assert "0 judge calls" in capsys.readouterr().out
+    assert "0 judge calls" in capsys.readouterr().err
 
 
 def test_nulls_of_the_judge_are_counted_and_shown(small, capsys):
@@ -171,6 +171,7 @@ def test_the_password_of_an_endpoint_is_shown_and_kept_nowhere(small, capsys):
     folder, server = small
     url = server.url.replace("//", "//somebody:pass-word@")
     alpaca.main(arguments(small, "--yes", "--endpoint", url))
+    printed = capsys.readouterr()
     server.refuse_all = (401, {"error": {"message": "not pass-word"}})
     (folder / "out" / "judge_answers.jsonl").unlink()
     error = scripts.refused(capsys, alpaca.main, arguments(small, "--yes", "--endpoint", url))
@@ -179,7 +180,7 @@ def test_the_password_of_an_endpoint_is_shown_and_kept_nowhere(small, capsys):
     assert alpaca_json["judge"]["endpoint"] == f"{server.url}/"
     written = [path.read_text() for path in (folder / "out").rglob("*") if path.is_file()]
     assert len(written) > 4
-    assert not any("pass-word" in text for text in [capsys.readouterr().out, error, *written])
+    assert not any("pass-word" in text for text in [*printed, capsys.readouterr().out, error, *written])
     assert any(key.startswith("Basic ") for key in server.keys_seen)  # it was sent
 
 
@@ -191,7 +192,7 @@ def test_an_old_cache_with_damaged_lines_is_told_of_and_asked_again(small, capsy
     path.write_text(f"{first}\n{poisoned}\n{third[:40]}\n")
     capsys.readouterr()
     alpaca.main(arguments(small, "--yes"))
-    printed = " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().err.split())
     assert "1 damaged lines, whose answers are asked again" in printed
     assert "2 judge calls" in printed
     assert small[1].answered.total() == 5
@@ -247,7 +248,7 @@ def test_an_interruption_keeps_the_answers_and_the_handler_of_before(small, caps
     with pytest.raises(SystemExit) as stop:
         alpaca.main(arguments(small, "--yes", "--num_workers", "1"))
     assert stop.value.code == 130
-    assert "every answer so far is kept" in capsys.readouterr().out
+    assert "every answer so far is kept" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is before
     small[1].on_answer = lambda count: None
     alpaca.main(arguments(small, "--yes"))

@@ -87,8 +87,8 @@ def test_the_recorded_judge_itself(setting, capsys):
     # Both orders, and the first again: each paid for once, the same question twice.
     assert server.answered.total() == 3 * 3 * NUM
     assert sorted(server.answered.values()) == [1] * 3 * NUM + [2] * 3 * NUM
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "360 judge calls to known" in printed
+    printed, costs = (" ".join(text.split()) for text in capsys.readouterr())
+    assert "360 judge calls to known" in costs
     assert "Verdict: agrees with the recorded judge beyond chance (kappa 1.00 [1.00, 1.00])." in printed
     again, server = run(lambda *_: "m")
     assert server.answered.total() == 3 * 3 * NUM  # another endpoint: other answers

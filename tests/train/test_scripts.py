@@ -282,7 +282,7 @@ def test_reward_tells_of_rows_that_it_leaves_out(
     monkeypatch.setattr(RewardTrainer, "train", train)
     run_here("reward", config, monkeypatch)
     # With EOS every fourth pair's "b cdcd cdc" has 11 tokens; the next longest, "ab ef gh", just fits.
-    assert f"{name}: 4 of 16 rows are left out, longer than 9 tokens" in capsys.readouterr().out
+    assert f"{name}: 4 of 16 rows are left out, longer than 9 tokens" in capsys.readouterr().err
     assert seen == [12]
 
 

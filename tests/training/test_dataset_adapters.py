@@ -115,11 +115,11 @@ def test_rows_left_out_are_counted_by_reason(capsys: pytest.CaptureFixture[str])
     _adapt(
         "ultrafeedback_pairs", *({"chosen": c, "rejected": r} for c, r in zip(chosen, rejected, strict=True))
     )
-    line = capsys.readouterr().out
+    line = capsys.readouterr().err
     assert "adapter ultrafeedback_pairs left out 3 of 4 rows: 2 with equal responses" in line
     assert "1 with an empty response" in line
     _adapt("ultrafeedback_sft", {"chosen": chosen[0]})
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_dataset_of_which_nothing_is_left() -> None:

@@ -32,7 +32,7 @@ def test_the_newest_complete_checkpoint_counts_and_incomplete_ones_go(
     broken = _checkpoint(tmp_path, 11, complete=False)
     assert resume.last_complete_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-10")
     assert not broken.exists()
-    assert f"removing {broken}" in capsys.readouterr().out
+    assert f"removing {broken}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["missing", "short"])
