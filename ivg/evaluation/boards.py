@@ -46,7 +46,7 @@ def arena_hard_answers(
             raise UserError(
                 f"{decoded.path}, row {number}: no text {lacking[0]!r}; decode Arena-Hard v2's question.jsonl"
             )
-    _require_once([row["uid"] for row in decoded.rows], f"{decoded.path}: uid")
+    require_once([row["uid"] for row in decoded.rows], f"{decoded.path}: uid")
     return [
         {
             "uid": row["uid"],
@@ -87,7 +87,7 @@ def read_questions(path: str | Path) -> list[dict[str, Any]]:
         questions.append(row)
     if not questions:
         raise UserError(f"{path}: no questions; give {QUESTIONS}")
-    _require_once([row["question_id"] for row in questions], f"{path}: question_id")
+    require_once([row["question_id"] for row in questions], f"{path}: question_id")
     return questions
 
 
@@ -151,7 +151,7 @@ def _by_question(decoded: Decoded, questions: Sequence[Mapping[str, Any]]) -> di
     ids = [row.get("question_id") for row in decoded.rows]
     if not all(isinstance(name, int) for name in ids):
         raise UserError(f"{decoded.path}: a row has no question_id; decode the prompts that were written")
-    _require_once(ids, f"{decoded.path}: question_id")
+    require_once(ids, f"{decoded.path}: question_id")
     missing = [q["question_id"] for q in questions if q["question_id"] not in ids]
     if missing:
         raise UserError(
@@ -161,7 +161,12 @@ def _by_question(decoded: Decoded, questions: Sequence[Mapping[str, Any]]) -> di
     return {row["question_id"]: row["response"] for row in decoded.rows}
 
 
-def _require_once(ids: Sequence[Any], what: str) -> None:
+def require_once(ids: Sequence[Any], what: str) -> None:
+    """Refuse ids of which one occurs twice.
+
+    Raises:
+        UserError: names it.
+    """
     twice, count = Counter(ids).most_common(1)[0]
     if count > 1:
-        raise UserError(f"{what} {twice!r} occurs {count} times; give each once")
+        raise UserError(f"{what} {twice!r:.60} occurs {count} times; give each once")

@@ -36,6 +36,8 @@ def load_checker() -> Checker:
     try:
         nltk = importlib.import_module("nltk")
         nltk.data.find("tokenizers/punkt_tab")  # importing the checkers without it asks the network
+        # It guesses the language of a response with random numbers: the same ones each time.
+        importlib.import_module("langdetect").DetectorFactory.seed = 0
         checker: Checker = importlib.import_module(MODULE).process_results
     except ImportError as error:
         raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import typing
 from collections.abc import Sequence
 from types import NoneType
@@ -74,7 +75,19 @@ def parse_options(cls: type[T], argv: Sequence[str] | None, description: str) ->
     from_file = {} if path is None else _with_lists(read_yaml(path), cls)
     built: T = build(cls, {**from_file, **given}, "options" if path is None else f"config {path}")
     console.set_up(quiet=built.quiet, verbose=built.verbose)
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        value = getattr(built, field.name)
+        for text in value if isinstance(value, list) else [value]:
+            _refuse_half_characters(field.name, text)
     return built
+
+
+def _refuse_half_characters(name: str, text: object) -> None:
+    """Refuse half a surrogate pair, of which there is no file and no variable."""
+    try:
+        os.fsencode(text if isinstance(text, str) else "")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{name} is {text!r:.60}, which holds half a character; give a text") from error
 
 
 def _flag_parser(cls: type, description: str) -> Parser:

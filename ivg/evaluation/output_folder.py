@@ -90,9 +90,13 @@ class OutputFolder:
 
     def write_text(self, text: str, *parts: str) -> Path:
         """Write a file of ours."""
+        return self.write_bytes(text.encode(), *parts)
+
+    def write_bytes(self, content: bytes, *parts: str) -> Path:
+        """Write a file of ours."""
         path = self.claim(*parts)
         with writable(path):
-            write_whole(path, text)
+            write_whole(path, content)
         return path
 
     def write_json(self, data: Any, *parts: str) -> Path:
@@ -203,12 +207,12 @@ def writable(path: Path) -> Iterator[None]:
         raise UserError(f"output {path}: {error.strerror}; give a path that can be written") from error
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part; a link stays a link."""
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
         temporary.replace(target)
     except OSError:
         temporary.unlink(missing_ok=True)

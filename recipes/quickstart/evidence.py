@@ -150,7 +150,7 @@ def evidence() -> list[Stage]:
         name="report",
         title="judge, compare, draw",
         commands=[f"python {RECIPE}/evidence_report.py"],
-        inputs=[f"{RECIPE}/evidence_report.py", *REWARD, *read],
+        inputs=[*(f"{RECIPE}/{file}.py" for file in ("evidence_report", "guides_accuracy")), *REWARD, *read],
         outputs=[f"{RUNS}/evidence.json", f"{RUNS}/evidence.md", f"{RUNS}/figures"],
     )
     return [*stages, report]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import best_of_n
+import guides_accuracy
 import review_reward
 from evidence import RUNS, SEEDS, places_of
 from rich.console import Console
@@ -28,6 +29,7 @@ from ivg.errors import exit_on_user_error
 from ivg.evaluation.measures.decoded import read_decoded
 from ivg.evaluation.measures.distance import encode_response, response_nll
 from ivg.evaluation.measures.divergence import best_of_n_bound, sampled_kl, sampled_log_ratio, search_bound
+from ivg.evaluation.measures.prefix_scores import PERCENTS
 from ivg.evaluation.measures.statistics import Scores, estimate, estimate_rate, paired_difference
 from ivg.evaluation.reading import read_json, read_json_lines
 from ivg.evaluation.report.figures import save_png
@@ -41,6 +43,9 @@ NUM_DRAWS = 256
 NUM_BEST = (4, 16, 64, NUM_DRAWS)
 TEMPERATURE = 0.7  # of every decoding run here
 REFERENCE = "ivg-beta1-W4-K4-L5"
+# The runs that are guided by one of the guides alone, with the reference's settings.
+_, _BETA, *_SEARCH = REFERENCE.split("-")
+PAIR_ALONE, VALUE_ALONE = f"token_implicit-{_BETA}", "-".join(["chunk_explicit", *_SEARCH])
 
 
 @dataclasses.dataclass(slots=True)
@@ -297,6 +302,32 @@ def divergence_table(report: Mapping[str, Mapping[str, Any]]) -> Table:
     return Table("Divergence", header, rows)
 
 
+def guides_table(measured: Sequence[Mapping[str, Any]]) -> Table:
+    """Tabulate how often the guides of each seed rank two responses rightly, by how much of them was read."""
+    rows = [
+        [f"{name}, {percent}%"]
+        + [interval(guides_accuracy.accuracy(found, name, percent)) for found in measured]
+        for name in (guides_accuracy.PAIR, guides_accuracy.VALUE)
+        for percent in PERCENTS
+    ]
+    header = ["scorer, part of the response", *(f"seed {seed} [95%]" for seed in SEEDS)]
+    return Table("How often the better response has the higher score", header, rows)
+
+
+def predictions(
+    measured: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Method]]
+) -> list[dict[str, Any]]:
+    """Compare the guides' accuracies with the rewards of the methods, seed by seed."""
+    alone = {guides_accuracy.PAIR_METHOD: PAIR_ALONE, guides_accuracy.VALUE_METHOD: VALUE_ALONE}
+    return [
+        guides_accuracy.prediction(
+            found,
+            {name: estimate(methods[run].scores["gold"].values()).as_dict() for name, run in alone.items()},
+        )
+        for found, methods in zip(measured, runs, strict=True)
+    ]
+
+
 def write(value: float | None, digits: int) -> str:
     """Write a number that may be unknown."""
     return "–" if value is None else f"{value:.{digits}f}"
@@ -330,22 +361,34 @@ def main() -> None:
     report = {name: summary(name, runs) for name in runs[0]}
     of_seeds = [validation_means(seed) for seed in SEEDS]
     validation = {name: [means[name] for means in of_seeds] for name in of_seeds[0]}
+    with console.status("measuring the guides"):
+        guides = [guides_accuracy.measure_guides(ROOT / places_of(seed).runs) for seed in SEEDS]
+    found = predictions(guides, runs)
+    told = guides_accuracy.describe_seeds(found)
     tables = [
         methods_table(report),
         paired_table(report),
         divergence_table(report),
         settings_table(validation),
+        guides_table(guides),
     ]
     write_json(
         ROOT / RUNS / "evidence.json",
-        {"seeds": list(SEEDS), "reference": REFERENCE, "methods": report, "validation": validation},
+        {
+            "seeds": list(SEEDS),
+            "reference": REFERENCE,
+            "methods": report,
+            "validation": validation,
+            "reward_accuracy": guides,
+            "predictions": found,
+        },
     )
-    (ROOT / RUNS / "evidence.md").write_text(
-        "\n\n".join(f"## {table.title}\n\n{table.markdown()}" for table in tables) + "\n", encoding="utf-8"
-    )
+    written = [f"## {table.title}\n\n{table.markdown()}" for table in tables]
+    (ROOT / RUNS / "evidence.md").write_text("\n\n".join([*written, told]) + "\n", encoding="utf-8")
     draw(report)
     for table in tables:
         console.print(table.console())
+    console.print(told)
 
 
 if __name__ == "__main__":

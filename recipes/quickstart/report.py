@@ -2,7 +2,8 @@
 
     python recipes/quickstart/report.py
 
-Reads runs/quickstart; writes report.json there and the tables to the console. `ivg eval report` draws it.
+Reads runs/quickstart; writes report.json and reward_accuracy.json there, and the tables to the console.
+`ivg eval report` draws both.
 """
 
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import guides_accuracy
 import review_reward
 from rich.console import Console
 from stages import hash_path, read_stamp
@@ -19,7 +21,7 @@ from ivg.evaluation.measures.decoded import Decoded, check_same_prompts, read_de
 from ivg.evaluation.measures.distance import encode_response, response_nll
 from ivg.evaluation.measures.measures import compare, measure, missing_reasons
 from ivg.evaluation.reading import read_json
-from ivg.evaluation.report.tables import Table, methods_table, paired_table
+from ivg.evaluation.report.tables import Table, methods_table, paired_table, reward_accuracy_table
 from ivg.models.loading import load_models
 from ivg.models.prompts import Record
 from ivg.rewards import vader_completion
@@ -125,9 +127,15 @@ def main() -> None:
             "base_weights": weights_check(RUNS / "base" / "model.safetensors"),
             "timing": timing(),
         }
+        guides = guides_accuracy.measure_guides(RUNS)
+        rewards = {name: measures["gold_reward"] for name, measures in report["methods"].items()}
+        guides["prediction"] = guides_accuracy.prediction(guides, rewards)
     write_json(RUNS / "report.json", report)
-    for table in (methods_table(report), paired_table(report), value_table(quality)):
+    write_json(RUNS / "reward_accuracy.json", guides)
+    tables = (methods_table(report), paired_table(report), value_table(quality))
+    for table in (*tables, reward_accuracy_table(guides)):
         console.print(table.console())
+    console.print(guides["prediction"]["text"])
     same = "the same" if report["base_weights"]["identical"] else "NOT the same"
     console.print(f"The base's weights are {same} before and after decoding.")
 

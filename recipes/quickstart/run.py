@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from guides_accuracy import PREFERENCES
 from report import METHODS, RUNS
 from stages import Runner, Stage, StageFailed
 
@@ -154,8 +155,12 @@ def quickstart() -> list[Stage]:
             "report",
             "judge, compare, draw",
             [in_one_process(judging)],
-            [f"{RECIPE}/report.py", *REWARD, f"{RUNS}/decoded", f"{RUNS}/sweep", *places.weights("base")],
-            *("report.json", "report.md", "report.html", "figures"),
+            [
+                *(f"{RECIPE}/{file}.py" for file in ("report", "guides_accuracy")),
+                *(*REWARD, f"{RUNS}/decoded", f"{RUNS}/sweep", *trained),
+                f"{RUNS}/{PREFERENCES}",
+            ],
+            *("report.json", "reward_accuracy.json", "report.md", "report.html", "figures"),
         ),
     ]
 

@@ -2,6 +2,9 @@
 
 import json
 
+import pandas as pd
+import pytest
+
 from tests.eval import scripts
 
 boards = scripts.load("boards")
@@ -75,6 +78,93 @@ def test_mt_bench_turn_by_turn(tmp_path):
     assert answers[81]["model_id"] == "mine"
 
 
+INSTRUCTIONS = [
+    {"instruction_index": 10, "instruction": 'Say "hi",\nthen stop.'},
+    {"instruction_index": 9, "instruction": "null"},
+    {"instruction_index": 2, "instruction": "Write nothing."},
+]
+
+
+def judge_arena(tmp_path, instructions=INSTRUCTIONS):
+    table = pd.DataFrame(instructions)
+    table.to_csv(tmp_path / "alpaca-eval.csv", index=False)  # as JudgeArena writes its own
+    return ["--board", "judgearena", "--questions", str(tmp_path / "alpaca-eval.csv")]
+
+
+def read_as_judge_arena(path):
+    """Do what its `evaluate_completions` does with a path."""
+    assert path.name.endswith(".parquet")
+    table = pd.read_parquet(path).set_index("instruction_index").sort_index()
+    table.loc[:, "output"] = table.loc[:, "output"].fillna("")
+    return table.loc[:, "output"]
+
+
+@pytest.mark.parametrize("names", [(10, 9, 2), ("c", "b", "a")])
+def test_judge_arena(tmp_path, names):
+    rows = [{**row, "instruction_index": name} for row, name in zip(INSTRUCTIONS, names, strict=True)]
+    out = tmp_path / "out"
+    argv = [*judge_arena(tmp_path, rows), "--output", str(out)]
+    boards.main(argv)
+    prompts = read(out / "judgearena_prompts.jsonl")
+    assert prompts == [{"id": str(row["instruction_index"]), **row} for row in rows]
+    texts = dict(zip(names, ["hi\r\n", "None", ""], strict=True))
+    answered = [{**row, "response": texts[row["instruction_index"]]} for row in prompts[::-1]]
+    boards.main([*argv, "--first", write(tmp_path / "answers.jsonl", answered), "--name", "mine"])
+    found = read_as_judge_arena(out / "judgearena" / "mine.parquet")
+    # The same index as that of its own instructions, or it refuses the comparison.
+    own = pd.read_csv(tmp_path / "alpaca-eval.csv").set_index("instruction_index").sort_index()
+    assert found.index.tolist() == own.index.tolist()
+    assert found.to_dict() == texts
+
+
+def test_bad_files_for_judge_arena_are_one_line(tmp_path, capsys):
+    argv = [*judge_arena(tmp_path), "--output", str(tmp_path / "out")]
+    good = [{**row, "response": "r"} for row in INSTRUCTIONS]
+    answers = {
+        "twice": [good[0], *good],
+        "half": good[:2],
+        "odd": [*good, {**good[0], "instruction_index": 77}],
+        "other": [{**good[0], "instruction": "Say nothing."}, *good[1:]],
+        "none": [{"prompt": "p", "response": "r"}],
+    }
+    for name, message in {
+        "twice": "instruction_index 10 occurs 2 times",
+        "half": "1 of 3 instructions are missing, such as 2; decode them all",
+        "odd": "instruction 77 is not among the board's",
+        "other": "instruction 10 has another text than the board's",
+        "none": "row 1: no instruction_index; decode the prompts that were written",
+    }.items():
+        first = write(tmp_path / f"{name}.jsonl", answers[name])
+        assert message in scripts.refused(capsys, boards.main, [*argv, "--first", first, "--name", "m"])
+    tables = {
+        "instruction_index,instruction\n1,a\n1,b\n": "instruction_index 1 occurs 2 times",
+        "instruction_index,instruction\n1,a\n,b\n": "row 2: an empty cell, or no text",
+        "instruction_index,instruction\n1.5,a\n": "row 1: an empty cell, or no text",
+        "instruction_index,instruction\n1,2\n": "row 1: an empty cell, or no text",
+        "instruction_index,instruction\n": "no rows; give JudgeArena's",
+        "index,instruction\n1,a\n": "no column 'instruction_index'",
+        '"': "not a CSV table; give JudgeArena's",
+        "": "not a CSV table; give JudgeArena's",
+    }
+    for text, message in tables.items():
+        (tmp_path / "alpaca-eval.csv").write_text(text)
+        assert message in scripts.refused(capsys, boards.main, argv)
+    for flags, message in {
+        (
+            "--second",
+            "x.jsonl",
+            "--first",
+            "x.jsonl",
+        ): "judgearena takes one decoded file; leave out --second",
+        ("--own_token_counts",): "judgearena counts no tokens; leave out --own_token_counts",
+        ("--first", "x.jsonl", "--name", ".."): "name '..' cannot name a file",
+    }.items():
+        assert message in scripts.refused(capsys, boards.main, [*argv, *flags])
+    assert "judgearena needs --questions" in scripts.refused(
+        capsys, boards.main, ["--board", "judgearena", "--output", str(tmp_path / "out")]
+    )
+
+
 def test_bad_files_are_one_line(tmp_path, capsys):
     out = ["--output", str(tmp_path / "out")]
     questions = write(tmp_path / "q.jsonl", QUESTIONS)
@@ -94,7 +184,7 @@ def test_bad_files_are_one_line(tmp_path, capsys):
     bench, arena = ["--board", "mt-bench", "--questions", questions], ["--board", "arena-hard", "--name", "m"]
     arena.append("--own_token_counts")
     for argv, message in [
-        (["--board", "chess"], "board is 'chess'; give one of arena-hard, mt-bench"),
+        (["--board", "chess"], "board is 'chess'; give one of arena-hard, judgearena, mt-bench"),
         ([*arena, "--first", files["twice"]], "uid 'a' occurs 2 times"),
         ([*arena, "--first", files["no_uid"]], "row 1: no text 'uid'"),
         (arena, "arena-hard takes one decoded file"),

@@ -154,7 +154,20 @@ SECOND = [
     }
     for row in FIRST
 ]
-BOARDS = {"arena.jsonl": ARENA, "questions.jsonl": QUESTIONS, "first.jsonl": FIRST, "second.jsonl": SECOND}
+TABLE = [{"instruction_index": i, "instruction": f"i{i}"} for i in range(2)]
+BOARDS = {
+    "arena.jsonl": ARENA, "questions.jsonl": QUESTIONS, "first.jsonl": FIRST, "second.jsonl": SECOND,
+    "table.csv": TABLE, "answers.jsonl": [{**row, "response": "r"} for row in TABLE],
+}  # fmt: skip
+
+
+def as_csv(rows):
+    """Write cells as they come; what is no table is written as JSON."""
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        return as_bytes(rows)
+    names = [name for row in rows for name in row]
+    text = "\n".join(",".join(map(str, line)) for line in [names[:2], *(row.values() for row in rows)])
+    return text.encode("utf-8", "surrogatepass")
 
 
 @fuzz
@@ -166,10 +179,13 @@ def test_boards(data):
     arena = ["--board", "arena-hard", "--first", "arena.jsonl", "--own_token_counts"]
     bench = ["--board", "mt-bench", "--questions", "questions.jsonl", "--first", "first.jsonl"]
     bench += ["--second", "second.jsonl"][: data.draw(st.sampled_from([0, 2]))]
+    judged = ["--board", "judgearena", "--questions", "table.csv", "--first", "answers.jsonl"]
     with empty_folder() as folder, contextlib.chdir(folder):
         for file, rows in {**BOARDS, name: document}.items():
             Path(file).write_bytes(lines(rows) if isinstance(rows, list) else as_bytes(rows))
-        argv = arena if name == "arena.jsonl" else bench
+        table = document if name == "table.csv" else TABLE
+        Path("table.csv").write_bytes(as_csv(table))
+        argv = {"arena.jsonl": arena, "table.csv": judged, "answers.jsonl": judged}.get(name, bench)
         run(COMMANDS["boards"].main, [*argv, "--name", "mine", "--output", "out", *flags])
 
 

@@ -1,6 +1,5 @@
-"""IFEval: aggregation by hand, files that do not fit, and the package's own checkers where installed."""
+"""IFEval: aggregation by hand, and files that do not fit."""
 
-import importlib.util
 import json
 
 import numpy as np
@@ -114,21 +113,3 @@ def test_what_is_missing_is_named(run, capsys, monkeypatch):
     monkeypatch.setattr(ifeval.importlib, "import_module", without)
     error = scripts.refused(capsys, script.main, run("a", "b"))
     assert "pip install 'lm-eval[ifeval]'" in error
-
-
-@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
-def test_the_packages_own_checkers(monkeypatch):
-    """Those that need no data of nltk's, which may not be here."""
-    import nltk
-
-    monkeypatch.setattr(nltk.data, "find", lambda *_: "here")
-    check = ifeval.load_checker()
-    for text, strict, loose in [
-        ("all lower and none", [True, True], [True, True]),
-        ("it is a comma, here", [True, False], [True, False]),
-        ("Sure, here it is:\nall is lower here", [False, False], [True, True]),
-    ]:
-        verdict = check(PROMPTS[1], [text])
-        assert list(verdict["inst_level_strict_acc"]) == strict
-        assert list(verdict["inst_level_loose_acc"]) == loose
-        assert verdict["prompt_level_strict_acc"] == all(strict)

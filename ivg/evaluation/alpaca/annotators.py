@@ -127,15 +127,21 @@ def _package_path(name: str) -> Path:
 
 
 def _config_path(name: str) -> Path:
-    own = Path(name) / "configs.yaml" if Path(name).is_dir() else Path(name)
-    if own.suffix == ".yaml" and own.is_file():
-        return own.resolve()
-    path = _package_path(name)
-    if name in ("", ".", "..") or "/" in name or not path.is_file():
+    try:
+        own = Path(name) / "configs.yaml" if Path(name).is_dir() else Path(name)
+        if own.suffix == ".yaml" and own.is_file():
+            return own.resolve()
+        path = _package_path(name)
+        is_known = name not in ("", ".", "..") and "/" not in name and path.is_file()
+    except OSError:  # too long a name for any file
+        is_known = False
+    if not is_known:
         known = [
             config.parent.name for config in Path(constants.EVALUATORS_CONFIG_DIR).glob("*/configs.yaml")
         ]
-        raise UserError(f"unknown annotator {name!r}; {nearest(name, known)}, or the path of a configs.yaml")
+        raise UserError(
+            f"unknown annotator {name!r:.80}; {nearest(name, known)}, or the path of a configs.yaml"
+        )
     return path
 
 

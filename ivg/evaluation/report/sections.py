@@ -237,7 +237,9 @@ def speed(data: Data) -> list[Section]:
 def reward_accuracy(data: Data) -> list[Section]:
     """How often guides and reward models rank responses as they should."""
     drawn = {"reward_accuracy": figures.reward_accuracy(data)}
-    return [Section("Rewards of guides", [ACCURACY_TEXT], [tables.reward_accuracy_table(data)], drawn)]
+    said = [data["prediction"]["text"]] if "prediction" in data else []
+    shown = [tables.reward_accuracy_table(data)]
+    return [Section("Rewards of guides", [ACCURACY_TEXT, *said], shown, drawn)]
 
 
 def judge(data: Data) -> list[Section]:

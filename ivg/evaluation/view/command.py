@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output = Path(given.output or trace.with_suffix(".html"))
     _require_ours(output)
     with writable(output):
-        write_whole(output, page)
+        write_whole(output, page.encode())
     number = f"{len(lines)} response{'' if len(lines) == 1 else 's'}"
     sys.stdout.write(f"{output}: {number}, {len(page.encode()) / 1e6:.2f} MB\n")
     if len(page) > _LARGE_PAGE:

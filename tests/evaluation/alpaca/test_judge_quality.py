@@ -17,7 +17,7 @@ DATA = SHARED / "alpaca_eval" / "alpaca-7b"
 RATES = {"weak": 0.1, "middling": 0.3, "good": 0.5, "strong": 0.8}  # of verdicts for the system
 
 NUM_JUDGES = 200
-# How many of their intervals hold the truth, in 998 of 1,000 such tests, if 95% of intervals do: 180 to 198.
+# How many of their intervals hold the truth, in 998 of 1,000 such tests, if 95% of intervals do: 179 to 198.
 FEWEST, MOST = stats.binom.interval(0.998, NUM_JUDGES, 0.95)
 
 
