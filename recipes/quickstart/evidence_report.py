@@ -42,7 +42,7 @@ Row = Mapping[str, Any]
 NUM_DRAWS = 256
 NUM_BEST = (4, 16, 64, NUM_DRAWS)
 TEMPERATURE = 0.7  # of every decoding run here
-REFERENCE = "ivg-beta1-W4-K4-L5"
+REFERENCE = "ivg-beta0.5-W4-K4-L5"
 # The runs that are guided by one of the guides alone, with the reference's settings.
 _, _BETA, *_SEARCH = REFERENCE.split("-")
 PAIR_ALONE, VALUE_ALONE = f"token_implicit-{_BETA}", "-".join(["chunk_explicit", *_SEARCH])
