@@ -127,8 +127,9 @@ chaos: $(VENV)/installed-all
 # Through the source distribution, so that it too is known to be whole.
 wheel: $(VENV)/installed-all
 	@rm -rf build dist *.egg-info
-	@$(BIN)/python -m build --no-isolation --outdir dist . > build.log 2>&1 || { cat build.log >&2; exit 1; }
-	@rm -rf build build.log *.egg-info
+	@mkdir dist
+	@$(BIN)/python -m build --no-isolation --outdir dist . > dist/build.log 2>&1 || { cat dist/build.log >&2; exit 1; }
+	@rm -rf build dist/build.log *.egg-info
 	@ls dist/*
 
 wheel-check: wheel
