@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import importlib.util
 import inspect
 import io
@@ -49,11 +50,22 @@ def _table(title: str, lines: dict[str, str]) -> str:
     return "\n".join([f"| {title} | what it does |", "|---|---|", *rows])
 
 
-def help_text(*words: str) -> str:
-    """Return what `ivg WORDS --help` prints, as a block."""
+def other_verbs() -> str:
+    """Return a section for every verb that has no page of its own: what its `--help` prints."""
+    parts = []
+    for verb, summary in command.VERBS.items():
+        if verb not in ("decode", "train", "eval"):
+            text = help_text(verb)
+            body = f"```text\n{text}\n```" if text else f"{summary[0].upper()}{summary[1:]}."
+            parts.append(f"## ivg {verb} {{ #{verb} }}\n\n{body}")
+    return "\n\n".join(parts)
+
+
+def help_text(verb: str) -> str:
+    """Return what `ivg VERB --help` prints; empty where it takes no arguments."""
     with _printed() as printed:
-        command.main([*words, "--help"])
-    return f"```text\n{printed.getvalue().rstrip()}\n```"
+        command.main([verb, "--help"])
+    return printed.getvalue().rstrip()
 
 
 def flags() -> str:
@@ -92,8 +104,8 @@ def training_keys(*dotted: str) -> str:
 def evaluation_keys() -> str:
     """Return a section for every evaluation: what it does and its keys, or its help where it has no keys."""
     parts = []
-    for name, script in command.EVALUATIONS.items():
-        module = load_script(script.path)
+    for name in command.EVALUATIONS:
+        module = load_evaluation(name)
         summary, _, _ = (inspect.getdoc(module) or "").partition("\n")
         options = options_of(module)
         if options is None:
@@ -148,9 +160,12 @@ def _help_of(module: ModuleType, name: str) -> str:
 
 
 @functools.cache
-def load_script(path: str) -> ModuleType:
-    """Load a script of the checkout as a module."""
-    spec = importlib.util.spec_from_file_location(f"script_{Path(path).stem}", ROOT / path)
+def load_evaluation(name: str) -> ModuleType:
+    """Load what `ivg eval NAME` runs: a module of the package, or a script of the checkout."""
+    place = command.EVALUATIONS[name][0]
+    if not place.endswith(".py"):
+        return importlib.import_module(place)
+    spec = importlib.util.spec_from_file_location(f"script_{Path(place).stem}", ROOT / place)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -165,6 +180,7 @@ def _printed() -> Iterator[io.StringIO]:
     printed = io.StringIO()
     with (
         contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(io.StringIO()),
         mock.patch.dict(os.environ, {"COLUMNS": _WIDTH, "NO_COLOR": "1"}),
         contextlib.suppress(SystemExit),
     ):

@@ -31,7 +31,7 @@ from docs.generate.commands import (  # noqa: E402
     evaluation_keys,
     evaluations,
     flags,
-    help_text,
+    other_verbs,
     stages,
     training_keys,
     verbs,
@@ -48,7 +48,7 @@ GENERATORS: dict[str, Callable[..., str]] = {
     "verbs": verbs,
     "stages": stages,
     "evaluations": evaluations,
-    "help": help_text,
+    "other-verbs": other_verbs,
 }
 _ASKED = re.compile(r"^<!-- generate: ([\w-]+)((?: [\w.-]+)*) -->$", re.MULTILINE)
 

@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 from trl import DPOConfig, RewardConfig
 
-from docs.generate.commands import evaluation_keys, load_script, options_of, training_keys, verbs
+from docs.generate.commands import (
+    evaluation_keys,
+    load_evaluation,
+    options_of,
+    other_verbs,
+    training_keys,
+    verbs,
+)
 from docs.generate.keys import as_cell, effects, find_class, keys, keys_of, own_fields
 from ivg.__main__ import EVALUATIONS, STAGES, VERBS
 from ivg.config import DecodeConfig, PairConfig, SearchConfig
@@ -93,7 +100,7 @@ def test_keys_of_foreign_trainers_are_left_out_and_ours_are_not() -> None:
 
 @pytest.mark.parametrize("name", EVALUATIONS)
 def test_every_option_of_an_evaluation_says_what_it_does(name: str) -> None:
-    options = options_of(load_script(EVALUATIONS[name].path))
+    options = options_of(load_evaluation(name))
     if options is not None:
         assert set(effects(options)) == {field.name for field in dataclasses.fields(options)}
 
@@ -132,4 +139,7 @@ def test_cells_show_all_of_a_text() -> None:
 def test_every_verb_is_listed() -> None:
     page = (REFERENCE / "command-line.md").read_text(encoding="utf-8")
     assert all(f"`ivg {verb}`" in verbs() for verb in VERBS)
+    sections = page + other_verbs()
+    assert all(f"## ivg {verb} {{ #{verb} }}" in sections for verb in VERBS)
     assert "<!-- generate: verbs -->" in page
+    assert "<!-- generate: other-verbs -->" in page

@@ -18,7 +18,7 @@ import yaml
 from transformers import GPT2ForTokenClassification
 from trl import DPOConfig, RewardConfig
 
-from docs.generate.commands import help_text, load_script, options_of
+from docs.generate.commands import help_text, load_evaluation, options_of
 from ivg.__main__ import EVALUATIONS, STAGES, VERBS
 from ivg.config.yaml_file import config_from_dict, read_yaml
 from ivg.evaluation.sweep.grid import read_grid
@@ -140,7 +140,7 @@ def check_command(words: list[str]) -> None:
     elif name == "make":
         assert rest[0] in TARGETS
     elif name == "python":
-        check_evaluation(next(key for key, script in EVALUATIONS.items() if script.path == rest[0]), rest[1:])
+        check_evaluation(Path(rest[0]).stem.replace("_", "-"), rest[1:])
     elif name == "accelerate":
         check_launch(rest)
     elif name == "pip":
@@ -192,7 +192,8 @@ def check_stage(stage: str, words: list[str]) -> None:
 
 
 def check_evaluation(name: str, words: list[str]) -> None:
-    options = options_of(load_script(EVALUATIONS[name].path))
+    assert name in EVALUATIONS
+    options = options_of(load_evaluation(name))
     fields = [] if options is None else [field.name for field in dataclasses.fields(options)]
     assert flags_of(words) <= {f"--{field}" for field in (*fields, "config")}
     if options is None:
