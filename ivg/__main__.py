@@ -65,7 +65,7 @@ EVALUATIONS = {
         "eval/reward_accuracy.py", "how often pairs, value and reward models rank responses rightly"
     ),
     "ifeval": Script("eval/ifeval.py", "instructions that a program can check; no judge"),
-    "boards": Script("eval/boards.py", "answers in the files of Arena-Hard v2 and MT-Bench"),
+    "boards": Script("eval/boards.py", "answers in the files of Arena-Hard v2, MT-Bench and JudgeArena"),
     "sweep": Script("eval/sweep.py", "a grid of guidance settings: reward against distance and compute"),
     "speed": Script("eval/speed.py", "seconds per prompt and memory by response length"),
     "report": Script("eval/report.py", "report.md and one HTML page from a folder of results"),
