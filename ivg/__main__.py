@@ -76,7 +76,9 @@ EVALUATIONS = {
         "ivg.commands.eval.reward_accuracy", "how often pairs, value and reward models rank responses rightly"
     ),
     "ifeval": Command("ivg.commands.eval.ifeval", "instructions that a program can check; no judge"),
-    "boards": Command("ivg.commands.eval.boards", "answers in the files of Arena-Hard v2 and MT-Bench"),
+    "boards": Command(
+        "ivg.commands.eval.boards", "answers in the files of Arena-Hard v2, MT-Bench and JudgeArena"
+    ),
     "sweep": Command(
         "ivg.commands.eval.sweep", "a grid of guidance settings: reward against distance and compute"
     ),

@@ -4,7 +4,6 @@ import json
 
 import guides_accuracy
 import pytest
-from evidence_report import PAIR_ALONE, VALUE_ALONE
 
 from tests import tiny
 
@@ -53,7 +52,3 @@ def test_what_accuracy_says_of_the_order_is_compared_with_the_rewards(pair, valu
     assert ("does NOT tell" in found["text"]) is not holds
     said = guides_accuracy.describe_seeds([found, {"holds": False}])
     assert said.endswith(f"in {int(holds)} of 2 training seeds.")
-
-
-def test_the_runs_guided_by_one_guide_alone_are_the_references_halves():
-    assert (PAIR_ALONE, VALUE_ALONE) == ("token_implicit-beta1", "chunk_explicit-W4-K4-L5")
