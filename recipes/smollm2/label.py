@@ -2,7 +2,7 @@
 
     python recipes/smollm2/label.py SAMPLED OUT FUNCTION
 
-SAMPLED is what `train/rollouts.py` wrote, FUNCTION a reward's dotted name. OUT gets completions.jsonl,
+SAMPLED is what `ivg train rollouts` wrote, FUNCTION a reward's dotted name. OUT gets completions.jsonl,
 preferences.jsonl and statistics.json, as SAMPLED has them.
 """
 
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> None:
         row for path in sorted((Path(sampled) / "samples").glob("*.jsonl")) for row in read_jsonl(path)
     ]
     if not samples:
-        raise UserError(f"{sampled}: holds no samples; give the output_dir of train/rollouts.py")
+        raise UserError(f"{sampled}: holds no samples; give the output_dir of ivg train rollouts")
     rewards = score(
         load_reward(RewardConfig(function=function)),
         samples,

@@ -126,7 +126,7 @@ def trainings(size: Size) -> list[Stage]:
             size,
             "value",
             "train the value model of tone (FUDGE)",
-            "value.py",
+            "value",
             "value",
             [f"{folder}/completions.jsonl" for folder in sampled.values()],
         ),
@@ -137,7 +137,7 @@ def trainings(size: Size) -> list[Stage]:
 def sampling(size: Size, sampled: Mapping[str, str], brief: Mapping[str, str]) -> Stage:
     """Describe the stage that samples answers for tone, and labels the same ones for brevity."""
     configs = [size.places.config(name) for name in ("rollouts", "rollouts_validation")]
-    commands = [f"train/rollouts.py --config {config}{size.sampling}" for config in configs]
+    commands = [f"ivg train rollouts --config {config}{size.sampling}" for config in configs]
     commands += [
         f"{RECIPE}/label.py {sampled[split]} {brief[split]} answer_rewards.brevity" for split in sampled
     ]
@@ -155,14 +155,16 @@ def tuning(size: Size, pair: str, data: Iterable[str]) -> Stage:
     """Describe the stage that trains a pair's tuned half."""
     preferences = [f"{folder}/preferences.jsonl" for folder in data]
     title = f"tune the base for {pair} (DPO, LoRA)"
-    return training(size, f"dpo_{pair}", title, "dpo.py", f"tuned_{pair}", preferences)
+    return training(size, f"dpo_{pair}", title, "dpo", f"tuned_{pair}", preferences)
 
 
-def training(size: Size, name: str, title: str, script: str, output: str, data: Sequence[str]) -> Stage:
+def training(size: Size, name: str, title: str, kind: str, output: str, data: Sequence[str]) -> Stage:
     """Describe a stage that trains a guide by the YAML of its name."""
     config = size.places.config(name)
-    command = f"python train/{script} --config {config}{size.training}"
-    return size.places.stage(name, title, [command], [config, *size.base_files, *data], output)
+    command = f"ivg train {kind} --config {config}{size.training}"
+    return size.places.stage(
+        name, title, [in_one_process([command])], [config, *size.base_files, *data], output
+    )
 
 
 def ranking(size: Size, toned: str, brief: str) -> Stage:
@@ -171,7 +173,7 @@ def ranking(size: Size, toned: str, brief: str) -> Stage:
     data = {"tone": f"{toned}/completions.jsonl", "brevity": f"{brief}/completions.jsonl"}
     value = {"tone": f" --value {runs}/value", "brevity": ""}
     commands = [
-        f"eval/reward_accuracy.py --data {file} --untuned {size.base} --tuned {runs}/tuned_{pair}"
+        f"ivg eval reward-accuracy --data {file} --untuned {size.base} --tuned {runs}/tuned_{pair}"
         f"{value[pair]} --output {runs}/accuracy_{pair}"
         for pair, file in data.items()
     ]
@@ -207,7 +209,7 @@ def reporting(size: Size, runs: str, *read: str) -> Stage:
     title = f"SmolLM2-135M-Instruct, guided by itself: {size.num_prompts} instructions"
     commands = [
         f"{RECIPE}/real_report.py {runs} {size.runs} {size.base}",
-        f"eval/report.py --folder {runs} --title '{title}' --num_samples {size.num_shown}",
+        f"ivg eval report --folder {runs} --title '{title}' --num_samples {size.num_shown}",
     ]
     return Stage(
         name="report",
@@ -246,7 +248,7 @@ def full(size: Size, runs: str) -> list[Stage]:
         Stage(
             name="sweep",
             title="answer validation prompts over a grid of beta, W and K",
-            commands=[f"python eval/sweep.py --config {sweep} output={runs}/sweep{size.decoding}"],
+            commands=[f"ivg eval sweep --config {sweep} output={runs}/sweep{size.decoding}"],
             inputs=[sweep, REWARDS, *size.model_files, f"{size.runs}/data/prompts.validation.jsonl"],
             outputs=[f"{runs}/sweep"],
         ),

@@ -3,7 +3,7 @@
     python recipes/smollm2/real_report.py RUNS MODELS BASE
 
 RUNS holds decoded/ (and surface/, the answers by both pairs), MODELS the guides, BASE the base. Writes
-report.json (and trade_off.json) into RUNS. `eval/report.py` draws it.
+report.json (and trade_off.json) into RUNS. `ivg eval report` draws it.
 """
 
 import sys
@@ -161,7 +161,7 @@ def main(arguments: Sequence[str]) -> None:
     score_nll = base_scorer(str(base))
     with console.status("judging the answers"):
         cost, seconds = costs(files)
-        quality = read_json(models / "value" / "value_evaluation.json", "what train/value.py writes")
+        quality = read_json(models / "value" / "value_evaluation.json", "what ivg train value writes")
         report = {
             "reward": REWARD,
             **compare_methods(files, score_nll),
