@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 import importlib.util
@@ -12,7 +13,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from unittest import mock
@@ -81,24 +82,28 @@ def flags() -> str:
     return "\n\n".join(parts)
 
 
-def training_keys(*dotted: str) -> str:
+def training_keys(dotted: str) -> str:
     """Return a table of the keys that one of the training scripts' dataclasses adds to its trainer's."""
+    cls = find_class(dotted)
+    table = table_of_keys(keys_of(cls, functools.partial(_try_training_key, cls)))
+    return f"{inspect.getdoc(cls)}\n\n{table}"
+
+
+def _try_training_key(cls: type, key: str, value: object) -> None:
+    """Read one flag as the training scripts do, with what else they must be given.
+
+    Raises:
+        UserError: they refuse the value.
+    """
     from ivg.training.arguments import parse_arguments
+    from ivg.training.rollouts.arguments import RolloutArguments
 
-    parts = []
-    for name in dotted:
-        cls = find_class(name)
-        needed = [f"--{key}=x" for key in ("dataset_name", "model_name_or_path", "output_dir")]
-        fields = {field.name for field in cls.__dataclass_fields__.values()}  # type: ignore[attr-defined]
-        own = [flag for flag in needed if flag[2:-2] in fields] + ["--use_cpu=true"] * ("use_cpu" in fields)
-
-        def try_value(key: str, value: object, cls: type = cls, own: Sequence[str] = own) -> None:
-            (built,) = parse_arguments((cls,), [*own, f"--{key}={value}"])
-            if hasattr(built, "sampling"):
-                built.sampling()
-
-        parts.append(f"{inspect.getdoc(cls)}\n\n{table_of_keys(keys_of(cls, try_value))}")
-    return "\n\n".join(parts)
+    needed = {"dataset_name": "x", "model_name_or_path": "x", "output_dir": "x", "use_cpu": "true"}
+    names = {field.name for field in dataclasses.fields(cls)}
+    flags = [f"--{name}={text}" for name, text in needed.items() if name in names]
+    (built,) = parse_arguments((cls,), [*flags, f"--{key}={value}"])
+    if isinstance(built, RolloutArguments):
+        built.sampling()  # checks what decoding checks too
 
 
 def evaluation_keys() -> str:

@@ -13,6 +13,7 @@ from trl import DPOConfig, RewardConfig
 
 from docs.generate.commands import (
     evaluation_keys,
+    help_text,
     load_evaluation,
     options_of,
     other_verbs,
@@ -139,6 +140,7 @@ def test_cells_show_all_of_a_text() -> None:
 def test_every_verb_is_listed() -> None:
     page = (REFERENCE / "command-line.md").read_text(encoding="utf-8")
     assert all(f"`ivg {verb}`" in verbs() for verb in VERBS)
+    assert {verb for verb in VERBS if not help_text(verb)} <= {"env"}  # which takes no arguments
     sections = page + other_verbs()
     assert all(f"## ivg {verb} {{ #{verb} }}" in sections for verb in VERBS)
     assert "<!-- generate: verbs -->" in page
