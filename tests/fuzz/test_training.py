@@ -142,7 +142,8 @@ def _spoilt(folder: Path, script: str, changes: list[tuple[str, str, Any]]) -> s
         keys |= {**(TINY if script == "value" else TRL_TINY), "max_steps": 1}
     keys["dataset_name"] = str(folder / "rows.jsonl")
     tail = b""
-    for kind, name, value in changes:
+    # Bytes last: what they spoil cannot be read as JSON any more.
+    for kind, name, value in sorted(changes, key=lambda change: change[0] == "bytes"):
         if kind == "key":
             is_place = name in PATHS and isinstance(value, str) and value
             keys[name] = f"{folder}/{value.replace('..', 'up')}" if is_place else value
