@@ -63,8 +63,8 @@ def read_prompts(path: str | Path) -> list[dict[str, Any]]:
             (row.get(n) for n in ("instruction_id_list", "kwargs")) if _is_row(row) else (None, None)
         )
         is_complete = isinstance(ids, list) and isinstance(kwargs, list) and 0 < len(ids) == len(kwargs)
-        are_named = is_complete and all(isinstance(name, str) for name in ids)
-        if not are_named or not all(isinstance(each, Mapping) for each in kwargs):
+        are_named = is_complete and all(isinstance(name, str) for name in ids or ())
+        if not are_named or not all(isinstance(each, Mapping) for each in kwargs or ()):
             raise UserError(f"{where}: no prompt with its instructions; give {WANTED}")
         prompts.append(row)
     if not prompts:
