@@ -172,7 +172,7 @@ def test_a_prompt_is_followed_where_each_of_its_instructions_is(check):
     asked = [("punctuation:no_comma", {}), ("keywords:existence", {"keywords": ["tea"]})]
     found = verdict(check, "A cup, please", *asked)
     assert list(found["inst_level_strict_acc"]) == [False, False]
-    found = verdict(check, "A cup of *tea, please*".replace(",", ""), *asked)
+    found = verdict(check, "A cup of tea please", *asked)
     assert found["prompt_level_strict_acc"]
     found = verdict(check, "tea, please", *asked)
     assert (list(found["inst_level_strict_acc"]), found["prompt_level_strict_acc"]) == ([False, True], False)
