@@ -183,7 +183,7 @@ def inspect_model(source: ModelConfig, role: Role, *, number: int | None = None)
         tokenizer=tokenizer,
         template=template,
         kind=kind,
-        generation=_read_generation(path, name, revision),
+        generation=read_generation(path, name, revision),
         adapter_over=None if adapter is None else adapter.over,
     )
 
@@ -391,8 +391,12 @@ def tokenizer_place(path: str, over: str) -> str:
     return path if (Path(path) / "tokenizer_config.json").is_file() else over
 
 
-def _read_generation(path: str, name: str, revision: str | None) -> GenerationConfig | None:
-    """Read a model's generation settings; many checkpoints have none, but a broken file is refused."""
+def read_generation(path: str, name: str, revision: str | None) -> GenerationConfig | None:
+    """Read a model's generation settings; many checkpoints have none.
+
+    Raises:
+        UserError: the file is broken.
+    """
     file = Path(path) / "generation_config.json"
     with readable(f"{name}: its generation_config.json cannot be read"):
         if file.is_file():

@@ -22,7 +22,7 @@ from transformers.integrations import deepspeed
 
 from ivg.config.yaml_file import nearest
 from ivg.errors import UserError, is_main_process, readable
-from ivg.models.inspection import Kind, read_config, read_tokenizer
+from ivg.models.inspection import Kind, read_config, read_generation, read_tokenizer
 from ivg.models.loading import check_weights
 from ivg.models.memory import refuse_absurd_size
 from ivg.training.arguments import ModelArguments
@@ -131,6 +131,8 @@ def starting_point(
                 revision=arguments.model_revision,
                 trust_remote_code=arguments.trust_remote_code,
             )
+        if arguments.lora_task_type == "CAUSAL_LM" and not arguments.use_peft:
+            _require_savable_generation(path, arguments.model_revision)
         return path
     folder = Path(training.output_dir) / "initial"
     if is_main_process() and not folder.exists():
@@ -142,6 +144,21 @@ def starting_point(
         partial.rename(folder)
     PartialState().wait_for_everyone()
     return str(folder)
+
+
+def _require_savable_generation(path: str, revision: str | None) -> None:
+    """Refuse generation settings that transformers would not write again, once training is over."""
+    generation = read_generation(path, f"model {path}", revision)
+    if generation is None:
+        return
+    try:
+        generation.validate(strict=True)
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"model {path}: its generation_config.json could not be saved with the trained model; mend it: "
+            f"{reason:.200}"
+        ) from error
 
 
 def init_kwargs(arguments: ModelArguments, given: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -200,6 +200,7 @@ def _try(
 @quick
 @given(changes=mutations("sft"))
 @example(changes=[("line", "", DEEP)])
+@example(changes=[("field", "generation_config.json", (3, True))])
 def test_sft(whole: Path, capsys: pytest.CaptureFixture[str], changes: list[tuple[str, str, Any]]) -> None:
     _try(whole, capsys, "sft", changes)
 
@@ -207,6 +208,7 @@ def test_sft(whole: Path, capsys: pytest.CaptureFixture[str], changes: list[tupl
 @quick
 @given(changes=mutations("dpo"))
 @example(changes=[("line", "", DEEP)])
+@example(changes=[("field", "generation_config.json", (3, True))])
 def test_dpo(whole: Path, capsys: pytest.CaptureFixture[str], changes: list[tuple[str, str, Any]]) -> None:
     _try(whole, capsys, "dpo", changes)
 

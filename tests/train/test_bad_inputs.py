@@ -160,6 +160,16 @@ CASES: list[tuple[str, str, Spoil, dict[str, Any], str]] = [
         {},
         "cannot be read: .*n_positions",
     ),
+    *(
+        (
+            s,
+            "generation settings that are not saved again",
+            edit("model/generation_config.json", output_hidden_states=True),
+            {},
+            "generation_config.json could not be saved .*`output_hidden_states`",
+        )
+        for s in ("sft", "dpo")
+    ),
     ("dpo", "code", edit("model/config.json", **CODE), {}, "trust_remote_code"),
     ("value", "code", edit("model/config.json", **CODE), {}, "trust_remote_code"),
     ("rollouts", "code", edit("model/config.json", **CODE), {}, "trust_remote_code"),
