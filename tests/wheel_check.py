@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import re
+import resource
 import shlex
 import subprocess
 import sys
@@ -169,7 +170,11 @@ def main() -> None:
             place.run(command)
         missing = [name for name in WRITTEN if not (place.work / name).exists()]
         assert not missing, missing
-    print(f"\nthe wheel stands alone: {len(COMMANDS)} commands, {time.monotonic() - started:.0f} s")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(
+        f"\nthe wheel stands alone: {len(COMMANDS)} commands, {time.monotonic() - started:.0f} s, of which "
+        f"{used.ru_utime + used.ru_stime:.0f} s of processor time"
+    )
 
 
 if __name__ == "__main__":
