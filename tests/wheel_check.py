@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import re
+import resource
 import shlex
 import subprocess
 import sys
@@ -37,7 +38,8 @@ SMALL = {
     },
     "dpo.yaml": {"num_train_epochs": 1},
     "value.yaml": {"num_train_epochs": 1},
-    "sweep.yaml": {"limit": 4},
+    "decode/*.yaml": {"max_new_tokens": 32},
+    "sweep.yaml": {"limit": 4, "max_new_tokens": 32},
 }  # fmt: skip
 GUIDED = (
     f"--base {RUNS}/base --tuned {RUNS}/tuned --untuned {RUNS}/untuned --value {RUNS}/value "
@@ -140,12 +142,15 @@ def install(place: Place, wheel: Path, *, is_tiny: bool) -> None:
 
 def shrink(recipe: Path) -> None:
     """Put small numbers into the copied files, each in place of one that is there."""
-    for name, numbers in SMALL.items():
-        text = (recipe / name).read_text(encoding="utf-8")
-        for key, number in numbers.items():
-            text, count = re.subn(rf"\b{key}: [\w.]+", f"{key}: {number}", text)
-            assert count == 1, (name, key)
-        (recipe / name).write_text(text, encoding="utf-8")
+    for pattern, numbers in SMALL.items():
+        paths = list(recipe.glob(pattern))
+        assert paths, pattern
+        for path in paths:
+            text = path.read_text(encoding="utf-8")
+            for key, number in numbers.items():
+                text, count = re.subn(rf"\b{key}: [\w.]+", f"{key}: {number}", text)
+                assert count == 1, (path.name, key)
+            path.write_text(text, encoding="utf-8")
 
 
 def main() -> None:
@@ -169,7 +174,11 @@ def main() -> None:
             place.run(command)
         missing = [name for name in WRITTEN if not (place.work / name).exists()]
         assert not missing, missing
-    print(f"\nthe wheel stands alone: {len(COMMANDS)} commands, {time.monotonic() - started:.0f} s")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(
+        f"\nthe wheel stands alone: {len(COMMANDS)} commands, {time.monotonic() - started:.0f} s, of which "
+        f"{used.ru_utime + used.ru_stime:.0f} s of processor time"
+    )
 
 
 if __name__ == "__main__":
