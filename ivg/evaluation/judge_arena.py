@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from ivg.errors import UserError, readable
+from ivg.errors import UserError
 from ivg.evaluation.boards import require_once
 from ivg.evaluation.measures.decoded import Decoded
 from ivg.evaluation.reading import read_text
@@ -29,9 +29,10 @@ def read_instructions(path: str | Path) -> list[dict[str, Any]]:
         UserError: not such a file, an empty cell, or an index that occurs twice.
     """
     text = read_text(Path(path), INSTRUCTIONS)
-    with readable(f"{path}: not a CSV table; give {INSTRUCTIONS}"):
-        # An instruction may be the word "null"; the types of indices are as JudgeArena reads them.
+    try:  # an instruction may be the word "null"; the types of indices are as JudgeArena reads them
         table = pd.read_csv(io.StringIO(text), keep_default_na=False)
+    except ValueError as error:  # every error of the parser is one
+        raise UserError(f"{path}: not a CSV table; give {INSTRUCTIONS}") from error
     lacking = [name for name in COLUMNS if name not in table.columns]
     if lacking or table.empty:
         raise UserError(

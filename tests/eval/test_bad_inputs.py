@@ -216,6 +216,8 @@ CASES = [
     ("judge", "preference of 400 digits", write("recorded.json", b'[{"preference": ' + b"9" * 400 + b"}]"), JUDGE, "is too large a number"),
     ("judge", "repeats without end", nothing, [*JUDGE, "--repeats", "2147483648"], "give an integer from 0 to 100"),
     ("judge", "nobody agreed to pay", nothing, JUDGE, "3 judge calls cost money; add --yes"),
+    ("judge", "annotator too long for a file", nothing, [*JUDGE, "--annotator", "é" * 300], "unknown annotator 'é"),
+    ("judge", "variable of half a character", nothing, [*JUDGE, "--api_key_env", "\ud800"], "api_key_env is '\\ud800', which holds half a character"),
     ("judge", "no key", nothing, [*JUDGE, "--yes", "--api_key_env", "NO_SUCH_KEY"], "NO_SUCH_KEY is not set; set it"),
     ("boards", "no such board", nothing, ["--board", "chess"], "board is 'chess'; give one of"),
     ("boards", "name leads out", nothing, [*ARENA, "--name", "../x"], "name '../x' cannot name a file"),
