@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 	chaos vllm test-vllm test-vllm-source serve-check docs wheel wheel-check clean
 
 help:
-	@echo "make quickstart  train, guide and report on a small made-up task (10 to 30 minutes on 2 cores)"
+	@echo "make quickstart  train, guide and report on a small made-up task (7 to 30 minutes on 2 cores)"
 	@echo "make evidence    the same with three training seeds and every baseline (100 minutes on 2 quiet cores)"
 	@echo "make real        the same loop on a pretrained model, SmolLM2-135M-Instruct (meant for 40 minutes on 2 cores)"
 	@echo "make real-full   200 prompts, every method and baseline, two wishes at once (hours; goes on where it stopped)"
