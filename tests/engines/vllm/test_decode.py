@@ -204,6 +204,7 @@ def test_killed_it_goes_on_with_nothing_lost_or_doubled(folder: Path) -> None:
 def refusal_of(
     capsys: pytest.CaptureFixture[str], config: str, *arguments: str, output: Path | None = None
 ) -> str:
+    capsys.readouterr()  # what earlier runs said
     with pytest.raises(SystemExit) as stop:
         cli.main(["--config", config, *arguments, "--output", str(output or Path(config + ".jsonl"))])
     assert stop.value.code == 2
