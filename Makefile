@@ -191,12 +191,9 @@ $(LM_EVAL_VENV)/installed: constraints-lm-eval.txt
 	@$(LM_EVAL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-lm-eval.txt 'lm-eval[api]' transformers
 	@touch $@
 
-# DeepSpeed is built against the installed torch, without compiling its operators. Of lm-eval only IFEval's checkers
-# are used, which need three packages of its thirty.
+# DeepSpeed is built against the installed torch, without compiling its operators.
 $(VENV)/installed-all: $(VENV)/installed-quickstart
 	@echo "Installing DeepSpeed, AlpacaEval, the server and the development tools: a download of about 50 MB."
 	@$(PIP) 'setuptools<81' wheel ninja py-cpuinfo
-	@DS_BUILD_OPS=0 $(PIP) --no-build-isolation --editable '.[train,deepspeed,eval,serve,dev,docs]'
-	@$(PIP) --no-deps lm-eval
-	@$(PIP) immutabledict langdetect nltk
+	@DS_BUILD_OPS=0 $(PIP) --no-build-isolation --editable '.[train,deepspeed,eval,ifeval,serve,dev,docs]'
 	@touch $@

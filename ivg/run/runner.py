@@ -230,7 +230,9 @@ class BlockDecoder:
         counted once.
         """
         before, engine = self._before, self._engine
-        fed, flops = ({}, 0.0) if engine is None else (engine.tokens_fed, engine.flops)
+        found, flops = ({}, 0.0) if engine is None else (engine.tokens_fed, engine.flops)
+        # By role alone: a model's path may come from the environment, and stays out of the manifest then.
+        fed = {name.partition(" (")[0]: number for name, number in found.items()}
         fed_before = before.get("tokens_fed", {})
         return {
             "num_tokens": before.get("num_tokens", 0) + self._num_tokens,

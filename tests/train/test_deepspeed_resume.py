@@ -78,10 +78,10 @@ def test_killed_and_restarted_equals_undisturbed(
     done = run_two(script, config, tmp_path, name)
 
     if moment.endswith(MARKER):
-        assert f"resuming from {killed / 'checkpoint-12'}" in done.stdout
+        assert f"resuming from {killed / 'checkpoint-12'}" in done.stderr
     else:
-        assert f"removing {killed / 'checkpoint-12'}: the job was killed while writing it" in done.stdout
-        assert f"resuming from {killed / 'checkpoint-6'}" in done.stdout
+        assert f"removing {killed / 'checkpoint-12'}: the job was killed while writing it" in done.stderr
+        assert f"resuming from {killed / 'checkpoint-6'}" in done.stderr
     # What makes a checkpoint whole here: every rank's shard of the optimizer and its random state.
     files = json.loads((killed / "checkpoint-24" / MARKER).read_text()).keys()
     for rank in (0, 1):

@@ -85,10 +85,10 @@ def test_killed_and_restarted_equals_undisturbed(tmp_path: Path, script: str, mo
     done = run_alone(script, config)
 
     if moment.endswith(MARKER):
-        assert f"resuming from {killed / 'checkpoint-'}" in done.stdout
+        assert f"resuming from {killed / 'checkpoint-'}" in done.stderr
     else:
-        assert f"removing {killed / 'checkpoint-20'}: the job was killed while writing it" in done.stdout
-        assert f"resuming from {killed / 'checkpoint-10'}" in done.stdout
+        assert f"removing {killed / 'checkpoint-20'}: the job was killed while writing it" in done.stderr
+        assert f"resuming from {killed / 'checkpoint-10'}" in done.stderr
     assert losses(killed) == losses(whole)
     ours, theirs = (json.loads((folder / "metrics.json").read_text()) for folder in (killed, whole))
     assert ours["eval_loss"] == theirs["eval_loss"]

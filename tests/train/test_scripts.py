@@ -334,7 +334,7 @@ def test_value_of_binary_rewards_is_judged_as_a_probability(
     )
     units: list[str] = []
     monkeypatch.setattr(
-        "ivg.evaluation.report.figures.plot_evaluation", lambda table, path, unit: units.append(unit)
+        "ivg.commands.train.value.plot_evaluation", lambda table, path, unit: units.append(unit)
     )
     run_here("value", config, monkeypatch)
     assert units == ["probability"]

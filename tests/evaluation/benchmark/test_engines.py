@@ -142,8 +142,8 @@ def test_arms_run_in_turns_and_ratios_are_those_of_a_turn(
     ("flags", "message"),
     [
         (["--runs", "2"], "runs is 2; give an odd number"),
-        (["--runs", "-1"], "runs is -1; give 1 or more"),
-        (["--prompts", "0"], "prompts is 0; give 1 or more"),
+        (["--runs", "-1"], "runs is -1; give an integer >= 1"),
+        (["--prompts", "0"], "prompts is 0; give an integer >= 1"),
         (["--base", "nowhere"], "base nowhere has no config.json"),
     ],
 )

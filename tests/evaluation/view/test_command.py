@@ -95,7 +95,7 @@ def test_embedded_json_is_plain_ascii():
         ('{"id": "a", "chunks": [{"candidates": []}]}', "line 1: chunk 1: no candidates"),
         (
             f'{{"id": "a", "chunks": [{{"candidates": [{{"row": 0, "value": 1{"0" * 400}}}]}}]}}',
-            "line 1: not a",
+            "line 1: not",
         ),
         ('{"id": "a", "chunks": NaN}', "line 1: not JSON (NaN is no number of JSON)"),
         ("[" * 100_000, "line 1: nested too deep"),
