@@ -1,6 +1,5 @@
 """A thousand instructions: distinct, split by topics and by forms, none like one of another split."""
 
-import importlib.util
 import itertools
 import json
 from collections import Counter
@@ -11,13 +10,10 @@ import pytest
 
 from ivg.config.yaml_file import read_yaml
 from ivg.errors import UserError
-from tests.smollm2.conftest import RECIPES
+from tests.smollm2.conftest import RECIPES, load_script
 
 CONFIG = RECIPES / "smollm2" / "prepare.yaml"
-# By its place: the quickstart has a script of that name too.
-SPEC = importlib.util.spec_from_file_location("smollm2_prepare", CONFIG.with_suffix(".py"))
-prepare = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(prepare)
+prepare = load_script("prepare")
 
 
 @pytest.fixture(scope="module")

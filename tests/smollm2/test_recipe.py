@@ -6,7 +6,6 @@ import zipfile
 from pathlib import Path
 
 import fetch
-import label
 import pytest
 import real
 import yaml
@@ -16,11 +15,13 @@ from ivg.config.yaml_file import config_from_dict, read_yaml
 from ivg.errors import UserError
 from ivg.evaluation.sweep.grid import read_grid
 from tests.quickstart.commands import commands_of
+from tests.smollm2.conftest import load_script
 
 RECIPE = ROOT / real.RECIPE
 CONFIGS = sorted(RECIPE.rglob("*.yaml"))
 FULL = real.full(real.REAL, real.FULL)
 STAGES = [*real.real(real.REAL), *FULL]
+label = load_script("label")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
