@@ -54,8 +54,8 @@ def write_configs() -> None:
 
 
 def choosing(places: Places) -> Stage:
-    """Describe the stage that answers validation prompts over the quickstart's grid of beta, W and K."""
-    sweep = places.config("sweep")
+    """Describe the stage that answers validation prompts with every setting that could be chosen."""
+    sweep = places.config("evidence/settings")
     trained = places.weights("base", "untuned", "tuned", "value")
     return places.stage(
         "sweep",
