@@ -56,24 +56,36 @@ def prediction(measured: Mapping[str, Any], rewards: Mapping[str, Mapping[str, A
         rewards: estimates of the gold reward by method, `PAIR_METHOD` and `VALUE_METHOD` among them.
 
     Returns:
-        JSON data: `holds`, whether the guide that ranks more pairs rightly after half of each response is the
-        one whose method has the higher gold reward, and `text`, a sentence with the numbers.
+        JSON data: `holds`, whether the guide that ranks more couples of responses rightly, half-way, is the
+        one whose method has the higher gold reward, or null where the accuracies are not told apart; and
+        `text`, a sentence with the numbers.
     """
     pair, value = (accuracy(measured, scorer) for scorer in (PAIR, VALUE))
     by_pair, by_value = rewards[PAIR_METHOD], rewards[VALUE_METHOD]
-    holds = (value["mean"] > pair["mean"]) == (by_value["mean"] > by_pair["mean"])
+    holds = None
+    if not _holds_mean(pair, value) and not _holds_mean(value, pair):
+        holds = (value["mean"] > pair["mean"]) == (by_value["mean"] > by_pair["mean"])
+    says = {True: "tells", False: "does NOT tell", None: "is too much alike to tell"}[holds]
     return {
         "holds": holds,
         "text": (
             f"Half-way the value model ranks {value['mean']:.0%} of {value['n']} couples of responses "
             f"rightly, the pair {pair['mean']:.0%}; guided by the value model alone the gold reward is "
-            f"{number(by_value)}, by the pair alone {number(by_pair)}: accuracy "
-            f"{'tells' if holds else 'does NOT tell'} their order."
+            f"{number(by_value)}, by the pair alone {number(by_pair)}: accuracy {says} their order."
         ),
     }
 
 
+def _holds_mean(estimate: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Tell whether an estimate's interval holds another's mean."""
+    low, high = estimate["ci95"]
+    return bool(low <= other["mean"] <= high)
+
+
 def describe_seeds(predictions: Sequence[Mapping[str, Any]]) -> str:
-    """Say in how many training seeds accuracy told the order."""
-    told = sum(bool(found["holds"]) for found in predictions)
-    return f"Accuracy told the order of pair and value model in {told} of {len(predictions)} training seeds."
+    """Say in how many training seeds accuracy told the order, and in how many it misled."""
+    told, misled = (sum(found["holds"] is is_right for found in predictions) for is_right in (True, False))
+    return (
+        f"Half-way accuracy told the order of pair and value model in {told} of {len(predictions)} training "
+        f"seeds, told it wrongly in {misled}, and was too much alike in {len(predictions) - told - misled}."
+    )

@@ -179,9 +179,12 @@ def test_a_prompt_is_followed_where_each_of_its_instructions_is(check):
 
 
 def test_the_same_response_has_the_same_verdict_each_time(check):
-    """What guesses the language of few words draws numbers, which `load_checker` gives a seed."""
+    """What guesses the language draws numbers, to which `load_checker` gives a seed.
+
+    Without it, these words are Afrikaans three times in five, and English otherwise.
+    """
     found = {
-        tuple(verdict(check, "no gin", ("change_case:english_lowercase", {}))["inst_level_strict_acc"])
+        tuple(verdict(check, "me too", ("change_case:english_lowercase", {}))["inst_level_strict_acc"])
         for _ in range(20)
     }
     assert len(found) == 1

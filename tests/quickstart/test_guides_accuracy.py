@@ -35,20 +35,30 @@ def test_the_guides_of_a_run_are_measured(tmp_path):
 
 def measured(pair, value):
     def parts(mean):
-        return [{"percent": percent, "pairwise_accuracy": {"mean": mean, "n": 99}} for percent in (25, 50)]
+        found = {"mean": mean, "n": 99, "ci95": [mean - 0.08, mean + 0.08]}
+        return [{"percent": percent, "pairwise_accuracy": found} for percent in (25, 50)]
 
     return {"scorers": {guides_accuracy.PAIR: parts(pair), guides_accuracy.VALUE: parts(value)}}
 
 
 @pytest.mark.parametrize(
     ("pair", "value", "by_pair", "by_value", "holds"),
-    [(0.6, 0.7, 0.1, 0.2, True), (0.6, 0.7, 0.2, 0.1, False), (0.7, 0.6, 0.2, 0.1, True)],
+    [
+        (0.6, 0.7, 0.1, 0.2, True),
+        (0.6, 0.7, 0.2, 0.1, False),
+        (0.7, 0.6, 0.2, 0.1, True),
+        (0.6, 0.65, 0.1, 0.2, None),  # either interval holds the other's mean
+    ],
 )
 def test_what_accuracy_says_of_the_order_is_compared_with_the_rewards(pair, value, by_pair, by_value, holds):
     rewards = {"token_implicit": {"mean": by_pair}, "chunk_explicit": {"mean": by_value}}
     found = guides_accuracy.prediction(measured(pair, value), rewards)
     assert found["holds"] is holds
     assert f"the value model ranks {value:.0%} of 99 couples of responses rightly" in found["text"]
-    assert ("does NOT tell" in found["text"]) is not holds
-    said = guides_accuracy.describe_seeds([found, {"holds": False}])
-    assert said.endswith(f"in {int(holds)} of 2 training seeds.")
+    assert ("does NOT tell" in found["text"]) == (holds is False)
+    assert ("too much alike to tell" in found["text"]) == (holds is None)
+
+
+def test_the_seeds_are_counted():
+    said = guides_accuracy.describe_seeds([{"holds": holds} for holds in (True, None, False, True)])
+    assert "in 2 of 4 training seeds, told it wrongly in 1, and was too much alike in 1." in said
