@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import datasets
+import torch
 import trl
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -246,6 +247,10 @@ def parse_training(kind: type, argv: Sequence[str]) -> tuple[DataArguments, Any,
         training.disable_tqdm = True
     if "token" in (training.model_init_kwargs or {}):
         raise UserError("model_init_kwargs holds a token, which would be saved; set HF_TOKEN instead")
+    if getattr(training, "activation_offloading", False) and not torch.accelerator.is_available():
+        raise UserError(
+            "activation_offloading moves activations out of an accelerator's memory; there is none"
+        )
     if training.hub_token is not None:
         # Saved with the model otherwise; whoever talks to the Hub looks here too.
         os.environ["HF_TOKEN"] = training.hub_token

@@ -201,6 +201,7 @@ def _try(
 @given(changes=mutations("sft"))
 @example(changes=[("line", "", DEEP)])
 @example(changes=[("field", "generation_config.json", (3, True))])
+@example(changes=[("key", "activation_offloading", True)])
 def test_sft(whole: Path, capsys: pytest.CaptureFixture[str], changes: list[tuple[str, str, Any]]) -> None:
     _try(whole, capsys, "sft", changes)
 
@@ -209,6 +210,7 @@ def test_sft(whole: Path, capsys: pytest.CaptureFixture[str], changes: list[tupl
 @given(changes=mutations("dpo"))
 @example(changes=[("line", "", DEEP)])
 @example(changes=[("field", "generation_config.json", (3, True))])
+@example(changes=[("key", "activation_offloading", True)])
 def test_dpo(whole: Path, capsys: pytest.CaptureFixture[str], changes: list[tuple[str, str, Any]]) -> None:
     _try(whole, capsys, "dpo", changes)
 
@@ -216,6 +218,7 @@ def test_dpo(whole: Path, capsys: pytest.CaptureFixture[str], changes: list[tupl
 @quick
 @given(changes=mutations("reward"))
 @example(changes=[("line", "", DEEP)])
+@example(changes=[("key", "activation_offloading", True)])
 def test_reward(whole: Path, capsys: pytest.CaptureFixture[str], changes: list[tuple[str, str, Any]]) -> None:
     _try(whole, capsys, "reward", changes)
 

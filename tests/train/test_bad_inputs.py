@@ -204,6 +204,13 @@ CASES: list[tuple[str, str, Spoil, dict[str, Any], str]] = [
     ("sft", "zero batch", nothing, {"per_device_train_batch_size": 0}, "per_device_train_batch_size is 0"),
     ("value", "a negative rate", nothing, {"learning_rate": -1.0}, "learning_rate is -1.0"),
     ("value", "NaN", nothing, {"learning_rate": float("nan")}, "learning_rate: a value is NaN"),
+    (
+        "sft",
+        "offloading from no accelerator",
+        nothing,
+        {"activation_offloading": True},
+        "activation_offloading moves",
+    ),
     ("reward", "no epochs", nothing, {"num_train_epochs": 0}, "num_train_epochs is 0"),
     ("dpo", "no steps", nothing, {"max_steps": 0}, "max_steps is 0"),
     ("sft", "rank 0", nothing, {**LORA, "lora_r": 0}, "lora_r is 0"),
