@@ -202,6 +202,7 @@ def _try(
 @example(changes=[("line", "", DEEP)])
 @example(changes=[("field", "generation_config.json", (3, True))])
 @example(changes=[("key", "activation_offloading", True)])
+@example(changes=[("key", "dataset_kwargs", "no")])
 def test_sft(whole: Path, capsys: pytest.CaptureFixture[str], changes: list[tuple[str, str, Any]]) -> None:
     _try(whole, capsys, "sft", changes)
 
@@ -211,6 +212,7 @@ def test_sft(whole: Path, capsys: pytest.CaptureFixture[str], changes: list[tupl
 @example(changes=[("line", "", DEEP)])
 @example(changes=[("field", "generation_config.json", (3, True))])
 @example(changes=[("key", "activation_offloading", True)])
+@example(changes=[("field", "config.json", (32, ".gguf"))])
 def test_dpo(whole: Path, capsys: pytest.CaptureFixture[str], changes: list[tuple[str, str, Any]]) -> None:
     _try(whole, capsys, "dpo", changes)
 
