@@ -142,39 +142,42 @@ def add_caption(figure: Figure, text: str) -> None:
 Estimates = Mapping[str, Mapping[str, Any]]  # by method, as `Estimate.as_dict` writes them
 
 
-def reward_by_method(methods: Estimates, *, unit: str, also: Mapping[str, Estimates] | None = None) -> Figure:
+def reward_by_method(methods: Estimates, *, unit: str) -> Figure:
     """Draw the mean gold reward of each method with its 95% interval.
 
     Args:
         methods: gold reward by method; drawn from top to bottom.
         unit: what the reward is measured in, for the axis.
-        also: by name, further scores of the same methods; each has a panel of its own.
     """
-    named = {f"mean gold reward ({unit})": methods, **(also or {})}
-    figure, panels = new_panels(1.2 + 0.42 * len(methods), len(named))
-    for axes, (name, estimates) in zip(panels, named.items(), strict=True):
-        _draw_by_method(axes, name, estimates)
-    add_caption(figure, f"{counted(methods.values())}; bars are 95% intervals of the mean.")
-    return figure
+    return score_by_method(methods, name=f"mean gold reward ({unit})")
 
 
-def _draw_by_method(axes: Axes, name: str, methods: Estimates) -> None:
-    drawn, xlabel = styles(methods), wrapped(name, LINE + 12)
-    for row, (name, reward) in enumerate(methods.items()):
-        color, marker = drawn[name]
-        axes.errorbar(reward["mean"], row, xerr=error_bars(reward), fmt=marker, color=color, capsize=4)
+def score_by_method(methods: Estimates, *, name: str) -> Figure:
+    """Draw the mean of any score of each method with its 95% interval.
+
+    Args:
+        methods: the score by method; drawn from top to bottom.
+        name: of the score, for the axis.
+    """
+    figure, axes = new_figure(1.2 + 0.42 * len(methods))
+    drawn = styles(methods)
+    for row, (method, score) in enumerate(methods.items()):
+        color, marker = drawn[method]
+        axes.errorbar(score["mean"], row, xerr=error_bars(score), fmt=marker, color=color, capsize=4)
         axes.annotate(
-            f"{reward['mean']:.3f}".replace("-", MINUS),
-            (reward["mean"], row),
+            f"{score['mean']:.3f}".replace("-", MINUS),
+            (score["mean"], row),
             (0, 7),
             textcoords="offset points",
             ha="center",
         )
-    axes.set_yticks(range(len(methods)), [plain(label(name)) for name in methods])
+    axes.set_yticks(range(len(methods)), [plain(label(method)) for method in methods])
     axes.set_ylim(len(methods) - 0.4, -0.6)
-    axes.set_xlabel(xlabel, loc="right")
+    axes.set_xlabel(wrapped(name, LINE + 12), loc="right")
     axes.margins(x=0.12)  # room for the numbers
     axes.grid(visible=False, axis="y")
+    add_caption(figure, f"{counted(methods.values())}; bars are 95% intervals of the mean.")
+    return figure
 
 
 def by_length(runs: Sequence[Mapping[str, Any]], key: str, ylabel: str) -> Figure:

@@ -141,10 +141,10 @@ def rewards(data: Data) -> list[Section]:
     """Gold reward by method, and how good the value model is."""
     unit = str(data["task"]["gold_reward"] if "task" in data else data.get("reward", "gold reward"))
     by_method = {name: measures["gold_reward"] for name, measures in data["methods"].items()}
-    also = {
-        other: {name: measures[other] for name, measures in data["methods"].items()}
-        for other in data.get("also", ())
-    }
+    by_score = {"reward_by_method": figures.reward_by_method(by_method, unit=unit)}
+    for i, other in enumerate(data.get("also", ()), start=1):
+        scores = {name: measures[other] for name, measures in data["methods"].items()}
+        by_score[f"also_{i}_by_method"] = figures.score_by_method(scores, name=f"mean {other}")
     paired = tables.paired_table(data) if data["paired"] else None
     sections = [
         Section(
@@ -156,7 +156,7 @@ def rewards(data: Data) -> list[Section]:
                 tables.costs_by_method_table(data),
                 tables.divergence_table(data),
             ),
-            {"reward_by_method": figures.reward_by_method(by_method, unit=unit, also=also)},
+            by_score,
             notes=[*_count_missing(data), *tables.one_reward_notes(data), DISTANCE_NOTE, *_state_task(data)],
         )
     ]

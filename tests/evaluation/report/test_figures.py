@@ -69,11 +69,10 @@ def test_the_value_models_figures_are_drawn_by_one_hand(tmp_path):
     assert "n = 10 held-out responses" in texts(figures.value_quality(table))
 
 
-def test_further_scores_have_panels_of_their_own_and_are_described():
-    two = {"base": REWARD, "ivg": REWARD}
-    figure = figures.reward_by_method(two, unit="quality", also={"valid": two, "VADER": two})
-    assert [axes.get_xlabel() for axes in figure.axes] == ["mean gold reward (quality)", "valid", "VADER"]
-    assert describe(figure).startswith("Chart: mean gold reward (quality); valid; VADER. base, IVG.")
+def test_a_further_score_has_a_figure_of_its_own_that_names_it():
+    figure = figures.score_by_method({"base": REWARD, "ivg": REWARD}, name="mean TextBlob")
+    assert [axes.get_xlabel() for axes in figure.axes] == ["mean TextBlob"]
+    assert describe(figure).startswith("Chart: mean TextBlob. base, IVG.")
 
 
 def test_the_trade_off_has_intervals_on_both_axes_and_a_line_for_each_second_weight():
