@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -215,6 +217,38 @@ def test_whoever_reads_may_stop() -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
     )
     assert (done.returncode, done.stderr) in [(1, ""), (0, "")]  # 0 where all was written before
+
+
+def test_what_libraries_say_of_each_other_is_not_repeated(caplog: pytest.LogCaptureFixture) -> None:
+    """Only their two known lines: everything else of theirs is heard."""
+    line = "Failed to load CPU gemm_4bit_forward from kernels-community: %s"
+    installed = importlib.util.find_spec("bitsandbytes")
+    if installed is not None:
+        assert installed.origin is not None
+        source = Path(installed.origin).parent / "backends" / "cpu" / "ops.py"
+        assert line in source.read_text(encoding="utf-8")
+    place = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    place.warning(line, "no kernels")
+    place.warning("Failed to load the library")
+    assert [record.getMessage() for record in caplog.records] == ["Failed to load the library"]
+
+
+@pytest.mark.slow
+def test_a_lora_is_made_without_a_word() -> None:
+    code = (
+        "import ivg, logging, peft, transformers; logging.basicConfig(); "
+        "shape = dict(n_layer=1, n_embd=8, n_head=1, vocab_size=8, bos_token_id=1, eos_token_id=2); "
+        "config = transformers.GPT2Config(**shape); "
+        "peft.get_peft_model(transformers.GPT2LMHeadModel(config), peft.LoraConfig(fan_in_fan_out=True))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert done.stderr == ""
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ so that what the program knows of itself (keys, defaults, ranges, flags, verbs) 
 
 from __future__ import annotations
 
-import logging
 import re
 import sys
 import warnings
@@ -25,7 +24,6 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # for `docs.generate` and, where it is not installed, `ivg`
 # What libraries say of themselves when the training and evaluation scripts import them.
 warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.")
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 from docs.generate.commands import (  # noqa: E402
     evaluation_keys,
