@@ -251,8 +251,27 @@ def test_a_lora_is_made_without_a_word() -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize("how", ["one", "several GPUs", "accelerate config"])
+def test_the_launcher_is_asked_where_there_is_something_to_launch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    import torch
+    from accelerate.commands.config import config_args
+
+    config = tmp_path / "default_config.yaml"
+    if how == "accelerate config":
+        config.write_text("")
+    monkeypatch.setattr(config_args, "default_config_file", str(config))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2 if how == "several GPUs" else 1)
+    started: list[str] = []
+    monkeypatch.setattr(os, "execv", lambda program, command: started.append("launcher"))
+    monkeypatch.setattr("ivg.__main__.run_here", lambda verb, name, rest: started.append(name) or 0)
+    main(["train", "dpo", "--config", "a.yaml"])
+    assert started == (["dpo"] if how == "one" else ["launcher"])
+
+
 @pytest.mark.slow
-def test_a_stage_is_handed_to_the_launcher(tmp_path: Path) -> None:
+def test_a_mistake_in_a_stage_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text("modle_name_or_path: x\n")
     done = subprocess.run(
@@ -264,4 +283,5 @@ def test_a_stage_is_handed_to_the_launcher(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
     )
     assert "unknown key 'modle_name_or_path'; did you mean 'model_name_or_path'?" in done.stderr
-    assert done.returncode == 1  # the launcher's
+    assert len(done.stderr.splitlines()) == 1
+    assert done.returncode == 2

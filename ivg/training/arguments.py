@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 import datasets
 import trl
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import is_torch_bf16_gpu_available
 from transformers.utils import logging as transformers_logging
 
 from ivg.config.models import check_chat_template_kwargs
@@ -225,6 +226,13 @@ def parse_arguments(classes: Sequence[type], argv: Sequence[str]) -> tuple[Any, 
         given |= set(data)
         _set_environment(data.pop("env", None), config_path)
         parser.set_defaults_with_config(**_checked(data, classes, config_path))
+    # TRL's own default asks for bfloat16 everywhere, and is refused where there is none.
+    if (
+        "bf16" in parser.actions()
+        and not given & {"bf16", "fp16", "use_cpu"}
+        and not is_torch_bf16_gpu_available()
+    ):
+        parser.set_defaults(bf16=False)
     values, unknown = parser.parse_known_args(words)
     if unknown:
         name = unknown[0].lstrip("-").split("=")[0].replace("-", "_")

@@ -139,8 +139,11 @@ def check_command(words: list[str]) -> None:
         check_ivg(rest if name == "ivg" else [name.removeprefix("ivg-"), *rest])
     elif name == "make":
         assert rest[0] in TARGETS
-    elif name == "python":
+    elif name == "python" and rest[0].startswith("eval/"):
         check_evaluation(Path(rest[0]).stem.replace("_", "-"), rest[1:])
+    elif name == "python":  # a script of a recipe or a notebook
+        text = (ROOT / rest[0]).read_text(encoding="utf-8")
+        assert all(f'"{flag}"' in text for flag in rest[1:] if flag.startswith("--"))
     elif name == "accelerate":
         check_launch(rest)
     elif name == "pip":
@@ -154,7 +157,7 @@ def check_files(words: list[str]) -> None:
     """Files of the repository that a command names are there."""
     for word in words:
         path = word.partition("=")[2] or word
-        if re.match(r"(recipes|train|eval|docs|ivg)/|constraints", path):
+        if re.match(r"(recipes|train|eval|docs|ivg|notebooks)/|constraints", path):
             assert (ROOT / path).exists(), path
 
 
@@ -169,7 +172,8 @@ def check_ivg(words: list[str]) -> None:
         if "--config" not in rest and "..." not in rest:
             parse(rest)
     elif verb == "train":
-        check_stage(rest[0], rest[1:])
+        place = next(i for i, word in enumerate(rest) if word in STAGES)  # the launcher's flags stand before
+        check_stage(rest[place], rest[place + 1 :])
     elif verb == "eval":
         check_evaluation(rest[0], rest[1:])
     else:
