@@ -388,13 +388,16 @@ def changes_tied_embedding(module: PreTrainedModel, changed: Collection[str]) ->
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' own report of missing weights off the screen: what is wrong is raised in a line."""
-    level = transformers_logging.get_verbosity()
+    """Keep transformers' bars and its report of missing weights off the screen: what is wrong is raised."""
+    level, has_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         transformers_logging.set_verbosity(level)
+        if has_bars:
+            transformers_logging.enable_progress_bar()
 
 
 def default_device() -> str:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import datasets
+import torch
 import trl
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import is_torch_bf16_gpu_available
@@ -233,6 +234,10 @@ def parse_arguments(classes: Sequence[type], argv: Sequence[str]) -> tuple[Any, 
         and not is_torch_bf16_gpu_available()
     ):
         parser.set_defaults(bf16=False)
+    # Likewise for memory that only a GPU reads from; torch would warn of it.
+    if "dataloader_pin_memory" in parser.actions() and not torch.accelerator.is_available():
+        if "dataloader_pin_memory" not in given:
+            parser.set_defaults(dataloader_pin_memory=False)
     values, unknown = parser.parse_known_args(words)
     if unknown:
         name = unknown[0].lstrip("-").split("=")[0].replace("-", "_")

@@ -29,7 +29,7 @@ from ivg.training.merging import SFTArguments
 from ivg.training.rollouts.arguments import RolloutArguments
 from ivg.training.value.arguments import ValueTrainingArguments
 from tests import tiny
-from tests.docs.pages import PAGES, ROOT, Snippet, indented, snippets
+from tests.docs.pages import PAGES, ROOT, Snippet, fenced, indented, snippets
 
 STAGE_CLASSES: dict[str, tuple[type, ...]] = {
     "sft": (DataArguments, SFTArguments, ModelArguments),
@@ -127,6 +127,17 @@ def test_commands_exist(snippet: Snippet, monkeypatch: pytest.MonkeyPatch) -> No
     assert commands(snippet)
     for words in commands(snippet):
         check_command(words)
+
+
+@pytest.mark.parametrize("snippet", snippets("bash"), ids=lambda snippet: snippet.name)
+def test_flags_go_with_the_run_that_the_page_shows(snippet: Snippet, tmp_path: Path) -> None:
+    shown = [block for block in fenced(snippet.page) if block.title == "run.yaml"]
+    for words in commands(snippet):
+        rest = words[words.index("decode") + 1 :] if "decode" in words else []
+        if shown and rest[:2] == ["--config", "run.yaml"]:
+            path = tmp_path / "run.yaml"
+            path.write_text(shown[0].text)
+            parse(["--config", str(path), *rest[2:]])
 
 
 def check_command(words: list[str]) -> None:
