@@ -26,7 +26,14 @@ class UserError(ValueError):
     """
 
 
-class ProcessLostError(RuntimeError):
+class RunError(RuntimeError):
+    """Work that was rightly asked for cannot go on; what was finished is saved.
+
+    The message is one line: what failed, on what.
+    """
+
+
+class ProcessLostError(RunError):
     """One of several processes that share a job has ended, so the others cannot go on."""
 
 
@@ -61,11 +68,11 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def fail(message: str) -> NoReturn:
-    """Print one line on stderr from the main process and leave with exit code 2."""
-    if is_main_process():
+def fail(message: str, code: int = EXIT_USER_ERROR) -> NoReturn:
+    """Print one line on stderr and leave; of several processes, only the main one tells a user's mistake."""
+    if is_main_process() or code != EXIT_USER_ERROR:
         sys.stderr.write(f"error: {_shown(message)}\n")
-    sys.exit(EXIT_USER_ERROR)
+    sys.exit(code)
 
 
 def _shown(message: str) -> str:
@@ -84,7 +91,8 @@ def end_interrupted() -> NoReturn:
 def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
     """Wrap a script's `main`: a `UserError` becomes one line and exit code 2, Ctrl-C one and 130.
 
-    A process of several that ends alone is told of by those that were left behind: one line each, and 1.
+    A `RunError` becomes one line and 1, and so does a file that the system refuses. A process of several
+    that ends alone is told of by those that were left behind: one line each, and 1.
     """
 
     @functools.wraps(main)
@@ -97,6 +105,12 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
             sys.stderr.write(f"error: {_shown(str(error))}\n")
             sys.stderr.flush()
             os._exit(EXIT_FAILURE)  # whoever waits for the lost process at exit waits for ever
+        except RunError as error:
+            fail(str(error), EXIT_FAILURE)
+        except OSError as error:
+            if error.filename is None or error.strerror is None:  # not of a file, so perhaps ours
+                raise
+            fail(f"{error.filename}: {error.strerror}", EXIT_FAILURE)
         except KeyboardInterrupt:
             end_interrupted()
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from ivg.decoding.sequences import Finished, Hypothesis, Task
-from ivg.errors import UserError
+from ivg.errors import RunError, UserError
 
 
 class Engine(Protocol):
@@ -76,11 +76,11 @@ class PrefixScorer(Protocol):
         ...
 
 
-class NumericalError(RuntimeError):
+class NumericalError(RunError):
     """A model returned NaN or infinite numbers."""
 
 
-class EngineError(RuntimeError):
+class EngineError(RunError):
     """An engine could not start, or has ended before its work was done; what was finished is saved."""
 
 

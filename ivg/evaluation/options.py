@@ -78,14 +78,18 @@ def parse_options(cls: type[T], argv: Sequence[str] | None, description: str) ->
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         value = getattr(built, field.name)
         for text in value if isinstance(value, list) else [value]:
-            _refuse_half_characters(field.name, text)
+            _refuse_unusable(field.name, text)
     return built
 
 
-def _refuse_half_characters(name: str, text: object) -> None:
-    """Refuse half a surrogate pair, of which there is no file and no variable."""
+def _refuse_unusable(name: str, text: object) -> None:
+    """Refuse a NUL byte and half a surrogate pair, of which there is no file and no variable."""
+    if not isinstance(text, str):
+        return
+    if "\0" in text:
+        raise UserError(f"{name} is {text!r:.60}, which holds a NUL byte; give a text")
     try:
-        os.fsencode(text if isinstance(text, str) else "")
+        os.fsencode(text)
     except UnicodeEncodeError as error:
         raise UserError(f"{name} is {text!r:.60}, which holds half a character; give a text") from error
 

@@ -13,8 +13,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ivg.config.yaml_file import nearest, read_yaml
-from ivg.decoding.engine import EngineError
-from ivg.errors import EXIT_FAILURE, UserError, exit_on_user_error, require_module
+from ivg.errors import UserError, exit_on_user_error, require_module
 from ivg.models.folders import require_folders
 from ivg.run import console
 from ivg.serve.settings import ServerSettings, settings_from_dict
@@ -113,11 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with _bind(settings.serve.host, settings.serve.port) as listener:
         from ivg.serve.starting import plan, start
 
-        try:
-            app = start(settings, plan(settings))
-        except EngineError as error:
-            sys.stderr.write(f"error: {error}\n")
-            return EXIT_FAILURE
+        app = start(settings, plan(settings))
         _serve(app, settings, listener)
     return 0
 

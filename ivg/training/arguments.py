@@ -60,6 +60,10 @@ _RANGES: dict[str, tuple[float, float, str]] = {
 }
 
 
+# Settings that may name a JSON file instead; other mappings are JSON themselves where they are flags.
+_MAPPINGS_OR_FILES = {"accelerator_config", "deepspeed", "fsdp_config"}
+
+
 def as_mapping(given: object, name: str) -> dict[str, Any]:
     """Return a setting that is a mapping in YAML, and its JSON as a flag; nothing where it is unset.
 
@@ -258,6 +262,14 @@ def parse_training(kind: type, argv: Sequence[str]) -> tuple[DataArguments, Any,
         training.disable_tqdm = True
     if "token" in (training.model_init_kwargs or {}):
         raise UserError("model_init_kwargs holds a token, which would be saved; set HF_TOKEN instead")
+    for name, hint in typing.get_type_hints(kind).items():
+        given = vars(training).get(name)
+        if isinstance(given, str) and "dict" in str(hint) and name not in _MAPPINGS_OR_FILES:
+            setattr(training, name, as_mapping(given, name))
+    if getattr(training, "activation_offloading", False) and not torch.accelerator.is_available():
+        raise UserError(
+            "activation_offloading moves activations out of an accelerator's memory; there is none"
+        )
     if training.hub_token is not None:
         # Saved with the model otherwise; whoever talks to the Hub looks here too.
         os.environ["HF_TOKEN"] = training.hub_token

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from accelerate import PartialState
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     PretrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainingArguments,
     set_seed,
@@ -131,6 +133,8 @@ def starting_point(
                 revision=arguments.model_revision,
                 trust_remote_code=arguments.trust_remote_code,
             )
+        if arguments.lora_task_type == "CAUSAL_LM":
+            _require_language_model(config, path)
         if arguments.lora_task_type == "CAUSAL_LM" and not arguments.use_peft:
             _require_savable_generation(path, arguments.model_revision)
         return path
@@ -144,6 +148,20 @@ def starting_point(
         partial.rename(folder)
     PartialState().wait_for_everyone()
     return str(folder)
+
+
+def _require_language_model(config: PretrainedConfig, path: str) -> None:
+    """Refuse a config whose `architectures`, by which TRL loads a model, names none that writes text."""
+    names = getattr(config, "architectures", None)
+    name = names[0] if isinstance(names, list) and names else names
+    found: Any = getattr(transformers, name, None) if isinstance(name, str) else None
+    is_model = isinstance(found, type) and issubclass(found, PreTrainedModel)
+    is_known = is_model and found.can_generate()
+    if not is_known and not (found is None and getattr(config, "auto_map", None)):
+        raise UserError(
+            f"model {path}: its config.json names the architecture {name!r:.60}, no language model of "
+            f"transformers {transformers.__version__}; name one, such as GPT2LMHeadModel"
+        )
 
 
 def _require_savable_generation(path: str, revision: str | None) -> None:

@@ -260,7 +260,12 @@ def full(size: Size, runs: str) -> list[Stage]:
             inputs=[surface, *size.model_files, f"{size.runs}/data/prompts.test.jsonl"],
             outputs=[f"{runs}/surface"],
         ),
-        reporting(size, runs, *(f"{runs}/{name}" for name in ("decoded", "surface", "sweep"))),
+        reporting(
+            size,
+            runs,
+            *(f"{runs}/{name}" for name in ("decoded", "surface", "sweep")),
+            *(f"{size.runs}/accuracy_{pair}" for pair in PAIRS),
+        ),
     ]
 
 

@@ -3,7 +3,7 @@
     python recipes/smollm2/real_report.py RUNS MODELS BASE
 
 RUNS holds decoded/ (and surface/, the answers by both pairs), MODELS the guides, BASE the base. Writes
-report.json (and trade_off.json) into RUNS. `ivg eval report` draws it.
+report.json (and trade_off.json, and how well the guides rank answers) into RUNS. `ivg eval report` draws it.
 """
 
 import sys
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import answer_rewards
+import guides_accuracy
 from rich.console import Console
 from stages import hash_path, read_stamp
 
@@ -33,6 +34,7 @@ METHODS = (
     *("base", "best_of_n", "best_of_n_equal_compute", "tuned", "token_implicit"),
     *("token_implicit_best_of_n", "chunk_explicit", "ivg"),
 )
+ACCURACY = "reward_accuracy.json"
 REWARD = "tone: mean VADER compound of the sentences, -1 to 1"
 # Beside tone, which the first pair and the value model were trained on: a judge that nothing was trained on,
 # the second pair's reward, and whether an answer is whole.
@@ -133,6 +135,23 @@ def read_points(folder: Path) -> dict[tuple[float, float], Decoded]:
     return dict(sorted(points.items()))
 
 
+def write_accuracies(models: Path, runs: Path, rewards: Mapping[str, Mapping[str, Any]]) -> None:
+    """Put what was measured of the guides beside a report, with what it says of the methods' order.
+
+    Args:
+        models: folder of the guides and of `accuracy_tone` and `accuracy_brevity`.
+        runs: folder of the report.
+        rewards: tone by method. Without both methods that use one guide alone, nothing is said of order.
+    """
+    for name in ("accuracy_tone", "accuracy_brevity"):
+        measured = read_json(models / name / ACCURACY, "what the guides know; run recipes/smollm2/real.py")
+        alone = {guides_accuracy.PAIR_METHOD, guides_accuracy.VALUE_METHOD}
+        if name == "accuracy_tone" and alone <= rewards.keys():
+            measured["prediction"] = guides_accuracy.prediction(measured, rewards)
+        (runs / name).mkdir(exist_ok=True)
+        write_json(runs / name / ACCURACY, measured)
+
+
 def weights_check(stamps: Path, weights: Path) -> dict[str, Any]:
     """Compare the base's weights before the first answer was decoded with those that lie there now."""
     stamp = read_stamp(stamps, "decode")
@@ -174,6 +193,9 @@ def main(arguments: Sequence[str]) -> None:
             },
         }
     write_json(runs / "report.json", report)
+    if runs != models:
+        tones = {name: found["gold_reward"] for name, found in report["methods"].items()}
+        write_accuracies(models, runs, tones)
     shown = [methods_table(report), paired_table(report), costs_by_method_table(report)]
     if (runs / "surface").is_dir():
         with console.status("judging the trade-off"):

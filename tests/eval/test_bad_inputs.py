@@ -164,6 +164,7 @@ def nothing(folder):
 # command, what is wrong, how it is made so, the command line, and what the line must say
 CASES = [
     ("gold_reward", "weights cut off", truncate("base/model.safetensors"), [*GOLD, "--base", "base"], "base (base): cannot be loaded"),
+    ("gold_reward", "output of a NUL byte", nothing, [*GOLD, "--output", "\0"], "output is '\\x00', which holds a NUL byte"),
     ("gold_reward", "no weights", remove("base/model.safetensors"), [*GOLD, "--base", "base"], "base (base): cannot be loaded"),
     ("gold_reward", "config no JSON", write("base/config.json", b"{"), [*GOLD, "--base", "base"], "base (base)"),
     ("gold_reward", "model brings code", ship_code, [*GOLD, "--base", "base"], "ships code of its own"),
@@ -176,7 +177,7 @@ CASES = [
     ("gold_reward", "infinite reward", nothing, [*GOLD[:-1], "function_endless.reward"], "gold reward of prompt '0' is infinite"),
     ("gold_reward", "a pipe", pipe("one.jsonl"), GOLD, "one.jsonl: no regular file; give"),
     ("gold_reward", "a device", nothing, ["--files", "a=/dev/zero"], "/dev/zero: no regular file; give"),
-    ("gold_reward", "NUL in a path", nothing, ["--files", "a=x\0y"], "null byte"),
+    ("gold_reward", "NUL in a path", nothing, ["--files", "a=x\0y"], "which holds a NUL byte"),
     ("gold_reward", "NUL bytes", write("one.jsonl", b"\0\0\n"), GOLD, "one.jsonl, line 1: not JSON"),
     ("gold_reward", "deep JSON", write("one.jsonl", DEEP), GOLD, "line 1: nested too deep"),
     ("gold_reward", "5,000 digits", write("one.jsonl", b'{"id": ' + DIGITS + b"}"), GOLD, "line 1: not JSON"),

@@ -178,9 +178,10 @@ def _run(argv: list[str], script: str) -> int:
 
 def _check(capsys: pytest.CaptureFixture[str], code: int) -> None:
     printed = capsys.readouterr().err
-    assert code in (0, 2), code
     assert "Traceback" not in printed
-    assert (code == 2) == ("error: " in printed)
+    assert (code == 0) == ("error: " not in printed)
+    # What only a run can find out, of weights that are numbers, but not the trained ones.
+    assert code in (0, 2) or (code == 1 and "returned NaN or infinite numbers" in printed), code
 
 
 # Shrinking would train models for minutes.
@@ -201,6 +202,8 @@ def _try(
 @given(changes=mutations("sft"))
 @example(changes=[("line", "", DEEP)])
 @example(changes=[("field", "generation_config.json", (3, True))])
+@example(changes=[("key", "activation_offloading", True)])
+@example(changes=[("key", "dataset_kwargs", "no")])
 def test_sft(whole: Path, capsys: pytest.CaptureFixture[str], changes: list[tuple[str, str, Any]]) -> None:
     _try(whole, capsys, "sft", changes)
 
@@ -209,6 +212,8 @@ def test_sft(whole: Path, capsys: pytest.CaptureFixture[str], changes: list[tupl
 @given(changes=mutations("dpo"))
 @example(changes=[("line", "", DEEP)])
 @example(changes=[("field", "generation_config.json", (3, True))])
+@example(changes=[("key", "activation_offloading", True)])
+@example(changes=[("field", "config.json", (32, ".gguf"))])
 def test_dpo(whole: Path, capsys: pytest.CaptureFixture[str], changes: list[tuple[str, str, Any]]) -> None:
     _try(whole, capsys, "dpo", changes)
 
@@ -216,6 +221,7 @@ def test_dpo(whole: Path, capsys: pytest.CaptureFixture[str], changes: list[tupl
 @quick
 @given(changes=mutations("reward"))
 @example(changes=[("line", "", DEEP)])
+@example(changes=[("key", "activation_offloading", True)])
 def test_reward(whole: Path, capsys: pytest.CaptureFixture[str], changes: list[tuple[str, str, Any]]) -> None:
     _try(whole, capsys, "reward", changes)
 
@@ -229,6 +235,7 @@ def test_value(whole: Path, capsys: pytest.CaptureFixture[str], changes: list[tu
 
 @quick
 @given(changes=mutations("rollouts"))
+@example(changes=[("bytes", "model.safetensors", (3085, b"\x9c\xc3\xefW\xe0\x91U@"))])
 @example(changes=[("line", "", DEEP)])
 def test_rollouts(
     whole: Path, capsys: pytest.CaptureFixture[str], changes: list[tuple[str, str, Any]]
@@ -266,7 +273,7 @@ def test_convert_value(
         places = {"source": "source", "value": "value"}
         shape = next((value for kind, _, value in changes if kind == "head"), [33, 16])
         change_weights(folder / "source", lambda state: {**state, "score_head.weight": torch.zeros(shape)})
-        for kind, name, value in changes:
+        for kind, name, value in sorted(changes, key=lambda change: change[0] == "bytes"):
             if kind == "place":
                 places[name] = value.replace("..", "up")
             elif kind != "head":

@@ -68,6 +68,31 @@ def test_the_trade_off_has_both_rewards_at_every_point(tmp_path):
     assert set(report["points"][0]["also"]) == {"TextBlob", "finished"}
 
 
+def test_what_the_guides_know_stands_beside_the_full_report(tmp_path):
+    runs = tmp_path / "full"
+    runs.mkdir()
+
+    def known(mean, low, high):
+        return [{"percent": 50, "pairwise_accuracy": {"mean": mean, "ci95": [low, high], "n": 288}}]
+
+    for name in ("accuracy_tone", "accuracy_brevity"):
+        scorers = {"pair, summed": known(0.5, 0.45, 0.55), "value": known(0.7, 0.65, 0.75)}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "reward_accuracy.json").write_text(json.dumps({"scorers": scorers}))
+    rewards = {
+        "token_implicit": {"mean": 0.1, "ci95": [0, 0.2], "n": 200},
+        "chunk_explicit": {"mean": 0.3, "ci95": [0.2, 0.4], "n": 200},
+    }
+    real_report.write_accuracies(tmp_path, runs, rewards)
+    found = {
+        name: json.loads((runs / name / "reward_accuracy.json").read_text())
+        for name in ("accuracy_tone", "accuracy_brevity")
+    }
+    assert found["accuracy_tone"]["prediction"]["holds"] is True  # the value model, and its method
+    assert "prediction" not in found["accuracy_brevity"]
+    assert found["accuracy_brevity"]["scorers"]["value"] == known(0.7, 0.65, 0.75)
+
+
 def test_a_report_without_decoding_says_what_to_run(tmp_path):
     with pytest.raises(UserError, match=r"has no decode\.stamp; run recipes/smollm2/real\.py"):
         real_report.weights_check(tmp_path, tmp_path / "model.safetensors")

@@ -25,6 +25,7 @@ MINUS = "\N{MINUS SIGN}"
 GREY = "#5b6472"
 WIDTH = 4.6  # inches: small, so that its letters stay readable where a phone shrinks it
 LINE = 46  # characters of an axis label in one line
+CAPTION_LINE = 68  # characters of a caption in one line, for each panel
 
 LABELS = {
     "base": "base",
@@ -134,7 +135,8 @@ def counted(estimates: Iterable[Mapping[str, Any]]) -> str:
 
 def add_caption(figure: Figure, text: str) -> None:
     """Write a figure's caption, n included, below it."""
-    figure.supxlabel(plain(text), fontsize=9, color=GREY, x=0.01, ha="left")
+    line = CAPTION_LINE * round(figure.get_figwidth() / WIDTH)
+    figure.supxlabel(textwrap.fill(plain(text), line), fontsize=9, color=GREY, x=0.01, ha="left")
 
 
 Estimates = Mapping[str, Mapping[str, Any]]  # by method, as `Estimate.as_dict` writes them

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
 from ivg.evaluation.report.figures import (
@@ -155,9 +157,11 @@ class FrontierPoint:
 _SIDES = ((0, -1), (1, 1))  # of an interval, and their signs
 _LABEL_PLACES = [
     ((reach * side, rise), "left" if side > 0 else "right")
-    for rise in (0, -8, 8, -16, 16, -24, 24)
-    for side, reach in ((1, 7), (-1, 7), (1, 14))
+    for rise in (0, -8, 8, -16, 16, -24, 24, -34, 34, -46, 46)
+    for side, reach in ((1, 7), (-1, 7), (1, 18), (-1, 18))
 ]
+_FAR = 12  # points: a label that is farther away is tied to its point by a line
+_LABEL_WEIGHT = 4  # a label over a label can be read by nobody, one over an interval can
 
 
 def frontier(
@@ -214,32 +218,41 @@ def _bars(estimates: Sequence[Mapping[str, Any] | None]) -> list[list[float]] | 
 def _label_points(figure: Figure, axes: Axes, points: Sequence[FrontierPoint]) -> None:
     """Write each point's setting where it hides the least of points, intervals, lines and earlier labels."""
     figure.draw_without_rendering()  # the layout decides where things are
-    occupied = _find_occupied(axes, points)
+    occupied, labels = _find_occupied(axes, points), list[Bbox]()
     drawn = styles(point.method for point in points)
     for point in points:
+        color = [0.65 * part for part in to_rgb(drawn[point.method].color)]  # letters need contrast
         placed = []
         for offset, alignment in _LABEL_PLACES:
-            text = axes.annotate(
-                plain(point.setting),
-                (point.x, point.reward["mean"]),
-                offset,
-                textcoords="offset points",
-                fontsize=7.5,
-                color=[0.65 * part for part in to_rgb(drawn[point.method].color)],  # letters need contrast
-                ha=alignment,
-                va="center",
-            )
+            text = _write_label(axes, point, offset, alignment, color)
             box = text.get_window_extent()
             hidden = sum(box.overlaps(other) for other in occupied)
+            hidden += _LABEL_WEIGHT * sum(box.overlaps(other) for other in labels)
             is_inside = all(axes.bbox.contains(x, y) for x, y in box.get_points())
-            placed.append((hidden if is_inside else len(occupied), text, box))
-            text.set_visible(False)
-        _, text, box = min(placed, key=lambda place: place[0])
-        for _, other, _ in placed:
-            if other is not text:
-                other.remove()
-        text.set_visible(True)
-        occupied.append(box)
+            placed.append((hidden if is_inside else math.inf, (offset, alignment), box))
+            text.remove()
+        _, (offset, alignment), box = min(placed, key=lambda place: place[0])
+        line = {"arrowstyle": "-", "color": color, "lw": 0.5, "shrinkA": 0, "shrinkB": 4}
+        is_far = abs(offset[1]) > _FAR
+        _write_label(axes, point, offset, alignment, color, arrowprops=line if is_far else None)
+        labels.append(box)
+
+
+def _write_label(
+    axes: Axes, point: FrontierPoint, offset: tuple[int, int], alignment: str, color: Any, **more: Any
+) -> Annotation:
+    """Write a point's setting, `offset` points of length (1/72 inch) right of and above it."""
+    return axes.annotate(
+        plain(point.setting),
+        (point.x, point.reward["mean"]),
+        offset,
+        textcoords="offset points",
+        fontsize=7.5,
+        color=color,
+        ha=alignment,
+        va="center",
+        **more,
+    )
 
 
 def _find_occupied(axes: Axes, points: Sequence[FrontierPoint]) -> list[Bbox]:
