@@ -7,6 +7,8 @@ mistyped flag do not wait for.
 from __future__ import annotations
 
 import importlib
+import logging
+import warnings
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -45,6 +47,14 @@ _MODULES = {
     "load_models": "ivg.models.loading",
 }
 _ROOMS = ("config", "errors", "hf", "models", "rewards", "run")  # for `ivg.hf.Guidance` after `import ivg`
+
+# Two lines of other libraries that no user of ours can mend; they would open every command.
+# peft imports bitsandbytes where it is installed, whatever is loaded, and that misses a kernel of the Hub's.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
+    lambda record: not record.msg.startswith("Failed to load CPU gemm_4bit_forward")
+)
+# peft 0.21 asks transformers by the old name when it wraps a model.
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
 def __getattr__(name: str) -> object:

@@ -179,7 +179,10 @@ def _tell_environment(arguments: Sequence[str]) -> None:
 
 
 def _train(arguments: Sequence[str]) -> int:
-    """Hand a stage over to `accelerate launch`; what stands before its name is for the launcher."""
+    """Train here, or hand over to `accelerate launch` where there is something to launch.
+
+    What stands before the stage's name is for the launcher.
+    """
     place = next((i for i, word in enumerate(arguments) if word in STAGES), 0)
     name, command, rest = _choose("train", "a stage", STAGES, arguments[place:])
     if command is None:
@@ -198,8 +201,18 @@ def _train(arguments: Sequence[str]) -> int:
         return 0
     if "--help_all" in rest:
         return run_here("train", name, ["--help"])
+    if place == 0 and _is_one_process():
+        return run_here("train", name, rest)
     launcher = [sys.executable, "-m", "accelerate.commands.launch", *arguments[:place]]
     return _start([*launcher, "--module", command.module, *rest])
+
+
+def _is_one_process() -> bool:
+    """Tell whether `accelerate launch` without flags would start one process with no settings of its own."""
+    import torch
+    from accelerate.commands.config.config_args import default_config_file  # of `accelerate config`
+
+    return torch.accelerator.device_count() <= 1 and not Path(default_config_file).is_file()
 
 
 def _evaluate(arguments: Sequence[str]) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -217,8 +219,59 @@ def test_whoever_reads_may_stop() -> None:
     assert (done.returncode, done.stderr) in [(1, ""), (0, "")]  # 0 where all was written before
 
 
+def test_what_libraries_say_of_each_other_is_not_repeated(caplog: pytest.LogCaptureFixture) -> None:
+    """Only their two known lines: everything else of theirs is heard."""
+    line = "Failed to load CPU gemm_4bit_forward from kernels-community: %s"
+    installed = importlib.util.find_spec("bitsandbytes")
+    if installed is not None:
+        assert installed.origin is not None
+        source = Path(installed.origin).parent / "backends" / "cpu" / "ops.py"
+        assert line in source.read_text(encoding="utf-8")
+    place = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    place.warning(line, "no kernels")
+    place.warning("Failed to load the library")
+    assert [record.getMessage() for record in caplog.records] == ["Failed to load the library"]
+
+
 @pytest.mark.slow
-def test_a_stage_is_handed_to_the_launcher(tmp_path: Path) -> None:
+def test_a_lora_is_made_without_a_word() -> None:
+    code = (
+        "import ivg, logging, peft, transformers; logging.basicConfig(); "
+        "shape = dict(n_layer=1, n_embd=8, n_head=1, vocab_size=8, bos_token_id=1, eos_token_id=2); "
+        "config = transformers.GPT2Config(**shape); "
+        "peft.get_peft_model(transformers.GPT2LMHeadModel(config), peft.LoraConfig(fan_in_fan_out=True))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("how", ["one", "several GPUs", "accelerate config"])
+def test_the_launcher_is_asked_where_there_is_something_to_launch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    import torch
+    from accelerate.commands.config import config_args
+
+    config = tmp_path / "default_config.yaml"
+    if how == "accelerate config":
+        config.write_text("")
+    monkeypatch.setattr(config_args, "default_config_file", str(config))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2 if how == "several GPUs" else 1)
+    started: list[str] = []
+    monkeypatch.setattr(os, "execv", lambda program, command: started.append("launcher"))
+    monkeypatch.setattr("ivg.__main__.run_here", lambda verb, name, rest: started.append(name) or 0)
+    main(["train", "dpo", "--config", "a.yaml"])
+    assert started == (["dpo"] if how == "one" else ["launcher"])
+
+
+@pytest.mark.slow
+def test_a_mistake_in_a_stage_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text("modle_name_or_path: x\n")
     done = subprocess.run(
@@ -230,4 +283,5 @@ def test_a_stage_is_handed_to_the_launcher(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
     )
     assert "unknown key 'modle_name_or_path'; did you mean 'model_name_or_path'?" in done.stderr
-    assert done.returncode == 1  # the launcher's
+    assert len(done.stderr.splitlines()) == 1
+    assert done.returncode == 2

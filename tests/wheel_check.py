@@ -54,12 +54,19 @@ COMMANDS = (
     f"python {QUICKSTART}/run.py",
     f"ivg train sft --config {QUICKSTART}/untuned.yaml --output_dir runs/again --max_steps 1",
     f"ivg decode {GUIDED} --output guided.jsonl --trace guided.trace.jsonl",
+    "ivg view guided.trace.jsonl --output search.html",
     f"ivg eval gold-reward --function ivg.rewards.vader_completion --base {RUNS}/base "
     f"--files base={RUNS}/decoded/base.jsonl guided=guided.jsonl --output gold_reward.json",
     f"ivg eval report --folder {RUNS} --output judged",
 )
 # What must lie there afterwards.
-WRITTEN = (f"{RUNS}/report.html", "runs/again/model.safetensors", "guided.jsonl", "gold_reward.json")
+WRITTEN = (
+    f"{RUNS}/report.html",
+    "runs/again/model.safetensors",
+    "guided.jsonl",
+    "search.html",
+    "gold_reward.json",
+)
 
 
 class Place:

@@ -9,7 +9,6 @@ so that what the program knows of itself (keys, defaults, ranges, flags, verbs) 
 
 from __future__ import annotations
 
-import logging
 import re
 import sys
 import warnings
@@ -25,7 +24,6 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # for `docs.generate` and, where it is not installed, `ivg`
 # What libraries say of themselves when the training and evaluation scripts import them.
 warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.")
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 from docs.generate.commands import (  # noqa: E402
     evaluation_keys,
@@ -38,8 +36,8 @@ from docs.generate.commands import (  # noqa: E402
 )
 from docs.generate.keys import keys  # noqa: E402
 
-# Files of the repository's root that are pages too.
-PAGES_AT_THE_ROOT = ("BENCHMARKS.md", "CHANGELOG.md")
+# Files outside of docs/ that are pages too.
+PAGES_OUTSIDE = ("BENCHMARKS.md", "CHANGELOG.md", "notebooks/README.md", "recipes/smollm2/README.md")
 GENERATORS: dict[str, Callable[..., str]] = {
     "keys": keys,
     "training-keys": training_keys,
@@ -55,7 +53,7 @@ _ASKED = re.compile(r"^<!-- generate: ([\w-]+)((?: [\w.-]+)*) -->$", re.MULTILIN
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages from outside `docs/`."""
-    for name in PAGES_AT_THE_ROOT:
+    for name in PAGES_OUTSIDE:
         files.append(File(name, str(ROOT), config.site_dir, config.use_directory_urls))
     return files
 

@@ -24,6 +24,7 @@ from ivg.errors import UserError
 _PACKAGE = Path(__file__).parents[1]
 _ORDER = (
     "run",
+    "real",
     "prepare",
     "train sft",
     "train reward",

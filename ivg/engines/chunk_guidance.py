@@ -8,6 +8,7 @@ that score chunks are each engine's own: in lockstep `guides.py`, or `text_guide
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -83,12 +84,44 @@ def build_function_scorers(plans: Sequence[FunctionPlan], stop_checker: StopChec
     """Import the value functions of a run.
 
     Raises:
-        UserError: a name that cannot be imported, or is no callable.
+        UserError: as `import_value_function` does.
     """
     return [
-        FunctionScorer(plan.name, import_function(plan.name, "value function"), plan.weight, stop_checker)
+        FunctionScorer(plan.name, import_value_function(plan.name), plan.weight, stop_checker)
         for plan in plans
     ]
+
+
+def import_value_function(name: str) -> ValueFunction:
+    """Import a value function, and see from its parameters that it can be asked as one.
+
+    Args:
+        name: package.module.function.
+
+    Raises:
+        UserError: it cannot be imported, is no callable, is a reward, or takes other arguments.
+    """
+    function = import_function(name, "value function")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some callables written in C do not tell
+        return function
+    if next(iter(signature.parameters), "") == "rows":  # as every reward calls them
+        raise UserError(
+            f"value function {name}: takes {_names(signature)}, so it is a reward; give a function of "
+            "(record, responses) that asks it about ([record] * len(responses), responses)"
+        )
+    try:
+        signature.bind({}, [])
+    except TypeError as error:
+        raise UserError(
+            f"value function {name}: takes {_names(signature)}; give a function of (record, responses)"
+        ) from error
+    return function
+
+
+def _names(signature: inspect.Signature) -> str:
+    return f"({', '.join(signature.parameters)})"
 
 
 def add_scorers(scorers: Sequence[PrefixScorer]) -> PrefixScorer | None:

@@ -132,7 +132,7 @@ def load_inspected(infos: ModelInfos, base: LoadedModel | None = None) -> Models
     adapted: dict[str, Any] = {}  # models with adapters over them
 
     def load(info: ModelInfo) -> LoadedModel:
-        key = _loading_key(info.source)
+        key = loading_key(info.source)
         if key not in loaded:
             loaded[key] = _load_module(info)
         return LoadedModel(info, loaded[key], is_ours=True)
@@ -143,7 +143,7 @@ def load_inspected(infos: ModelInfos, base: LoadedModel | None = None) -> Models
         else LoadedPair(pair, load(pair.tuned), load(pair.untuned))
         for pair in infos.pairs
     )
-    if base is None and (key := _loading_key(infos.base.source)) in adapted:
+    if base is None and (key := loading_key(infos.base.source)) in adapted:
         base = LoadedModel(infos.base, adapted[key], is_ours=True, branch=WITHOUT_ADAPTER)
     base = base or load(infos.base)
     return Models(infos, base, pairs, tuple(LoadedValue(value, load(value.model)) for value in infos.values))
@@ -161,7 +161,7 @@ def load_pair(pair: PairInfo) -> LoadedPair:
     return LoadedPair(pair, load_model(pair.tuned), load_model(pair.untuned))
 
 
-def _loading_key(source: ModelConfig) -> str:
+def loading_key(source: ModelConfig) -> str:
     """Return what decides a model's weights: all of its configuration but how it words prompts."""
     return repr(dataclasses.replace(source, template=None, chat_template_kwargs={}))
 
@@ -171,11 +171,11 @@ def _load_shared_pair(pair: PairInfo, adapted: dict[str, Any]) -> LoadedPair:
 
     Args:
         pair: the pair.
-        adapted: by `_loading_key`, models with adapters over them; extended in place.
+        adapted: by `loading_key`, models with adapters over them; extended in place.
     """
     path, name = pair.tuned.source.path, pair.tuned.name
     brought = adapter_weights(path, name)
-    key = _loading_key(pair.untuned.source)
+    key = loading_key(pair.untuned.source)
     module = adapted.get(key)
     branch = WITH_ADAPTER if module is None else f"{WITH_ADAPTER}{len(module.peft_config) + 1}"
     under = _load_module(pair.untuned) if module is None else module
@@ -388,13 +388,16 @@ def changes_tied_embedding(module: PreTrainedModel, changed: Collection[str]) ->
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' own report of missing weights off the screen: what is wrong is raised in a line."""
-    level = transformers_logging.get_verbosity()
+    """Keep transformers' bars and its report of missing weights off the screen: what is wrong is raised."""
+    level, has_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         transformers_logging.set_verbosity(level)
+        if has_bars:
+            transformers_logging.enable_progress_bar()
 
 
 def default_device() -> str:

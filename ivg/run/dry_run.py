@@ -18,14 +18,23 @@ from rich.table import Table
 from rich.text import Text
 
 from ivg.config import DecodeConfig, Guidance, SearchConfig, check_guidance
+from ivg.engines.chunk_guidance import import_value_function
 from ivg.engines.lockstep.acceleration import has_compiled_loops, packs_weights
 from ivg.engines.vllm.refusals import installed_version
 from ivg.errors import UserError
 from ivg.models.cross_vocab import SAMPLE_TEXT, TokenReadings, guided_share
 from ivg.models.inspection import ModelInfo, longrope_length
-from ivg.models.loading import default_device
+from ivg.models.loading import default_device, loading_key
 from ivg.models.memory import Needs, adapter_bytes, check_it_fits, estimate, process_bytes
-from ivg.models.plan import GuidePlan, ModelInfos, inspect_models, plan_guides, tell_templates
+from ivg.models.plan import (
+    GuidePlan,
+    ModelInfos,
+    PairInfo,
+    inspect_models,
+    plan_functions,
+    plan_guides,
+    tell_templates,
+)
 from ivg.models.prompts import Record, has_double_bos, messages_of
 from ivg.models.vocab import VocabMatch, compare, stop_token_ids
 from ivg.run.engines import find_engine_refusals
@@ -151,6 +160,8 @@ def examine_run(config: DecodeConfig, records: Sequence[Record]) -> DryRun:
     plans: list[GuidePlan] | None = None
     try:
         plans = plan_guides(infos, config.search)
+        for function in plan_functions(infos, config.search):
+            import_value_function(function.name)
         stop_token_ids(infos.base.tokenizer, config.sampling.stop)
     except UserError as error:
         problems.append(str(error))
@@ -159,6 +170,7 @@ def examine_run(config: DecodeConfig, records: Sequence[Record]) -> DryRun:
         problems += dict.fromkeys(refusal.tell(config.engine) for refusal in refusals)
     models = _examine_all(infos, plans, records, config)
     used = [model for model in models if model.is_used]
+    running = [model for model in used if model.name not in _find_twins_of_base(infos.base, plans or ())]
     new = config.sampling.max_new_tokens
     width = max((model.longest_prompt for model in used), default=0) + new
     num_rows = _count_rows(config, len(records), width)
@@ -174,13 +186,32 @@ def examine_run(config: DecodeConfig, records: Sequence[Record]) -> DryRun:
         ),
         weight_bytes=_count_weights(used, is_on_cpu),
         num_rows=num_rows,
-        cache_bytes=sum(m.needs.cache_bytes_per_token * num_rows * (m.longest_prompt + new) for m in used),
-        score_bytes=_COPIES_OF_SCORES * len(used) * num_rows * infos.base.num_outputs * _SCORE_BYTES,
+        cache_bytes=sum(m.needs.cache_bytes_per_token * num_rows * (m.longest_prompt + new) for m in running),
+        score_bytes=_COPIES_OF_SCORES * len(running) * num_rows * infos.base.num_outputs * _SCORE_BYTES,
         process_bytes=process_bytes() if is_on_cpu else 0,
         num_prompts=len(records),
         problems=(*problems, *([] if config.skip_bad_rows else bad)),
         warnings=(*_find_warnings(infos, models, config), *(bad if config.skip_bad_rows else [])),
     )
+
+
+def _find_twins_of_base(base: ModelInfo, plans: Sequence[GuidePlan]) -> set[str]:
+    """Return the names of untuned halves that are the base itself, so that its own scores stand for theirs.
+
+    Once they are loaded, `engines.lockstep.lora_pair.is_over_base` finds the same.
+    """
+    untuned = [plan.info.untuned for plan in plans if _asks_by_ids(plan) and isinstance(plan.info, PairInfo)]
+    return {
+        info.name
+        for info in untuned
+        if loading_key(info.source) == loading_key(base.source)
+        and (info.template, info.source.chat_template_kwargs)
+        == (base.template, base.source.chat_template_kwargs)
+    }
+
+
+def _asks_by_ids(plan: GuidePlan) -> bool:
+    return plan.guides_tokens and plan.fit.route == "ids"
 
 
 def _runs_on_cpu(info: ModelInfo) -> bool:

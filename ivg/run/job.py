@@ -11,6 +11,7 @@ from typing import Any
 
 from ivg.config import DecodeConfig
 from ivg.decoding.sequences import Task
+from ivg.engines.chunk_guidance import import_value_function
 from ivg.errors import is_main_process
 from ivg.models.inspection import ModelInfo
 from ivg.models.memory import check_it_fits
@@ -25,7 +26,7 @@ from ivg.models.plan import (
     used_models,
 )
 from ivg.models.vocab import stop_token_ids
-from ivg.rewards import import_function, source_hash
+from ivg.rewards import source_hash
 from ivg.run.engines import StartEngine, prepare_engine
 from ivg.run.input_files import RESULT_FIELDS, InputRecord, read_input, refuse_bad_records, source_name
 from ivg.run.output_files import check_paths, content_hash, fingerprint
@@ -125,7 +126,7 @@ def prepare(
     infos = inspect_models(config.base, config.pairs, config.values)
     plans = plan_guides(infos, config.search)
     for function in plan_functions(infos, config.search):
-        import_function(function.name, "value function")
+        import_value_function(function.name)
     check_it_fits(reading_models(infos.base, plans))
     stop_token_ids(infos.base.tokenizer, config.sampling.stop)
     usable = [i for i, record in enumerate(records) if record.error is None]

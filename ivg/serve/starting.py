@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from ivg.decoding.engine import refuse
+from ivg.engines.chunk_guidance import import_value_function
 from ivg.errors import UserError
 from ivg.models.loading import load_inspected
 from ivg.models.memory import check_it_fits
@@ -22,7 +23,6 @@ from ivg.models.plan import (
     used_models,
 )
 from ivg.models.vocab import stop_token_ids
-from ivg.rewards import import_function
 from ivg.run.engines import find_engine_refusals, importing_vllm
 from ivg.serve.answers import Answers
 from ivg.serve.app import Service, build_app
@@ -59,7 +59,7 @@ def plan(settings: ServerSettings) -> Planned:
             plans[name] = plan_guides(infos, preset.search)
             refuse(run.engine, find_engine_refusals(run, infos, plans[name]))
             for function in plan_functions(infos, preset.search):
-                import_function(function.name, "value function")
+                import_value_function(function.name)
         except UserError as error:
             raise UserError(f"guidance {name}: {error}") from error
     every = [plan for of_preset in plans.values() for plan in of_preset]

@@ -25,6 +25,7 @@ import datasets
 import torch
 import trl
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import is_torch_bf16_gpu_available
 from transformers.utils import logging as transformers_logging
 
 from ivg.config.models import check_chat_template_kwargs
@@ -230,11 +231,21 @@ def parse_arguments(classes: Sequence[type], argv: Sequence[str]) -> tuple[Any, 
         given |= set(data)
         _set_environment(data.pop("env", None), config_path)
         parser.set_defaults_with_config(**_checked(data, classes, config_path))
+    _fit_defaults(parser, given)
     values, unknown = parser.parse_known_args(words)
     if unknown:
         name = unknown[0].lstrip("-").split("=")[0].replace("-", "_")
         raise UserError(f"unknown argument {unknown[0]!r}; {nearest(name, parser.actions())}")
     return tuple(_build(cls, vars(values), given) for cls in classes)
+
+
+def _fit_defaults(parser: _Parser, given: Collection[str]) -> None:
+    """Take back what transformers and TRL ask for by default and a machine without a GPU has not."""
+    keys = parser.actions()
+    if "bf16" in keys and not {"bf16", "fp16", "use_cpu"} & {*given} and not is_torch_bf16_gpu_available():
+        parser.set_defaults(bf16=False)  # which would be refused
+    if "dataloader_pin_memory" in {*keys} - {*given} and not torch.accelerator.is_available():
+        parser.set_defaults(dataloader_pin_memory=False)  # torch would warn of it
 
 
 def parse_training(kind: type, argv: Sequence[str]) -> tuple[DataArguments, Any, ModelArguments]:

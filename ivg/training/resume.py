@@ -49,8 +49,12 @@ _WRITTEN = (
     *("value_evaluation.json", "value_evaluation.png"),
     *("completions.jsonl", "preferences.jsonl", "statistics.json"),
 )
-# What may differ between a killed run and its restart: neither changes what is computed.
-_FREE_KEYS = {"overwrite_output", "resume_from_checkpoint", "logging_dir", "disable_tqdm", "hub_token"}
+# What may differ between a killed run and its restart: none of it changes what is computed.
+_FREE_KEYS = {
+    *("overwrite_output", "resume_from_checkpoint", "logging_dir", "disable_tqdm", "hub_token"),
+    "dataloader_pin_memory",
+    *("report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+}
 
 
 class CompleteCheckpoints(TrainerCallback):  # type: ignore[misc, unused-ignore]

@@ -173,6 +173,8 @@ def train(
         The metrics written to `metrics.json`: losses, runtime, and the final evaluation's.
     """
     arguments = trainer.args
+    # Else a tracker makes runs of their own of the evaluation at the end and of what goes on after a kill.
+    arguments.run_name = arguments.run_name or f"{stage} {arguments.output_dir}"
     trainer.card = _card(trainer, stage, data, model, facts, None)
     trainer.add_callback(CompleteCheckpoints(arguments))
     checkpoint = checkpoint_to_resume(arguments)

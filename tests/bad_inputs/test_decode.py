@@ -83,6 +83,16 @@ def pipe_as_input(folder: Path) -> Sequence[object]:
     return ["--base", "{model}", "--input", folder / "pipe.jsonl", "--output", folder / "o"]
 
 
+def value_function(name: str, *more: object) -> Callable[[Path], Sequence[object]]:
+    keys = f"values: [{{function: {name}}}]\nsearch: {{chunk_guidance: explicit, num_successors: 2}}\n"
+
+    def make(folder: Path) -> Sequence[object]:
+        (folder / "c.yaml").write_text(f"base: {folder / 'base'}\nsampling: {{max_new_tokens: 5}}\n{keys}")
+        return ["--config", folder / "c.yaml", "--input", "{prompts}", "--output", folder / "o", *more]
+
+    return make
+
+
 def pipe_as_config(folder: Path) -> Sequence[object]:
     os.mkfifo(folder / "c.yaml")
     return ["--config", folder / "c.yaml"]
@@ -98,6 +108,18 @@ CASES = [
     Case("temperature infinite", flags("--temperature", "inf"), "temperature is inf"),
     Case("top_p not a number", flags("--top_p", "nan"), "top_p is nan"),
     Case("more tokens than the context", flags("--max_new_tokens", 10**15), "exceeds its context of 64"),
+    # Value functions
+    Case(
+        "reward as a value function",
+        value_function("ivg.rewards.vader"),
+        "value function ivg.rewards.vader: takes (rows, responses), so it is a reward; give a function of "
+        "(record, responses) that asks it about ([record] * len(responses), responses)",
+    ),
+    Case(
+        "function of one argument",
+        value_function("ivg.rewards.sentiment"),
+        "value function ivg.rewards.sentiment: takes (text); give a function of (record, responses)",
+    ),
     # YAML
     Case(
         "number of 5,000 digits in YAML", config(f"base: x\nsampling: {{seed: {HUGE}}}\n"), "not valid YAML"

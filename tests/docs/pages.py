@@ -9,6 +9,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
+# Pages that are read elsewhere too, where blocks are indented.
+OUTSIDE = [ROOT / name for name in ("README.md", "notebooks/README.md", "recipes/smollm2/README.md")]
 
 _FENCED = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _INDENTED = re.compile(r"(?<=\n\n)(?:(?:^ {4}.*)\n+)+", re.MULTILINE)
@@ -51,9 +53,9 @@ def indented(page: Path) -> list[Snippet]:
 
 
 def snippets(language: str) -> list[Snippet]:
-    """Return every block in a language, of all pages and of the README."""
-    readme = ROOT / "README.md"
-    every = [block for page in (*PAGES, readme) for block in fenced(page)] + indented(readme)
+    """Return every block in a language, of all pages and of the files outside that show commands."""
+    every = [block for page in (*PAGES, *OUTSIDE) for block in fenced(page)]
+    every += [block for page in OUTSIDE for block in indented(page)]
     return [block for block in every if block.language == language]
 
 

@@ -29,7 +29,7 @@ from ivg.training.merging import SFTArguments
 from ivg.training.rollouts.arguments import RolloutArguments
 from ivg.training.value.arguments import ValueTrainingArguments
 from tests import tiny
-from tests.docs.pages import PAGES, ROOT, Snippet, indented, snippets
+from tests.docs.pages import PAGES, ROOT, Snippet, fenced, indented, snippets
 
 STAGE_CLASSES: dict[str, tuple[type, ...]] = {
     "sft": (DataArguments, SFTArguments, ModelArguments),
@@ -129,6 +129,17 @@ def test_commands_exist(snippet: Snippet, monkeypatch: pytest.MonkeyPatch) -> No
         check_command(words)
 
 
+@pytest.mark.parametrize("snippet", snippets("bash"), ids=lambda snippet: snippet.name)
+def test_flags_go_with_the_run_that_the_page_shows(snippet: Snippet, tmp_path: Path) -> None:
+    shown = [block for block in fenced(snippet.page) if block.title == "run.yaml"]
+    for words in commands(snippet):
+        rest = words[words.index("decode") + 1 :] if "decode" in words else []
+        if shown and rest[:2] == ["--config", "run.yaml"]:
+            path = tmp_path / "run.yaml"
+            path.write_text(shown[0].text)
+            parse(["--config", str(path), *rest[2:]])
+
+
 def check_command(words: list[str]) -> None:
     while re.match(r"^[A-Z_]+=", words[0]):
         words = words[1:]
@@ -139,8 +150,11 @@ def check_command(words: list[str]) -> None:
         check_ivg(rest if name == "ivg" else [name.removeprefix("ivg-"), *rest])
     elif name == "make":
         assert rest[0] in TARGETS
-    elif name == "python":
+    elif name == "python" and rest[0].startswith("eval/"):
         check_evaluation(Path(rest[0]).stem.replace("_", "-"), rest[1:])
+    elif name == "python":  # a script of a recipe or a notebook
+        text = (ROOT / rest[0]).read_text(encoding="utf-8")
+        assert all(f'"{flag}"' in text for flag in rest[1:] if flag.startswith("--"))
     elif name == "accelerate":
         check_launch(rest)
     elif name == "pip":
@@ -154,7 +168,7 @@ def check_files(words: list[str]) -> None:
     """Files of the repository that a command names are there."""
     for word in words:
         path = word.partition("=")[2] or word
-        if re.match(r"(recipes|train|eval|docs|ivg)/|constraints", path):
+        if re.match(r"(recipes|train|eval|docs|ivg|notebooks)/|constraints", path):
             assert (ROOT / path).exists(), path
 
 
@@ -169,7 +183,8 @@ def check_ivg(words: list[str]) -> None:
         if "--config" not in rest and "..." not in rest:
             parse(rest)
     elif verb == "train":
-        check_stage(rest[0], rest[1:])
+        place = next(i for i, word in enumerate(rest) if word in STAGES)  # the launcher's flags stand before
+        check_stage(rest[place], rest[place + 1 :])
     elif verb == "eval":
         check_evaluation(rest[0], rest[1:])
     else:

@@ -11,7 +11,7 @@ import ivg
 from ivg import ModelConfig, SamplingConfig, SearchConfig, ValueConfig
 from ivg.config.yaml_file import config_from_dict
 from ivg.decoding.sequences import Hypothesis
-from ivg.engines.chunk_guidance import FunctionScorer, add_scorers
+from ivg.engines.chunk_guidance import FunctionScorer, add_scorers, import_value_function
 from ivg.errors import UserError
 from ivg.rewards import source_hash
 from tests.engines.contract import make_stop_checker, make_tasks
@@ -40,6 +40,18 @@ def no_numbers(record: dict[str, Any], responses: list[str]) -> list[str]:
 
 def raising(record: dict[str, Any], responses: list[str]) -> list[float]:
     raise KeyError("author")
+
+
+def with_defaults(record: dict[str, Any], responses: list[str], bonus: float = 0.5) -> list[float]:
+    return [bonus] * len(responses)
+
+
+def of_one(response: str) -> float:
+    return 0.0
+
+
+def of_three(record: dict[str, Any], responses: list[str], bonus: float) -> list[float]:
+    return [bonus] * len(responses)
 
 
 SEARCH = SearchConfig(chunk_guidance="explicit", num_beams=2, num_successors=3, chunk_length=2)
@@ -91,11 +103,24 @@ def test_a_weight_scales_it_and_scorers_add_up() -> None:
         ("no_numbers", r"returned \['good'"),
         ("raising", "raised KeyError"),
         ("absent", "defines no absent"),
+        ("of_one", r"takes \(response\); give a function of \(record, responses\)"),
+        ("of_three", r"takes \(record, responses, bonus\); give"),
     ],
 )
 def test_a_bad_function_is_one_line(function: str, said: str) -> None:
     with pytest.raises(UserError, match=rf"value function {HERE}\.{function}.*{said}"):
         decode(function)
+
+
+def test_what_can_be_asked_with_two_arguments_is_taken() -> None:
+    assert import_value_function(f"{HERE}.with_defaults") is with_defaults
+    assert import_value_function("builtins.max") is max  # which does not tell what it takes
+
+
+@pytest.mark.parametrize("name", ["ivg.rewards.vader", "ivg.rewards.vader_completion"])
+def test_a_reward_is_no_value_function(name: str) -> None:
+    with pytest.raises(UserError, match=rf"value function {name}: takes \(rows, responses\), so it is a rew"):
+        import_value_function(name)
 
 
 def test_a_function_cannot_guide_tokens() -> None:

@@ -10,7 +10,15 @@ import torch
 from rich.console import Console
 from transformers import GPT2LMHeadModel, PreTrainedModel
 
-from ivg.config import DecodeConfig, ModelConfig, PairConfig, SamplingConfig, SearchConfig, ValueConfig
+from ivg.config import (
+    DecodeConfig,
+    Guidance,
+    ModelConfig,
+    PairConfig,
+    SamplingConfig,
+    SearchConfig,
+    ValueConfig,
+)
 from ivg.run.dry_run import DryRun, examine_run, format_size, render
 from tests import tiny
 from tests.models import tiny as guides
@@ -100,6 +108,46 @@ def test_faults_are_found(tmp_path: Path) -> None:
     assert chunk.is_possible
     assert "through text" in chunk.remark
     assert "ready to decode" not in _shown(report)
+
+
+def test_value_functions_are_looked_at(tmp_path: Path) -> None:
+    config = DecodeConfig(
+        base=ModelConfig(path=guides.base(tmp_path / "base")),
+        values=(ValueConfig(function="ivg.rewards.vader"),),
+        search=SearchConfig(chunk_guidance="explicit", num_successors=2),
+        sampling=SamplingConfig(max_new_tokens=10),
+    )
+    (problem,) = examine_run(config, ROWS).problems
+    assert "takes (rows, responses), so it is a reward" in problem
+
+
+def test_a_pair_whose_untuned_half_is_the_base_keeps_one_cache_of_its_own(tmp_path: Path) -> None:
+    base = tiny.save(tmp_path / "base", tiny.causal(1))
+    tuned, other = (tiny.save(tmp_path / name, tiny.causal(2)) for name in ("tuned", "other"))
+
+    def caches(untuned: ModelConfig, token_guidance: Guidance = "implicit") -> tuple[int, int]:
+        """Return how many models' keys and values are counted, and how many models' scores."""
+        config = DecodeConfig(
+            base=ModelConfig(path=base),
+            pairs=(PairConfig(tuned=ModelConfig(path=tuned), untuned=untuned),),
+            search=SearchConfig(
+                token_guidance=token_guidance, chunk_guidance="implicit", num_beams=2, num_successors=2
+            ),
+            sampling=SamplingConfig(max_new_tokens=10),
+            max_batch_rows=4,
+        )
+        report = examine_run(config, ROWS)
+        assert report.problems == ()
+        one_cache = 4 * (2 * 2 * 16) * 8 * (9 + 10)  # rows, keys and values, float64, "cafe bad." and tokens
+        one_of_scores = 4 * 4 * (len(tiny.LETTERS) + 2) * 4  # copies, rows, vocabulary, float32
+        return report.cache_bytes // one_cache, report.score_bytes // one_of_scores
+
+    assert caches(ModelConfig(path=other)) == (3, 3)
+    assert caches(ModelConfig(path=base)) == (2, 2)
+    # Asked for other numbers or with another prompt, it has rows of its own.
+    assert caches(ModelConfig(path=base, dtype="float64")) == (3, 3)
+    assert caches(ModelConfig(path=base, template="x{prompt}")) == (3, 3)  # 3.05
+    assert caches(ModelConfig(path=base), token_guidance="none") == (3, 3)
 
 
 def test_missing_loops_are_said_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,6 +100,9 @@ def test_dpo_moves_every_weight_and_leaves_its_reference_alone(
         output_dir=str(tmp_path / "out"),
     )
     run_here("dpo", config, monkeypatch)
+    # What a tracker calls the run, at its end and when it is taken up again.
+    saved = torch.load(tmp_path / "out" / "training_args.bin", weights_only=False)
+    assert saved.run_name == f"dpo {tmp_path / 'out'}"
     before = dict(AutoModelForCausalLM.from_pretrained(untuned).named_parameters())
     after = dict(AutoModelForCausalLM.from_pretrained(tmp_path / "out").named_parameters())
     assert _changed(before, after) == set(after)

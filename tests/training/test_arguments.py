@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import transformers
 import trl
 
 from ivg.errors import UserError
@@ -91,6 +92,27 @@ def test_a_default_written_into_a_recipe_is_of_the_right_type(cls: type) -> None
     for field in dataclasses.fields(cls):
         if field.default not in (dataclasses.MISSING, None) and not isinstance(field.default, Enum):
             assert arguments._fits(field.default, hints[field.name]), field.name
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    ("text", "has_bfloat16", "expected"),
+    [
+        ("", False, False),
+        ("", True, True),
+        ("use_cpu: true\n", False, True),  # then it is TRL's choice
+        ("fp16: true\nuse_cpu: true\n", False, False),
+        ("bf16: false\n", True, False),
+    ],
+)
+def test_bfloat16_is_the_default_where_there_is_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, has_bfloat16: bool, expected: bool
+) -> None:
+    for module in (arguments, transformers.training_args):
+        monkeypatch.setattr(module, "is_torch_bf16_gpu_available", lambda: has_bfloat16)
+    (tmp_path / "c.yaml").write_text(f"output_dir: o\n{text}")
+    (parsed,) = parse_arguments((trl.DPOConfig,), ["--config", str(tmp_path / "c.yaml")])
+    assert parsed.bf16 is expected
 
 
 def test_a_task_that_the_script_does_not_train() -> None:

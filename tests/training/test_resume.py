@@ -141,6 +141,14 @@ def test_data_that_has_changed_is_another_run(tmp_path: Path, folder: bool) -> N
     assert settings("a") != settings("b")
 
 
+def test_who_is_told_of_a_run_does_not_make_it_another() -> None:
+    def settings(**keys: Any) -> dict[str, Any]:
+        return resume.settings_of(TrainingArguments(output_dir="o", use_cpu=True, **keys))
+
+    assert settings(report_to="none", run_name="a", project="b") == settings(report_to="none")
+    assert settings(report_to="none") != settings(report_to="none", seed=1)
+
+
 def test_json_has_no_nan(tmp_path: Path) -> None:
     resume.write_json(tmp_path / "a.json", {"x": [float("nan"), 1.5], "y": {"z": float("-inf")}})
 
