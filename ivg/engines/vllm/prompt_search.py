@@ -47,7 +47,6 @@ class SearchSettings:
         max_length: the shortest context of the models, in tokens.
         average: divide the implicit chunk score by the response's length.
         keep_trace: record boundaries.
-        alone: names of models that read prompts in engines of their own.
     """
 
     description: Description
@@ -61,7 +60,6 @@ class SearchSettings:
     max_length: int | None = None
     average: bool = False
     keep_trace: bool = False
-    alone: frozenset[str] = frozenset()
 
 
 class PromptSearch:
