@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
 from ivg.config import (
     DecodeConfig,
@@ -19,9 +18,10 @@ from ivg.config import (
     SearchConfig,
     VocabMapping,
 )
-from ivg.config.yaml_file import YamlFile, config_from_dict, nearest, read_yaml_file
+from ivg.config.yaml_file import YamlFile, config_from_dict, read_yaml_file
 from ivg.errors import UserError
 from ivg.run.console import add_flags
+from ivg.run.flags import FlagParser
 
 _LOADING = {  # flag -> key of every model that is given by a flag
     "dtype": "dtype",
@@ -73,12 +73,7 @@ def parse(argv: Sequence[str]) -> CommandLine:
         UserError: an unknown flag or key (naming the nearest valid one), a value out of range, or one thing
             given both as a flag and in the YAML file.
     """
-    parser = flag_parser()
-    known, unknown = parser.parse_known_intermixed_args([_use_underscores(argument) for argument in argv])
-    if unknown:
-        flags = [option for action in parser._actions for option in action.option_strings]
-        raise UserError(f"unknown argument {unknown[0]!r}; {nearest(unknown[0], flags)}")
-    given = {name: value for name, value in vars(known).items() if value is not None}
+    given = flag_parser().read(argv)
     switches = {name: given.pop(name, False) for name in _SWITCHES}
     file = _read_file(given.pop("config", None), given.pop("overrides", []))
     merged = _merge(file.data, _nest(given), "")
@@ -92,17 +87,7 @@ def parse(argv: Sequence[str]) -> CommandLine:
     return CommandLine(config, file.references, **switches)
 
 
-def _use_underscores(argument: str) -> str:
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
-
-
 def _read_file(path: str | None, overrides: Sequence[str]) -> YamlFile:
-    bad = [text for text in overrides if not text.partition("=")[0] or "=" not in text]
-    if bad:
-        raise UserError(f"unexpected argument {bad[0]!r}; flags start with --, overrides are KEY=VALUE")
     if path is not None:
         return read_yaml_file(path, overrides)
     if overrides:
@@ -187,15 +172,9 @@ was finished is saved; 1 anything else
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage and leaving."""
-        raise UserError(f"{message} (see ivg-decode --help)")
-
-
-def flag_parser() -> argparse.ArgumentParser:
+def flag_parser() -> FlagParser:
     """Return the parser; flags that were not given are left out of what it returns."""
-    parser = _Parser(
+    parser = FlagParser(
         prog="ivg-decode",
         usage="ivg-decode --base MODEL --input FILE --output FILE [flags]\n"
         "       ivg-decode --config FILE [KEY=VALUE ...] [flags]",
@@ -203,11 +182,7 @@ def flag_parser() -> argparse.ArgumentParser:
         "parentheses; dashes and underscores in flags are the same.",
         epilog=_EXAMPLES,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28),
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("--version", action="version", version=f"ivg {version('ivg')}")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="override a key of --config")
     parser.add_argument(
         "--config", metavar="FILE", help="YAML file; what it gives cannot be given as a flag too"
     )

@@ -113,14 +113,15 @@ def _start_lockstep(
 def _prepare_vllm(
     config: DecodeConfig, infos: ModelInfos, plans: Sequence[GuidePlan], tasks: Sequence[Task]
 ) -> StartEngine:
-    refuse("vllm", find_engine_refusals(config, infos, plans))
-    alone = split_values(plans, config.vllm).names_alone
-    for task in tasks:
-        check_prompt(task, config.vllm.get("max_model_len"), alone=alone)
-    from ivg.engines.vllm.engine import prepare, start
+    refuse("vllm", [*refuse_absence(), *_refuse_lockstep_settings(config)])
+    with importing_vllm():
+        from ivg.engines.vllm.engine import prepare, start
 
     keep_trace = config.trace is not None
     prepared = prepare(infos, config.search, config.sampling, engine_args=config.vllm, keep_trace=keep_trace)
+    alone = split_values(plans, config.vllm).names_alone
+    for task in tasks:
+        check_prompt(task, config.vllm.get("max_model_len"), alone=alone)
 
     def start_vllm(on_text: OnText) -> RunEngine:
         checker = prepared.settings.stop_checker

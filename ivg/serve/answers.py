@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
-from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Mapping, Sequence
 
 from ivg.decoding.sequences import Finished, FinishReason, Task, TokenLogProb
 from ivg.decoding.stopping import StopChecker
 from ivg.decoding.streaming import AgreedText, NewText
+from ivg.engines.gathering import gather
 from ivg.engines.stop_checker import build_stop_checker
 from ivg.errors import UserError
 from ivg.models.inspection import ModelInfo
@@ -21,7 +21,6 @@ from ivg.serve.engines import ServedModels
 from ivg.serve.prompts import EncodedPrompt, PromptReader
 from ivg.serve.protocol import ApiError
 
-T = TypeVar("T")
 _MAX_ENCODING = 2  # requests whose prompts are encoded at the same time
 
 
@@ -214,13 +213,3 @@ class Answers:
 
     def _prompt_text(self, prompt: EncodedPrompt) -> str:
         return str(prompt.record.get("prompt", ""))
-
-
-async def gather(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Wait for all; where one fails, or the wait is cancelled, the others are cancelled too."""
-    running = [asyncio.create_task(coroutine) for coroutine in coroutines]
-    try:
-        return await asyncio.gather(*running)
-    finally:
-        for task in running:
-            task.cancel()

@@ -9,13 +9,13 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from ivg.config.yaml_file import nearest, read_yaml
+from ivg.config.yaml_file import read_yaml
 from ivg.errors import UserError, exit_on_user_error, require_module
 from ivg.models.folders import require_folders
 from ivg.run import console
+from ivg.run.flags import FlagParser
 from ivg.serve.settings import ServerSettings, settings_from_dict
 
 if TYPE_CHECKING:
@@ -38,29 +38,19 @@ docs/serving.md says more. Exit codes: 0 stopped; 2 the configuration is wrong; 
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage and leaving."""
-        raise UserError(f"{message} (see ivg serve --help)")
-
-
 def parse(argv: Sequence[str]) -> ServerSettings:
     """Read flags and the YAML file; obey `--quiet` and `--verbose`.
 
     Raises:
         UserError: an unknown flag or key, a value out of range, or one thing given twice.
     """
-    parser = _Parser(
+    parser = FlagParser(
         prog="ivg serve",
         usage="ivg serve --config FILE [KEY=VALUE ...] [--host NAME] [--port N] [--api_key KEY]",
         description="Serve guided decoding over OpenAI's HTTP interface.",
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("--version", action="version", version=f"ivg {version('ivg')}")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="override a key of --config")
     parser.add_argument("--config", metavar="FILE", help="YAML file")
     parser.add_argument("--host", metavar="NAME", help="address to listen on (127.0.0.1)")
     parser.add_argument("--port", type=int, metavar="N", help="(8000); 0 takes a free one")
@@ -68,25 +58,12 @@ def parse(argv: Sequence[str]) -> ServerSettings:
         "--api_key", metavar="KEY", help=f"what clients must send; ${KEY_VARIABLE} keeps it out of `ps`"
     )
     console.add_flags(parser, json=False)
-    known, unknown = parser.parse_known_intermixed_args([_use_underscores(argument) for argument in argv])
-    if unknown:
-        flags = [option for action in parser._actions for option in action.option_strings]
-        raise UserError(f"unknown argument {unknown[0]!r}; {nearest(unknown[0], flags)}")
-    given = vars(known)
+    given = parser.read(argv)
     console.set_up(quiet=given.get("quiet", False), verbose=given.get("verbose", False))
     if "config" not in given:
         raise UserError("no configuration: give --config FILE.yaml")
-    overrides = given.get("overrides", [])
-    bad = [text for text in overrides if not text.partition("=")[0] or "=" not in text]
-    if bad:
-        raise UserError(f"unexpected argument {bad[0]!r}; flags start with --, overrides are KEY=VALUE")
-    data = read_yaml(given["config"], overrides)
+    data = read_yaml(given["config"], given.get("overrides", []))
     return settings_from_dict(_with_flags(data, {name: given[name] for name in _FLAGS if name in given}))
-
-
-def _use_underscores(argument: str) -> str:
-    name, equals, value = argument.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value if argument.startswith("--") else argument
 
 
 def _with_flags(data: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:

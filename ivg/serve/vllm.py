@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -48,7 +49,7 @@ class ServedVllm:
         self._llm: AsyncLLM = start_llm(args)
         self._names = map(str, itertools.count())
         self._given_tokens = GivenTokens(self._llm, self._names)
-        self._settings: dict[RequestSettings, SearchSettings] = {}
+        self._search_settings = functools.lru_cache(_MAX_KEPT)(self._make_settings)
         self._num_rows = 0
 
     @property
@@ -89,10 +90,6 @@ class ServedVllm:
         """Stop vLLM."""
         self._llm.shutdown()
 
-    def _search_settings(self, settings: RequestSettings) -> SearchSettings:
-        if settings not in self._settings:
-            plans = weigh_guides(self._plans[settings.preset], settings.beta)
-            self._settings[settings] = self._model.settings(plans, settings.search, settings.sampling)
-            while len(self._settings) > _MAX_KEPT:
-                del self._settings[next(iter(self._settings))]
-        return self._settings[settings]
+    def _make_settings(self, settings: RequestSettings) -> SearchSettings:
+        plans = weigh_guides(self._plans[settings.preset], settings.beta)
+        return self._model.settings(plans, settings.search, settings.sampling)

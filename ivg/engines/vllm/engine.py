@@ -29,7 +29,6 @@ from ivg.engines.vllm.plugin import ARCHITECTURE, register
 from ivg.engines.vllm.prompt_search import PromptSearch, SearchSettings
 from ivg.engines.vllm.refusals import (
     VALUE_ENGINE,
-    check_prompt,
     draft_model_path,
     find_refusals,
     shortest_context,
@@ -97,7 +96,6 @@ def prepare(
         _try_config(value.engine_args)
     model = GuidedModel(infos, split.inside, given)
     settings = model.settings(split.inside, search, sampling, scorer=scorer, keep_trace=keep_trace)
-    settings = dataclasses.replace(settings, alone=split.names_alone)
     return Prepared(settings, model.engine_args(sampling), infos.base, values)
 
 
@@ -236,37 +234,27 @@ def start(prepared: Prepared, watcher: Watcher | None = None) -> VllmEngine:
     Raises:
         EngineError: vLLM could not start.
     """
-    config = _try_config(prepared.engine_args)
+    settings = prepared.settings
+    engine = _start_here(prepared.engine_args)
+    values = [
+        ValueEngine(value.plan, _start_here(value.engine_args), prepared.base, settings.stop_checker)
+        for value in prepared.values
+    ]
+    scorers = [*values, *([] if settings.scorer is None else [settings.scorer])]
+    settings = dataclasses.replace(settings, scorer=add_scorers(scorers))
+    return VllmEngine(engine, settings, watcher, values)
+
+
+def _start_here(engine_args: Mapping[str, Any]) -> LLMEngine:
+    """Start a vLLM in this process."""
+    config = _try_config(engine_args)
     with _one_line("could not start"):
-        engine = LLMEngine(
+        return LLMEngine(
             vllm_config=config,
             executor_class=Executor.get_class(config),
             log_stats=False,
             multiprocess_mode=False,
         )
-    values = _start_values(prepared)
-    return VllmEngine(engine, _with_values(prepared.settings, values), watcher, values)
-
-
-def _start_values(prepared: Prepared) -> list[ValueEngine]:
-    checker, values = prepared.settings.stop_checker, []
-    for value in prepared.values:
-        config = _try_config(value.engine_args)
-        with _one_line("could not start"):
-            values.append(ValueEngine(value.plan, config, prepared.base, checker))
-    return values
-
-
-def _with_values(settings: SearchSettings, values: Sequence[ValueEngine]) -> SearchSettings:
-    scorers = [*values, *([] if settings.scorer is None else [settings.scorer])]
-    return dataclasses.replace(settings, scorer=add_scorers(scorers))
-
-
-def start_async(prepared: Prepared) -> AsyncVllmEngine:
-    """Load the models and return the asynchronous twin."""
-    engine = start_llm(prepared.engine_args)
-    values = _start_values(prepared)
-    return AsyncVllmEngine(engine, _with_values(prepared.settings, values), values=values)
 
 
 def start_llm(engine_args: Mapping[str, Any]) -> AsyncLLM:
@@ -365,7 +353,6 @@ class VllmEngine:
         self._engine = engine
         self._watcher = watcher
         self._values = values
-        self._alone = settings.alone
         self.stop_checker: StopChecker = settings.stop_checker
         self.cache_use = CacheUse()
         self._waiting: dict[str, asyncio.Future[CompletionOutput]] = {}
@@ -377,13 +364,13 @@ class VllmEngine:
     def run(self, tasks: Sequence[Task]) -> Iterator[Finished]:
         """Decode tasks; yields each as it finishes.
 
+        Args:
+            tasks: whose prompts all models read in the same ids (see `refusals.check_prompt`).
+
         Raises:
             NumericalError: a model returned NaN or infinite numbers.
             EngineError: vLLM, or one of its processes, died.
-            UserError: a prompt that the models read in different ids.
         """
-        for task in tasks:
-            check_prompt(task, alone=self._alone)
         loop = asyncio.new_event_loop()
         running = set[asyncio.Task[Finished]]()
         waiting = iter(tasks)
@@ -464,30 +451,20 @@ class AsyncVllmEngine:
         engine: vLLM with the guided model.
         settings: what is decoded, and how.
         names: of the requests; shared by all that send requests to one vLLM.
-        values: those of the settings' scorer, to be closed with this engine.
     """
 
     def __init__(
-        self,
-        engine: AsyncLLM,
-        settings: SearchSettings,
-        names: Iterator[str] | None = None,
-        values: Sequence[ValueEngine] = (),
+        self, engine: AsyncLLM, settings: SearchSettings, names: Iterator[str] | None = None
     ) -> None:
         self._engine = engine
-        self._values = values
-        self._alone = settings.alone
         self._search = PromptSearch(self._generate, settings, names)
 
     async def decode(self, task: Task, watcher: Watcher | None = None) -> Finished:
         """Decode one task beside whatever else is running; cancelling the wait frees its rows."""
-        check_prompt(task, alone=self._alone)
         return await self._search.decode(task, watcher)
 
     async def close(self) -> None:
         """Stop vLLM."""
-        for value in self._values:
-            value.close()
         self._engine.shutdown()
 
     async def _generate(self, ids: Sequence[int], params: SamplingParams, name: str) -> CompletionOutput:

@@ -5,12 +5,10 @@ The prefix cache does what reordering rows does in lockstep: a successor's reque
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import itertools
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import numpy as np
 from vllm.outputs import CompletionOutput
@@ -22,11 +20,11 @@ from ivg.decoding.draws import request_seed
 from ivg.decoding.engine import NumericalError, PrefixScorer, Watcher
 from ivg.decoding.sequences import Finished, Hypothesis, Task
 from ivg.decoding.stopping import StopChecker
+from ivg.engines.gathering import gather
 from ivg.engines.vllm.description import Description
 from ivg.engines.vllm.row_settings import RowSettings
 from ivg.models.rendering import Renderer
 
-T = TypeVar("T")
 Scores = dict[tuple[int, ...], tuple[float, ...]]  # by prefix, what vLLM reported of its tokens
 Generate = Callable[[Sequence[int], SamplingParams, str], Awaitable[CompletionOutput]]
 # With stop strings, which are sought in text once a request has ended, no request goes on for longer.
@@ -49,7 +47,6 @@ class SearchSettings:
         max_length: the shortest context of the models, in tokens.
         average: divide the implicit chunk score by the response's length.
         keep_trace: record boundaries.
-        alone: names of models that read prompts in engines of their own.
     """
 
     description: Description
@@ -63,7 +60,6 @@ class SearchSettings:
     max_length: int | None = None
     average: bool = False
     keep_trace: bool = False
-    alone: frozenset[str] = frozenset()
 
 
 class PromptSearch:
@@ -98,7 +94,7 @@ class PromptSearch:
         search = BeamSearch(task, settings.search, self._seed(task), keep_trace=settings.keep_trace)
         scores: Scores = {(): ()}
         while not search.is_done:
-            extended = await _gather([self._extend(task, e, scores) for e in search.extensions()])
+            extended = await gather([self._extend(task, e, scores) for e in search.extensions()])
             search.take(extended)
             is_ranked = search.is_at_boundary
             if is_ranked and settings.scorer is not None:
@@ -159,7 +155,7 @@ class PromptSearch:
         if self._is_cumulative:
             num_known = _num_common(ids, hypothesis.ids)
             asked = [self._score(task, ids[:i], ids[i]) for i in range(num_known, len(ids))]
-            total = sum(own[:num_known]) + sum(await _gather(asked))
+            total = sum(own[:num_known]) + sum(await gather(asked))
             value += total / len(ids) if self._settings.average else total
         elif self._has_token_scores:
             value += await self._score(task, ids[:-1], ids[-1])
@@ -239,16 +235,6 @@ def _num_common(first: Sequence[int], second: Sequence[int]) -> int:
     """Return the length of the common prefix."""
     pairs = zip(first, second, strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
-async def _gather(extensions: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Wait for all; where one fails, or the wait is cancelled, the others are cancelled too."""
-    running = [asyncio.create_task(extension) for extension in extensions]
-    try:
-        return await asyncio.gather(*running)
-    finally:
-        for task in running:
-            task.cancel()
 
 
 def _seed_of(seed: int, task: Task, extension: Extension) -> int:

@@ -12,11 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-from vllm.config import VllmConfig
 from vllm.outputs import PoolingRequestOutput
 from vllm.pooling_params import PoolingParams
 from vllm.v1.engine.llm_engine import LLMEngine
-from vllm.v1.executor import Executor
 
 from ivg.decoding.engine import NumericalError
 from ivg.decoding.sequences import Hypothesis, Task
@@ -59,13 +57,13 @@ class ValueEngine:
 
     Args:
         plan: the value, and its weight.
-        config: of its vLLM.
+        engine: vLLM with it.
         base: whose ids the hypotheses are.
         stop_checker: says what ended a response.
     """
 
     def __init__(
-        self, plan: GuidePlan, config: VllmConfig, base: ModelInfo, stop_checker: StopChecker
+        self, plan: GuidePlan, engine: LLMEngine, base: ModelInfo, stop_checker: StopChecker
     ) -> None:
         (self._info,) = plan.models
         self._weight = plan.chunk_weight
@@ -73,12 +71,7 @@ class ValueEngine:
         self._stop_checker = stop_checker
         self._encode = Encoder(self._info, shares_ids=plan.fit.route == "ids")
         self._names = map(str, itertools.count())
-        self._engine = LLMEngine(
-            vllm_config=config,
-            executor_class=Executor.get_class(config),
-            log_stats=False,
-            multiprocess_mode=False,
-        )
+        self._engine = engine
 
     def __call__(self, tasks: Sequence[Task], prefixes: Sequence[Hypothesis]) -> list[float]:
         """Return the weighted score of each hypothesis.
