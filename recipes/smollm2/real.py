@@ -34,7 +34,7 @@ METHODS = (
     *("token_implicit_best_of_n", "chunk_explicit", "ivg"),
 )
 # Weights of the two pairs, each with each: the trade-off.
-BETAS = {"tone": (0, 1, 2), "brevity": (0, 1, 2)}
+BETAS = {"tone": (0, 0.5, 1), "brevity": (0, 0.5, 1)}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
