@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,6 +11,9 @@ from rich.console import Console
 from ivg.evaluation.report.tables import Table
 from ivg.evaluation.safe_text import say
 from ivg.run.console import print_json
+
+# Columns where no terminal says its own: at the usual 80, tables of many columns break every number.
+FILE_WIDTH = 160
 
 
 def show(
@@ -26,7 +30,7 @@ def show(
     if as_json:
         print_json(report)
         return
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
     for table in tables:
         if table is not None:
             console.print(table.console())
