@@ -64,11 +64,21 @@ def sweep_frontiers(report: Report) -> dict[str, Figure]:
             f"{setting}{setting and ', '}{first} {methods[run['name']][first]['mean']:.2f}"
             for run, setting in zip(runs, settings, strict=True)
         ]
+    joined, before = [], dict[str, str]()
+    for run in runs:
+        joined.append(_is_one_step(before.get(run["method"], run["setting"]), run["setting"]))
+        before[run["method"]] = run["setting"]
     drawn = {}
     for figure, (xlabel, x) in places.items():
         points = [
-            FrontierPoint(run["method"], setting, x(run["name"]), methods[run["name"]]["gold_reward"])
-            for run, setting in zip(runs, settings, strict=True)
+            FrontierPoint(
+                run["method"],
+                setting,
+                x(run["name"]),
+                methods[run["name"]]["gold_reward"],
+                is_joined=is_joined,
+            )
+            for run, setting, is_joined in zip(runs, settings, joined, strict=True)
         ]
         log_x = figure != "frontier_distance"
         drawn[figure] = frontier(points, unit=report["reward"], xlabel=xlabel, log_x=log_x, note=note)
@@ -119,7 +129,7 @@ def short_settings(settings: Sequence[str]) -> tuple[list[str], str]:
         The settings without what is the same wherever it occurs, and a sentence that says so; W and K are
         joined where they are equal.
     """
-    parsed = [dict(re.findall(r"([^\s,=]+)=([^\s,]+)", setting)) for setting in settings]
+    parsed = [_parse(setting) for setting in settings]
     values: defaultdict[str, list[str]] = defaultdict(list)
     for parts in parsed:
         for name, value in parts.items():
@@ -135,6 +145,19 @@ def short_settings(settings: Sequence[str]) -> tuple[list[str], str]:
     return short, note and f"{note} throughout."
 
 
+def _parse(setting: str) -> dict[str, str]:
+    return dict(re.findall(r"([^\s,=]+)=([^\s,]+)", setting))
+
+
+def _is_one_step(one: str, other: str) -> bool:
+    """Tell whether two settings differ in one thing at most, for which W and K that are equal count."""
+    found = [_parse(setting) for setting in (one, other)]
+    different = {name for name in found[0] | found[1] if found[0].get(name) != found[1].get(name)}
+    if {"W", "K"} <= different and all(parts.get("W") == parts.get("K") for parts in found):
+        different.remove("K")
+    return len(different) <= 1
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class FrontierPoint:
     """One setting of a method on the frontier.
@@ -145,6 +168,7 @@ class FrontierPoint:
         x: distance from the base, or compute.
         reward: gold reward, as `Estimate.as_dict` writes it.
         x_estimate: of which `x` is the mean, where it has an interval too.
+        is_joined: a line leads here from the method's point before.
     """
 
     method: str
@@ -152,6 +176,7 @@ class FrontierPoint:
     x: float
     reward: Mapping[str, Any]
     x_estimate: Mapping[str, Any] | None = None
+    is_joined: bool = True
 
 
 _SIDES = ((0, -1), (1, 1))  # of an interval, and their signs
@@ -191,12 +216,16 @@ def frontier(
             [point.reward["mean"] for point in own],
             yerr=_bars([point.reward for point in own]),
             xerr=_bars([point.x_estimate for point in own]),
-            fmt=f"{marker}-",
+            fmt=marker,
             color=color,
             label=plain(label(method)),
             capsize=3,
             alpha=0.9,
         )
+        for before, point in itertools.pairwise(own):
+            if point.is_joined:
+                ends = (before, point)
+                axes.plot([p.x for p in ends], [p.reward["mean"] for p in ends], color=color, alpha=0.9)
     if log_x:
         axes.set_xscale("log")
     axes.set_xlabel(plain(xlabel))
@@ -264,7 +293,7 @@ def _find_occupied(axes: Axes, points: Sequence[FrontierPoint]) -> list[Bbox]:
         boxes.append(Bbox([[x - 6, bottom], [x + 6, top]]))
     by_method = sorted(points, key=lambda point: point.method)
     for one, next_one in itertools.pairwise(by_method):
-        if one.method == next_one.method:
+        if one.method == next_one.method and next_one.is_joined:
             start, end = axes.transData.transform([(p.x, p.reward["mean"]) for p in (one, next_one)])
             for x, y in np.linspace(start, end, num=12)[1:-1]:
                 boxes.append(Bbox([[x - 2, y - 2], [x + 2, y + 2]]))

@@ -75,6 +75,32 @@ def test_a_further_score_has_a_figure_of_its_own_that_names_it():
     assert describe(figure).startswith("Chart: mean TextBlob. base, IVG.")
 
 
+def sweep_run(name, method, setting, x):
+    measured = {"gold_reward": REWARD, "distance_from_base": {"mean": x}}
+    return {"name": name, "method": method, "setting": setting}, measured
+
+
+def test_a_line_joins_runs_that_differ_in_one_thing_for_which_w_and_k_count_together():
+    found = [
+        sweep_run("a", "ivg", "β=1, W=2 K=2 L=8", 1.0),
+        sweep_run("b", "ivg", "β=2, W=2 K=2 L=8", 2.0),
+        sweep_run("c", "chunk_explicit", "W=2 K=2 L=8", 3.0),
+        sweep_run("d", "ivg", "β=1, W=4 K=4 L=8", 4.0),
+        sweep_run("e", "chunk_explicit", "W=4 K=4 L=8", 5.0),
+    ]
+    report = {
+        "cells": [run for run, _ in found],
+        "methods": {
+            run["name"]: {**measured, "gold_reward": {**REWARD, "missing": 0}} for run, measured in found
+        },
+        "cost": {run["name"]: {"flops_per_prompt": 1e9, "tokens_fed": {"base": 5}} for run, _ in found},
+        "reward": "tone",
+    }
+    (axes,) = frontiers.sweep_frontiers(report)["frontier_distance"].axes
+    lines = [line.get_xdata() for line in axes.get_lines() if line.get_linestyle() == "-"]
+    assert sorted(map(list, lines)) == [[1.0, 2.0], [3.0, 5.0]]
+
+
 def test_the_trade_off_has_intervals_on_both_axes_and_a_line_for_each_second_weight():
     low, high = estimate([0.0, 0.5]).as_dict(), estimate([1.0, 2.0, 3.0]).as_dict()
     points = [
