@@ -138,9 +138,9 @@ class Answers:
         if prepared.tasks:
             decoding = [self._models.decode(ask.settings, task) for task in prepared.tasks]
             finished = list(await gather(decoding))
-        places = [(prompt, i) for prompt in prepared.prompts for i in range(ask.n)]
+        prompts = [prompt for prompt in prepared.prompts for _ in range(ask.n)]
         return await gather(
-            [self._finish(prepared, prompt, done) for (prompt, _), done in zip(places, finished, strict=True)]
+            [self._finish(prepared, prompt, done) for prompt, done in zip(prompts, finished, strict=True)]
         )
 
     async def stream(self, prepared: Prepared) -> AsyncGenerator[tuple[int, str | Answer]]:

@@ -32,7 +32,6 @@ class CompletionFormat:
     Args:
         model: the preset's name.
         tokenizer: the base's, for the texts of single tokens.
-        echo: whether prompts are shown, and so have log-probs.
     """
 
     def __init__(self, model: str, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -80,7 +80,7 @@ def check_that_nothing_stays(server: Running, letters: str) -> None:
 async def _round_of_requests(server: Running, letters: str) -> list[str | BaseException]:
     rng = random.Random(1)
     async with openai.AsyncOpenAI(
-        base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=100
+        base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=600
     ) as client:
         running = [asyncio.create_task(ask(client, request)) for request in requests(rng, letters)]
         for task in running[::3]:

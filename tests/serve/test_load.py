@@ -13,7 +13,7 @@ import pytest
 from tests.serve.load import ask, check_that_nothing_stays, metrics, requests, wait_until
 from tests.serve.server import PRESETS, Running, serving
 
-LETTERS = "abcdef ."
+LETTERS = "abcdef."  # no space: a prompt of spaces alone is refused
 
 
 @pytest.fixture(scope="module")

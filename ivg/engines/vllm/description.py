@@ -11,6 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import dacite
+
+from ivg.config import ModelConfig
 from ivg.models.inspection import ModelInfo
 from ivg.models.plan import GuidePlan
 
@@ -95,22 +98,7 @@ class Description:
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> Description:
         """Read what `to_dict` returned, from JSON too."""
-        guides = tuple(
-            GuideDescription(
-                **{
-                    **guide,
-                    "members": tuple(Member(**member) for member in guide["members"]),
-                    "unguided": tuple(guide["unguided"]),
-                }
-            )
-            for guide in entry["guides"]
-        )
-        return cls(
-            base=Member(**entry["base"]),
-            guides=guides,
-            num_base=entry["num_base"],
-            exported_by=entry["exported_by"],
-        )
+        return dacite.from_dict(cls, dict(entry), dacite.Config(cast=[tuple]))
 
     def located(self, folder: str) -> Description:
         """Return it with paths that can be opened from anywhere.
@@ -145,6 +133,19 @@ class Description:
 def this_plugin() -> str:
     """Return how an exported folder names this version of ivg."""
     return f"ivg=={version('ivg')}"
+
+
+def loading_args(source: ModelConfig) -> dict[str, Any]:
+    """Return what vLLM is told of any model: where it lies, and what ivg does itself."""
+    return {
+        "model": source.path,
+        "revision": source.revision,
+        "trust_remote_code": source.trust_remote_code,
+        "dtype": source.dtype,
+        "skip_tokenizer_init": True,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
 
 
 def describe(base: ModelInfo, plans: Sequence[GuidePlan]) -> Description:

@@ -24,7 +24,7 @@ from ivg.decoding.sequences import Finished, Task
 from ivg.decoding.stopping import StopChecker
 from ivg.engines.chunk_guidance import add_scorers, build_function_scorers
 from ivg.engines.stop_checker import build_stop_checker
-from ivg.engines.vllm.description import Description, describe
+from ivg.engines.vllm.description import Description, describe, loading_args
 from ivg.engines.vllm.plugin import ARCHITECTURE, register
 from ivg.engines.vllm.prompt_search import PromptSearch, SearchSettings
 from ivg.engines.vllm.refusals import (
@@ -204,16 +204,11 @@ def _try_config(engine_args: Mapping[str, Any]) -> VllmConfig:
         UserError: what it says against them.
     """
     register()
-    _use_first_runner()
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # V2 was not run on a GPU yet
     try:
         return EngineArgs(**engine_args).create_engine_config()
     except Exception as error:  # pydantic's, vLLM's and torch's own
         raise UserError(f"engine vllm: vLLM refuses this run: {_in_one_line(error)}") from error
-
-
-def _use_first_runner() -> None:
-    """Choose vLLM's model runner V1 where the environment says nothing: V2 was not run on a GPU yet."""
-    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
 
 
 def _in_one_line(error: Exception) -> str:
@@ -260,11 +255,12 @@ def _start_here(engine_args: Mapping[str, Any]) -> LLMEngine:
 def start_llm(engine_args: Mapping[str, Any]) -> AsyncLLM:
     """Load the models into vLLM's asynchronous engine.
 
+    Args:
+        engine_args: what `GuidedModel.engine_args` returned.
+
     Raises:
         EngineError: vLLM could not start.
     """
-    register()
-    _use_first_runner()
     with _one_line("could not start"):
         return AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_args))
 
@@ -282,15 +278,9 @@ def guided_model_args(source: ModelConfig, description: Description, context: in
         overrides["max_position_embeddings"] = context + 1
         length["max_model_len"] = context + 1
     return {
-        "model": source.path,
-        "revision": source.revision,
-        "trust_remote_code": source.trust_remote_code,
-        "dtype": source.dtype,
-        "skip_tokenizer_init": True,
+        **loading_args(source),
         "hf_overrides": overrides,
         "logprobs_mode": "raw_logits",
-        "disable_log_stats": True,
-        "use_tqdm_on_load": False,
         **length,
     }
 

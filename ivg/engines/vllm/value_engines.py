@@ -20,6 +20,7 @@ from ivg.decoding.engine import NumericalError
 from ivg.decoding.sequences import Hypothesis, Task
 from ivg.decoding.stopping import StopChecker
 from ivg.engines.response_encoding import Encoder, response_text
+from ivg.engines.vllm.description import loading_args
 from ivg.models.inspection import ModelInfo
 from ivg.models.plan import GuidePlan
 
@@ -34,16 +35,7 @@ class ValueEnginePlan(NamedTuple):
 def plan_value_engine(plan: GuidePlan, given: Mapping[str, Any]) -> ValueEnginePlan:
     """Say how vLLM is started for a value model."""
     (info,) = plan.models
-    args: dict[str, Any] = {
-        "model": info.source.path,
-        "revision": info.source.revision,
-        "trust_remote_code": info.source.trust_remote_code,
-        "dtype": info.source.dtype,
-        "skip_tokenizer_init": True,
-        "runner": "pooling",
-        "disable_log_stats": True,
-        "use_tqdm_on_load": False,
-    }
+    args = {**loading_args(info.source), "runner": "pooling"}
     if info.kind != "classifier":
         # A head over the backbone, read at the last token: what vLLM makes of a sequence classifier.
         language_model = MODEL_FOR_CAUSAL_LM_MAPPING[type(info.config)].__name__
