@@ -37,6 +37,7 @@ CLASSES: dict[Kind, Any] = {
     "classifier": AutoModelForSequenceClassification,
 }
 # Heads are gathered row by row, so they stay as they are.
+MAX_LAYERS = 10_000  # making more takes minutes, whatever their width
 UNQUANTIZED = ("lm_head", *HEAD_NAMES)
 # What PEFT calls a row with the adapter of the first shared pair, and one without any.
 WITH_ADAPTER, WITHOUT_ADAPTER = "tuned", "__base__"
@@ -253,6 +254,16 @@ def load_weights(
     return module if adapter is None else merge_adapter(module, adapter, brought, name)
 
 
+def _refuse_endless(said: Mapping[str, Any], name: str) -> None:
+    """Refuse a config of so many layers that making them, even without memory, would take hours."""
+    parts = [part for part in (said, said.get("text_config")) if isinstance(part, dict)]
+    for part in parts:
+        for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
+            number = part.get(key)
+            if isinstance(number, int) and number > MAX_LAYERS:
+                raise UserError(f"{name}: its config.json says {key} {number}; give at most {MAX_LAYERS}")
+
+
 def check_weights(
     kind: Kind,
     path: str,
@@ -279,6 +290,7 @@ def check_weights(
     """
     with readable(f"{name}: cannot be loaded"):
         said, _ = PretrainedConfig.get_config_dict(path, revision=kwargs.get("revision"))
+    _refuse_endless(said, name)
     if said.get("quantization_config") is not None:  # its weights have other names and shapes
         return
     of_place = ("device_map", "quantization_config", "max_memory", "offload_folder", "low_cpu_mem_usage")

@@ -16,9 +16,8 @@ from transformers.pytorch_utils import Conv1D
 from ivg.errors import UserError, readable
 from ivg.models.architectures import num_attention_layers
 from ivg.models.inspection import Kind, ModelInfo
-from ivg.models.loading import CLASSES, UNQUANTIZED
+from ivg.models.loading import CLASSES, MAX_LAYERS, UNQUANTIZED
 
-_MAX_LAYERS = 10_000  # building more takes minutes, whatever their width
 _QUANTIZED_BYTES = {"4bit": 0.5, "8bit": 1.0}
 
 
@@ -150,8 +149,8 @@ def refuse_absurd_size(config: PretrainedConfig, name: str) -> None:
         layers, width, vocab = map(int, (fields.num_hidden_layers, fields.hidden_size, fields.vocab_size))
         needed = 4 * _least_parameters(config, vocab)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if layers > _MAX_LAYERS:
-        raise UserError(f"{name}: {layers} layers; give at most {_MAX_LAYERS}")
+    if layers > MAX_LAYERS:
+        raise UserError(f"{name}: {layers} layers; give at most {MAX_LAYERS}")
     if needed > memory:
         raise UserError(
             f"{name}: a model of {layers} layers of width {width} and {vocab} tokens needs more than "
