@@ -291,6 +291,11 @@ def _find_occupied(axes: Axes, points: Sequence[FrontierPoint]) -> list[Bbox]:
         low, high = (point.reward["mean"] + sign * error_bars(point.reward)[side][0] for side, sign in _SIDES)
         (x, bottom), (_, top) = axes.transData.transform([(point.x, low), (point.x, high)])
         boxes.append(Bbox([[x - 6, bottom], [x + 6, top]]))
+        if point.x_estimate is not None:
+            below, above = (side[0] for side in error_bars(point.x_estimate))
+            ends = [(point.x - below, point.reward["mean"]), (point.x + above, point.reward["mean"])]
+            (left, y), (right, _) = axes.transData.transform(ends)
+            boxes.append(Bbox([[left, y - 6], [right, y + 6]]))
     by_method = sorted(points, key=lambda point: point.method)
     for one, next_one in itertools.pairwise(by_method):
         if one.method == next_one.method and next_one.is_joined:
