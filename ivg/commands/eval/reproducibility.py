@@ -209,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check(options)
     if options.engine == "vllm":
         with importing_vllm():
-            import vllm  # noqa: F401  read what it reads from the environment now
+            import ivg.engines.vllm.engine  # noqa: F401  vLLM reads the environment now
     # No table of `evaluation.report`: those need matplotlib, which vLLM's environment has not.
     header = ("dtype", "changed", "identical responses", "flips per draw", "pairs of responses")
     table, results = Table(*header, title="Responses that stay the same"), {}

@@ -292,7 +292,8 @@ def test_rows_have_in_common_what_is_said(data: Any) -> None:
                 batch.histories = [h[: len(h) - int(n)] for h, n in zip(batch.histories, counts, strict=True)]
             check_common(batch.cache)
         batch.feed(*[[row] for row in range(len(batch.histories))])
-        assert batch.error() < 1e-5
+        largest = float(batch.state.last.abs().max())
+        assert batch.error() < EXACT * largest  # single precision rounds in proportion; a bug is VISIBLE
 
 
 def test_beams_keep_what_they_said_before_they_parted() -> None:
