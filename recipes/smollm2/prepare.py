@@ -2,7 +2,8 @@
 
     python recipes/smollm2/prepare.py --config recipes/smollm2/prepare.yaml
 
-Writes to output_dir: prompts.{train,validation,test}.jsonl.
+Writes to output_dir: prompts.{train,validation,test}.jsonl, and the test instructions as plain text for bases
+without a chat template, prompts.text.jsonl.
 """
 
 import argparse
@@ -58,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             ],
         )
         print(f"{len(texts)} {name} instructions, for example: {texts[0]}")
+    plain = [{"id": f"test-{i}", "prompt": text} for i, text in enumerate(splits.test)]
+    write_jsonl(output / "prompts.text.jsonl", plain)
 
 
 def as_messages(system: str, instruction: str) -> list[dict[str, str]]:

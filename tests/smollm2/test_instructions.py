@@ -99,6 +99,9 @@ def test_prepare_writes_conversations(tmp_path):
         for row in rows:
             assert [turn["role"] for turn in row["messages"]] == ["system", "user"]
             assert row["messages"][0]["content"] == "Be."
+    plain = (tmp_path / "data" / "prompts.text.jsonl").read_text(encoding="utf-8").splitlines()
+    asked = [{"id": row["id"], "prompt": row["messages"][1]["content"]} for row in rows]
+    assert [json.loads(line) for line in plain] == asked  # of the test split, the last above
 
 
 def test_prepare_refuses_more_than_there_are(tmp_path):
