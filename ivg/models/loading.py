@@ -36,8 +36,8 @@ CLASSES: dict[Kind, Any] = {
     "vocabulary": AutoModelForTokenClassification,
     "classifier": AutoModelForSequenceClassification,
 }
-# Heads are gathered row by row, so they stay as they are.
 MAX_LAYERS = 10_000  # making more takes minutes, whatever their width
+# Heads are gathered row by row, so they stay as they are.
 UNQUANTIZED = ("lm_head", *HEAD_NAMES)
 # What PEFT calls a row with the adapter of the first shared pair, and one without any.
 WITH_ADAPTER, WITHOUT_ADAPTER = "tuned", "__base__"
