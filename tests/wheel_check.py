@@ -8,6 +8,7 @@ among them: a checkout is installed there by a hook, which is not run for a fold
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -167,11 +168,15 @@ def main() -> None:
     )
     parser.add_argument("wheel", type=Path)
     parser.add_argument("--tiny", action="store_true", help="minutes instead of an hour")
+    parser.add_argument("--folder", type=Path, help="a new folder to do it in, which stays")
     options = parser.parse_args()
     started = time.monotonic()
     wheel = options.wheel.resolve()
     check_content(wheel)
-    with tempfile.TemporaryDirectory() as folder:
+    if options.folder is not None:
+        options.folder.mkdir(parents=True)
+    kept = contextlib.nullcontext(options.folder.resolve()) if options.folder else None
+    with kept or tempfile.TemporaryDirectory() as folder:
         place = Place(Path(folder))
         install(place, wheel, is_tiny=options.tiny)
         place.run("ivg recipes copy quickstart")

@@ -30,8 +30,9 @@ class SharedIds:
         return shared & ~torch.isin(ids, ids.new_tensor(self.unguided)) if self.unguided else shared
 
     def widen(self, scores: Tensor) -> Tensor:
-        """Turn (..., num_shared) scores into (..., V)."""
-        scores = functional.pad(scores, (0, self.num_base - self.num_shared))
+        """Turn (..., num_shared) scores into (..., V); the scores given may be changed."""
+        if self.num_shared < self.num_base:  # else a copy of a whole vocabulary for nothing
+            scores = functional.pad(scores, (0, self.num_base - self.num_shared))
         if self.unguided:
             scores[..., list(self.unguided)] = 0
         return scores

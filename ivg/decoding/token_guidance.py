@@ -18,9 +18,12 @@ from torch import Tensor
 
 
 class WeightedScores(NamedTuple):
-    """What one guide says of every next token: its weight, and (..., V) scores in the base's ids."""
+    """What one guide says of every next token: its weight, and (..., V) scores in the base's ids.
 
-    beta: float
+    The weight is one number, or a (..., 1) number for each row.
+    """
+
+    beta: float | Tensor
     scores: Tensor
 
 
@@ -35,5 +38,8 @@ def guide_logits(base: Tensor, guides: Iterable[WeightedScores]) -> Tensor:
         (..., V), normalised only up to a constant per row.
     """
     for beta, scores in guides:
-        base = torch.add(base, scores, alpha=beta)
+        if isinstance(beta, Tensor):
+            base = torch.addcmul(base, scores, beta)
+        else:
+            base = torch.add(base, scores, alpha=beta)
     return base

@@ -20,7 +20,7 @@ from vllm.model_executor.model_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.utils.torch_utils import set_default_torch_dtype
 
-from ivg.decoding.log_ratio import log_probs, log_ratio
+from ivg.decoding.log_ratio import as_float, log_probs, log_ratio
 from ivg.decoding.shared_ids import SharedIds
 from ivg.decoding.token_guidance import WeightedScores, guide_logits
 from ivg.decoding.value_head import scalar_values, vocabulary_values
@@ -223,14 +223,15 @@ class IvgForCausalLM(nn.Module):
         weighted: list[WeightedScores] = []
         for i, (guide, tokens) in enumerate(zip(guides, token_scores, strict=True)):
             if tokens is not None:
-                weighted.append(WeightedScores(1.0, tokens.new_tensor(betas[i])[:, None] * tokens))
+                weighted.append(WeightedScores(tokens.new_tensor(betas[i])[:, None], tokens))
                 scores[:, :num_base] += scores.new_tensor(weights[i])[:, None] * tokens[places]
             elif any(weights[i]):
                 values = guide.values(hidden)[places]
                 scores[:, self.description.value_id] += scores.new_tensor(weights[i]) * values
         # Normalised, so that what vLLM reports as raw logits are log-probs.
-        guided = log_probs(guide_logits(log_probs(logits), weighted))
-        reported = nn.functional.pad(guided, (0, size - num_base), value=-torch.inf)  # (R, vocab_size)
+        reported = log_probs(guide_logits(as_float(logits), weighted))
+        if size > num_base:
+            reported = nn.functional.pad(reported, (0, size - num_base), value=-torch.inf)  # (R, vocab_size)
         if len(places):
             self.settings.keep_for_sampling(places, reported[places])
             reported[places] = scores
