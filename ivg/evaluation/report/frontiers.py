@@ -38,7 +38,7 @@ def sweep_frontiers(report: Report) -> dict[str, Figure]:
 
     Args:
         report: what `eval/sweep.py` writes to `sweep.json`; the first of what was scored beside the gold
-            reward is written at each point.
+            reward is written at each point, in brackets.
 
     Returns:
         Figures by file name without suffix.
@@ -61,9 +61,10 @@ def sweep_frontiers(report: Report) -> dict[str, Figure]:
     if report.get("also"):
         first = report["also"][0]
         settings = [
-            f"{setting}{setting and ', '}{first} {methods[run['name']][first]['mean']:.2f}"
+            f"{setting} ({methods[run['name']][first]['mean']:.2f})".strip()
             for run, setting in zip(runs, settings, strict=True)
         ]
+        note = f"{note} In brackets: mean {first}.".strip()
     joined, before = [], dict[str, str]()
     for run in runs:
         joined.append(_is_one_step(before.get(run["method"], run["setting"]), run["setting"]))
@@ -248,6 +249,7 @@ def _label_points(figure: Figure, axes: Axes, points: Sequence[FrontierPoint]) -
     """Write each point's setting where it hides the least of points, intervals, lines and earlier labels."""
     figure.draw_without_rendering()  # the layout decides where things are
     occupied, labels = _find_occupied(axes, points), list[Bbox]()
+    inside = axes.bbox.padded(-10)  # a file of finer dots has slightly wider letters
     drawn = styles(point.method for point in points)
     for point in points:
         color = [0.65 * part for part in to_rgb(drawn[point.method].color)]  # letters need contrast
@@ -255,16 +257,19 @@ def _label_points(figure: Figure, axes: Axes, points: Sequence[FrontierPoint]) -
         for offset, alignment in _LABEL_PLACES:
             text = _write_label(axes, point, offset, alignment, color)
             box = text.get_window_extent()
+            place = axes.transData.transform((point.x, point.reward["mean"]))
+            tie = _along(place, box.get_points().mean(axis=0)) if abs(offset[1]) > _FAR else []
+            tie = [piece for piece in tie if not piece.overlaps(box)]
             hidden = sum(box.overlaps(other) for other in occupied)
-            hidden += _LABEL_WEIGHT * sum(box.overlaps(other) for other in labels)
-            is_inside = all(axes.bbox.contains(x, y) for x, y in box.get_points())
-            placed.append((hidden if is_inside else math.inf, (offset, alignment), box))
+            hidden += _LABEL_WEIGHT * sum(piece.overlaps(other) for piece in (box, *tie) for other in labels)
+            is_inside = all(inside.contains(x, y) for x, y in box.get_points())
+            placed.append((hidden if is_inside else math.inf, (offset, alignment), box, tie))
             text.remove()
-        _, (offset, alignment), box = min(placed, key=lambda place: place[0])
+        _, (offset, alignment), box, tie = min(placed, key=lambda place: place[0])
         line = {"arrowstyle": "-", "color": color, "lw": 0.5, "shrinkA": 0, "shrinkB": 4}
-        is_far = abs(offset[1]) > _FAR
-        _write_label(axes, point, offset, alignment, color, arrowprops=line if is_far else None)
+        _write_label(axes, point, offset, alignment, color, arrowprops=line if tie else None)
         labels.append(box)
+        occupied += tie
 
 
 def _write_label(
@@ -300,6 +305,10 @@ def _find_occupied(axes: Axes, points: Sequence[FrontierPoint]) -> list[Bbox]:
     for one, next_one in itertools.pairwise(by_method):
         if one.method == next_one.method and next_one.is_joined:
             start, end = axes.transData.transform([(p.x, p.reward["mean"]) for p in (one, next_one)])
-            for x, y in np.linspace(start, end, num=12)[1:-1]:
-                boxes.append(Bbox([[x - 2, y - 2], [x + 2, y + 2]]))
+            boxes += _along(start, end)
     return boxes
+
+
+def _along(start: Any, end: Any) -> list[Bbox]:
+    """Return small boxes along a line between two places, its ends left out."""
+    return [Bbox([[x - 2, y - 2], [x + 2, y + 2]]) for x, y in np.linspace(start, end, num=12)[1:-1]]

@@ -1,3 +1,7 @@
+import itertools
+
+from matplotlib.text import Text
+
 from ivg.evaluation.measures.statistics import estimate
 from ivg.evaluation.report import figures, frontiers
 from ivg.evaluation.report.page import describe
@@ -99,6 +103,38 @@ def test_a_line_joins_runs_that_differ_in_one_thing_for_which_w_and_k_count_toge
     (axes,) = frontiers.sweep_frontiers(report)["frontier_distance"].axes
     lines = [line.get_xdata() for line in axes.get_lines() if line.get_linestyle() == "-"]
     assert sorted(map(list, lines)) == [[1.0, 2.0], [3.0, 5.0]]
+
+
+def test_a_sweep_writes_the_first_further_score_in_brackets_and_says_so():
+    found = [sweep_run("a", "base", "", 0.0), sweep_run("b", "ivg", "β=1", 1.0)]
+    missing = {"gold_reward": {**REWARD, "missing": 0}}
+    report = {
+        "cells": [run for run, _ in found],
+        "methods": {
+            run["name"]: {**measured, **missing, "TextBlob": {"mean": 0.25 * i}}
+            for i, (run, measured) in enumerate(found, start=1)
+        },
+        "also": ["TextBlob", "finished"],
+        "cost": {run["name"]: {"flops_per_prompt": 1e9, "tokens_fed": {"base": 5}} for run, _ in found},
+        "reward": "tone",
+    }
+    figure = frontiers.sweep_frontiers(report)["frontier_distance"]
+    assert {"(0.25)", "β=1 (0.50)"} <= {text.get_text() for text in figure.axes[0].texts}
+    assert "In brackets: mean TextBlob." in " ".join(texts(figure).split())
+
+
+def test_labels_of_close_points_lie_inside_and_apart():
+    points = [
+        frontiers.FrontierPoint(f"method {i}", f"a rather long setting {i}", x, REWARD)
+        for i, x in enumerate((1.0, 1.01, 1.02, 9.0))
+    ]
+    figure = frontiers.frontier(points, unit="logit", xlabel="nats")
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    boxes = [Text.get_window_extent(text) for text in axes.texts]  # without the lines that tie them
+    assert len(boxes) == len(points)
+    assert not [1 for one, other in itertools.combinations(boxes, 2) if one.overlaps(other)]
+    assert all(axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 for box in boxes)
 
 
 def test_the_trade_off_has_intervals_on_both_axes_and_a_line_for_each_second_weight():
