@@ -132,8 +132,9 @@ wheel: $(VENV)/installed-all
 	@rm -rf build dist/build.log *.egg-info
 	@ls dist/*
 
+# FOLDER=NEW_FOLDER keeps what was installed and made.
 wheel-check: wheel
-	@$(BIN)/python -m tests.wheel_check dist/*.whl $(if $(TINY),--tiny)
+	@$(BIN)/python -m tests.wheel_check dist/*.whl $(if $(TINY),--tiny) $(if $(FOLDER),--folder $(FOLDER))
 
 clean:
 	rm -rf runs build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
