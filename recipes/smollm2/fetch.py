@@ -7,9 +7,9 @@ and unpacked. A folder that is there already is left as it is.
 """
 
 import hashlib
+import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,9 +79,13 @@ def main(arguments: Sequence[str]) -> None:
     # transformers takes seconds to import: not before it is known that there is something to do.
     from ivg.models.gguf import convert_gguf
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        number = convert_gguf(str(download(Path(folder))), str(target))
+    folder = target.with_name(f"{target.name}.download")
+    shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
+    folder.mkdir(parents=True)
+    try:
+        number = convert_gguf(str(download(folder)), str(target))
+    finally:
+        shutil.rmtree(folder)
     print(f"{target}: {number:,} parameters")
 
 

