@@ -25,7 +25,7 @@ help:
 	@echo "make quickstart  train, guide and report on a small made-up task (7 to 30 minutes on 2 cores)"
 	@echo "make evidence    the same with three training seeds and every baseline (100 minutes on 2 quiet cores)"
 	@echo "make real        the same loop on a pretrained model, SmolLM2-135M-Instruct (25 minutes on 2 cores)"
-	@echo "make real-full   200 prompts, every method and baseline, two wishes at once (80 minutes on a core; goes on where it stopped)"
+	@echo "make real-full   200 prompts, every method and baseline, two wishes at once (85 minutes on a core; goes on where it stopped)"
 	@echo "make real-small  a trial of it on 16 prompts (minutes)"
 	@echo "make test        run the test suite"
 	@echo "make fuzz        1,000 generated inputs per command, new ones each time"

@@ -31,7 +31,7 @@ PAIRS = ("tone", "brevity")
 FIRST_METHODS = ("base", "token_implicit", "ivg")
 METHODS = (
     *("base", "best_of_n", "best_of_n_equal_compute", "tuned", "token_implicit"),
-    *("token_implicit_best_of_n", "chunk_explicit", "ivg"),
+    *("token_implicit_best_of_n", "chunk_explicit", "ivg", "ivg_both_pairs"),
 )
 # Weights of the two pairs, each with each: the trade-off.
 BETAS = {"tone": (0, 0.5, 1), "brevity": (0, 0.5, 1)}

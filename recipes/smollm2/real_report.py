@@ -32,7 +32,7 @@ NllScorer = Callable[[Sequence[Record]], list[float]]
 
 METHODS = (
     *("base", "best_of_n", "best_of_n_equal_compute", "tuned", "token_implicit"),
-    *("token_implicit_best_of_n", "chunk_explicit", "ivg"),
+    *("token_implicit_best_of_n", "chunk_explicit", "ivg", "ivg_both_pairs"),
 )
 ACCURACY = "reward_accuracy.json"
 REWARD = "tone: mean VADER compound of the sentences, -1 to 1"
@@ -70,7 +70,7 @@ def measure_all(files: Sequence[Decoded], score_nll: NllScorer) -> dict[str, Mea
 
 
 def compare_methods(files: Sequence[Decoded], score_nll: NllScorer) -> dict[str, Any]:
-    """Compare every method with `ivg`, the last."""
+    """Compare every method with `ivg`."""
     report = compare(measure_all(files, score_nll), base="base", reference="ivg", also=list(ALSO))
     for file in files:
         rewards = answer_rewards.tone(file.rows, file.responses)

@@ -65,12 +65,17 @@ def test_the_methods_differ_in_guidance_and_search_alone():
     rows = {method: config.search.rows_per_prompt for method, config in configs.items()}
     assert rows == {
         **dict.fromkeys(("base", "tuned", "token_implicit"), 1),
-        **dict.fromkeys(("best_of_n", "token_implicit_best_of_n", "chunk_explicit", "ivg"), 4),
+        **dict.fromkeys(("best_of_n", "token_implicit_best_of_n", "chunk_explicit"), 4),
+        **dict.fromkeys(("ivg", "ivg_both_pairs"), 4),
         "best_of_n_equal_compute": configs["best_of_n_equal_compute"].search.num_successors,
     }
     guided = ("token_implicit", "token_implicit_best_of_n", "ivg")
     assert len({configs[method].pairs for method in guided}) == 1
     assert configs["ivg"].search.chunk_length == configs["chunk_explicit"].search.chunk_length
+    both = configs["ivg_both_pairs"]
+    assert (both.search, both.values) == (configs["ivg"].search, configs["ivg"].values)
+    assert both.pairs[0] == configs["ivg"].pairs[0]
+    assert [Path(pair.tuned.path).name for pair in both.pairs] == ["tuned_tone", "tuned_brevity"]
     for method in ("best_of_n", "best_of_n_equal_compute", "token_implicit_best_of_n"):
         assert configs[method].search.chunk_length == configs[method].sampling.max_new_tokens
 

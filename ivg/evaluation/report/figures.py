@@ -34,6 +34,7 @@ LABELS = {
     "token_implicit_best_of_n": "best-of-N of token-guided",
     "chunk_explicit": "chunk guidance",
     "ivg": "IVG",
+    "ivg_both_pairs": "IVG with both pairs",
     "tuned": "DPO-tuned model",
     "best_of_n_equal_compute": "best-of-N at equal compute",
 }
