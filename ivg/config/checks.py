@@ -50,14 +50,3 @@ def require_finite(name: str, weight: float | None) -> None:
 def require_not_negative(name: str, value: float, note: str = "") -> None:
     """Refuse what is no finite number >= 0."""
     require(is_finite(value) and value >= 0, f"{name} is {value!r}; give a finite number >= 0{note}")
-
-
-def refuse_unusable_text(text: str, where: str) -> None:
-    """Refuse a NUL byte and half a surrogate pair, of which no file, no variable and no line can be made.
-
-    Args:
-        text: what was given.
-        where: opens the message.
-    """
-    if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
-        raise UserError(f"{where}: {text!r:.60} holds a NUL byte or half a character; remove it")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import typing
 from collections.abc import Sequence
 from types import NoneType
 from typing import Any, NamedTuple, NoReturn, TypeVar, get_args, get_origin
 
-from ivg.config.checks import refuse_unusable_text
 from ivg.config.yaml_file import build, nearest, read_yaml
 from ivg.errors import UserError
 from ivg.run import console
@@ -78,9 +78,20 @@ def parse_options(cls: type[T], argv: Sequence[str] | None, description: str) ->
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         value = getattr(built, field.name)
         for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str):
-                refuse_unusable_text(text, field.name)
+            _refuse_unusable(field.name, text)
     return built
+
+
+def _refuse_unusable(name: str, text: object) -> None:
+    """Refuse a NUL byte and half a surrogate pair, of which there is no file and no variable."""
+    if not isinstance(text, str):
+        return
+    if "\0" in text:
+        raise UserError(f"{name} is {text!r:.60}, which holds a NUL byte; give a text")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError as error:
+        raise UserError(f"{name} is {text!r:.60}, which holds half a character; give a text") from error
 
 
 def _flag_parser(cls: type, description: str) -> Parser:

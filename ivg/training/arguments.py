@@ -28,7 +28,6 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import is_torch_bf16_gpu_available
 from transformers.utils import logging as transformers_logging
 
-from ivg.config.checks import refuse_unusable_text
 from ivg.config.models import check_chat_template_kwargs
 from ivg.config.yaml_file import nearest, read_yaml
 from ivg.errors import UserError, first_line, readable
@@ -327,7 +326,8 @@ def _refuse_unusable(value: object, where: str) -> None:
         UserError: a NUL byte, half a character, NaN, or an integer beyond 64 bits.
     """
     if isinstance(value, str):
-        refuse_unusable_text(value, where)
+        if "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
+            raise UserError(f"{where}: {value!r:.60} holds a NUL byte or half a character; remove it")
     elif isinstance(value, float) and math.isnan(value):
         raise UserError(f"{where}: a value is NaN; give a number")
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:

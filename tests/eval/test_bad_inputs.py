@@ -164,7 +164,7 @@ def nothing(folder):
 # command, what is wrong, how it is made so, the command line, and what the line must say
 CASES = [
     ("gold_reward", "weights cut off", truncate("base/model.safetensors"), [*GOLD, "--base", "base"], "base (base): cannot be loaded"),
-    ("gold_reward", "output of a NUL byte", nothing, [*GOLD, "--output", "\0"], "output: '\\x00' holds a NUL byte"),
+    ("gold_reward", "output of a NUL byte", nothing, [*GOLD, "--output", "\0"], "output is '\\x00', which holds a NUL byte"),
     ("gold_reward", "no weights", remove("base/model.safetensors"), [*GOLD, "--base", "base"], "base (base): cannot be loaded"),
     ("gold_reward", "config no JSON", write("base/config.json", b"{"), [*GOLD, "--base", "base"], "base (base)"),
     ("gold_reward", "model brings code", ship_code, [*GOLD, "--base", "base"], "ships code of its own"),
@@ -177,7 +177,7 @@ CASES = [
     ("gold_reward", "infinite reward", nothing, [*GOLD[:-1], "function_endless.reward"], "gold reward of prompt '0' is infinite"),
     ("gold_reward", "a pipe", pipe("one.jsonl"), GOLD, "one.jsonl: no regular file; give"),
     ("gold_reward", "a device", nothing, ["--files", "a=/dev/zero"], "/dev/zero: no regular file; give"),
-    ("gold_reward", "NUL in a path", nothing, ["--files", "a=x\0y"], "files: 'a=x\\x00y' holds a NUL byte"),
+    ("gold_reward", "NUL in a path", nothing, ["--files", "a=x\0y"], "which holds a NUL byte"),
     ("gold_reward", "NUL bytes", write("one.jsonl", b"\0\0\n"), GOLD, "one.jsonl, line 1: not JSON"),
     ("gold_reward", "deep JSON", write("one.jsonl", DEEP), GOLD, "line 1: nested too deep"),
     ("gold_reward", "5,000 digits", write("one.jsonl", b'{"id": ' + DIGITS + b"}"), GOLD, "line 1: not JSON"),
@@ -218,7 +218,7 @@ CASES = [
     ("judge", "repeats without end", nothing, [*JUDGE, "--repeats", "2147483648"], "give an integer from 0 to 100"),
     ("judge", "nobody agreed to pay", nothing, JUDGE, "3 judge calls cost money; add --yes"),
     ("judge", "annotator too long for a file", nothing, [*JUDGE, "--annotator", "é" * 300], "unknown annotator 'é"),
-    ("judge", "variable of half a character", nothing, [*JUDGE, "--api_key_env", "\ud800"], "api_key_env: '\\ud800' holds a NUL byte or half a character"),
+    ("judge", "variable of half a character", nothing, [*JUDGE, "--api_key_env", "\ud800"], "api_key_env is '\\ud800', which holds half a character"),
     ("judge", "no key", nothing, [*JUDGE, "--yes", "--api_key_env", "NO_SUCH_KEY"], "NO_SUCH_KEY is not set; set it"),
     ("boards", "no such board", nothing, ["--board", "chess"], "board is 'chess'; give one of"),
     ("boards", "name leads out", nothing, [*ARENA, "--name", "../x"], "name '../x' cannot name a file"),

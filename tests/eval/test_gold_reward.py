@@ -1,5 +1,6 @@
 import json
 import math
+import os
 
 import pytest
 from tokenizers import Tokenizer
@@ -222,6 +223,15 @@ def test_a_missing_reward_is_counted_and_said(files, capsys):
     assert report["methods"]["ivg"]["missing"] == {"the reward model gave no number": 1}
     assert report["paired"]["base"]["n"] == 1
     assert "ivg: 1 of 2 responses without a reward" in capsys.readouterr().out
+
+
+def test_a_file_whose_name_is_no_utf8_is_read(files):
+    """Such names come with half surrogates from the command line, and the system takes them back."""
+    named = files / os.fsdecode(b"\xff.jsonl")
+    (files / "ivg.jsonl").rename(named)
+    gold_reward.main([*argv_of(files), "--files", f"base={files / 'base.jsonl'}", f"ivg={named}"])
+    report = json.loads((files / "out.json").read_text(encoding="utf-8"))
+    assert report["methods"]["ivg"]["gold_reward"]["mean"] == 2.0  # of 3 words and 1
 
 
 def test_bad_input_is_one_line_and_exit_code_2(files, capsys):
