@@ -1,6 +1,6 @@
 """Judge the recipe's answers, and compare the methods on the same prompts.
 
-    python recipes/smollm2/real_report.py RUNS MODELS BASE
+    PYTHONPATH=recipes/quickstart python recipes/smollm2/real_report.py RUNS MODELS BASE
 
 RUNS holds decoded/ (and surface/, the answers by both pairs), MODELS the guides, BASE the base. Writes
 report.json (and trade_off.json, and how well the guides rank answers) into RUNS. `ivg eval report` draws it.
@@ -14,6 +14,7 @@ from typing import Any
 
 import answer_rewards
 import guides_accuracy
+from real import METHODS
 from rich.console import Console
 from stages import hash_path, read_stamp
 
@@ -30,10 +31,6 @@ from ivg.run.output_files import manifest_path
 
 NllScorer = Callable[[Sequence[Record]], list[float]]
 
-METHODS = (
-    *("base", "best_of_n", "best_of_n_equal_compute", "tuned", "token_implicit"),
-    *("token_implicit_best_of_n", "chunk_explicit", "ivg", "ivg_both_pairs"),
-)
 ACCURACY = "reward_accuracy.json"
 REWARD = "tone: mean VADER compound of the sentences, -1 to 1"
 # Beside tone, which the first pair and the value model were trained on: a judge that nothing was trained on,

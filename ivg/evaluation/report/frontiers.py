@@ -253,12 +253,13 @@ def _label_points(figure: Figure, axes: Axes, points: Sequence[FrontierPoint]) -
     drawn = styles(point.method for point in points)
     for point in points:
         color = [0.65 * part for part in to_rgb(drawn[point.method].color)]  # letters need contrast
+        center = axes.transData.transform((point.x, point.reward["mean"]))
         placed = []
         for offset, alignment in _LABEL_PLACES:
             text = _write_label(axes, point, offset, alignment, color)
             box = text.get_window_extent()
-            place = axes.transData.transform((point.x, point.reward["mean"]))
-            tie = _along(place, box.get_points().mean(axis=0)) if abs(offset[1]) > _FAR else []
+            is_far = abs(offset[1]) > _FAR
+            tie = _along(center, box.get_points().mean(axis=0)) if is_far else []
             tie = [piece for piece in tie if not piece.overlaps(box)]
             hidden = sum(box.overlaps(other) for other in occupied)
             hidden += _LABEL_WEIGHT * sum(piece.overlaps(other) for piece in (box, *tie) for other in labels)
