@@ -8,7 +8,6 @@ among them: a checkout is installed there by a hook, which is not run for a fold
 """
 
 import argparse
-import contextlib
 import json
 import os
 import re
@@ -161,6 +160,19 @@ def shrink(recipe: Path) -> None:
             path.write_text(text, encoding="utf-8")
 
 
+def check_commands(wheel: Path, folder: Path, *, is_tiny: bool) -> None:
+    """Install the wheel in an empty folder and do there what is documented."""
+    place = Place(folder)
+    install(place, wheel, is_tiny=is_tiny)
+    place.run("ivg recipes copy quickstart")
+    if is_tiny:
+        shrink(place.work / QUICKSTART)
+    for command in COMMANDS:
+        place.run(command)
+    missing = [name for name in WRITTEN if not (place.work / name).exists()]
+    assert not missing, missing
+
+
 def main() -> None:
     """Check the wheel whose path is given."""
     parser = argparse.ArgumentParser(
@@ -175,17 +187,10 @@ def main() -> None:
     check_content(wheel)
     if options.folder is not None:
         options.folder.mkdir(parents=True)
-    kept = contextlib.nullcontext(options.folder.resolve()) if options.folder else None
-    with kept or tempfile.TemporaryDirectory() as folder:
-        place = Place(Path(folder))
-        install(place, wheel, is_tiny=options.tiny)
-        place.run("ivg recipes copy quickstart")
-        if options.tiny:
-            shrink(place.work / QUICKSTART)
-        for command in COMMANDS:
-            place.run(command)
-        missing = [name for name in WRITTEN if not (place.work / name).exists()]
-        assert not missing, missing
+        check_commands(wheel, options.folder.resolve(), is_tiny=options.tiny)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            check_commands(wheel, Path(folder), is_tiny=options.tiny)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(
         f"\nthe wheel stands alone: {len(COMMANDS)} commands, {time.monotonic() - started:.0f} s, of which "
