@@ -16,8 +16,8 @@ import psutil
 from tests.serve.server import Running
 
 NUM_REQUESTS = 200
-NUM_ROUNDS = 3
-MAX_GROWTH = 32 * 2**20  # bytes, over a second and a third round: caches of 200 requests would be more
+MIN_ROUNDS, MAX_ROUNDS = 3, 16
+FLAT = 2 * 2**20  # bytes over two rounds, 400 requests: 5 kB each
 
 
 def requests(rng: random.Random, letters: str, num_requests: int = NUM_REQUESTS) -> list[dict[str, Any]]:
@@ -59,9 +59,14 @@ def metrics(server: Running) -> str:
 
 
 def check_that_nothing_stays(server: Running, letters: str) -> None:
-    """Three rounds: whoever stays is answered; then no row is left, and memory grows no more."""
+    """Rounds of requests: whoever stays is answered; then no row is left, and memory comes to rest.
+
+    It grows at first, by what is loaded once and as vLLM's requests reach blocks of its key-value pool that
+    none had touched. A leak grows in every round, so the rounds go on until two of them add next to nothing.
+    """
     service, memory = server.app.state.service, []
-    for _ in range(NUM_ROUNDS):
+    while len(memory) < MIN_ROUNDS or memory[-1] - memory[-3] >= FLAT:
+        assert len(memory) < MAX_ROUNDS, f"memory grew in every round: {memory}"
         found = asyncio.run(_round_of_requests(server, letters))
         stayed = [answer for i, answer in enumerate(found) if i % 3]
         left = [answer for i, answer in enumerate(found) if i % 3 == 0]
@@ -73,8 +78,6 @@ def check_that_nothing_stays(server: Running, letters: str) -> None:
         gc.collect()
         memory.append(_resident_bytes())
     print(f"resident memory after each round: {[size // 2**20 for size in memory]} MiB")
-    # The first round loads what is loaded once.
-    assert memory[-1] - memory[0] < MAX_GROWTH, memory
 
 
 async def _round_of_requests(server: Running, letters: str) -> list[str | BaseException]:

@@ -52,7 +52,7 @@ def server(folders: dict[str, str]) -> Iterator[Running]:
         "pairs": [{"tuned": exact["tuned"], "untuned": exact["untuned"]}],
         "values": [exact["value"]],
         "engine": "vllm",
-        # A few dozen requests fill it, and from then on keys and values take no more memory.
+        # Small, so that its blocks have soon all been touched, and keys and values take no more memory.
         "vllm": {"max_num_seqs": 64, "kv_cache_memory_bytes": 64 * 2**20},
         "guidance": [
             {"name": "ivg", **IVG},
