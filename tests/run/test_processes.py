@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,15 +15,13 @@ import torch
 from ivg.run import cli
 from ivg.run.lock import hold_lock, lock_path
 from ivg.run.output_files import manifest_path, part_path
+from tests.ports import free_port
 from tests.run.test_resume import ENVIRONMENT, ROOT, command
 
 
 def start_two(flags: list[str], output: Path) -> list[subprocess.Popen[str]]:
     """Start both without a launcher, which would end the one as soon as the other dies."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     shared = {**ENVIRONMENT, **address, "WORLD_SIZE": "2", "PYTHONPATH": str(ROOT)}
     return [
         subprocess.Popen(

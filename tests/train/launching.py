@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import runpy
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
+SLOW_CHECKPOINTS = str(Path(__file__).with_name("slow_checkpoints.py"))
 
 # One token per letter (tests.tiny), so lengths are easy to see.
 PAIRS = [
@@ -84,7 +84,7 @@ def launch_config(folder: Path, name: str) -> str:
 
 
 def start_two(
-    script: str, config: str, folder: Path, name: str, *launcher_flags: str
+    script: str, config: str, folder: Path, name: str, *launcher_flags: str, wrapper: Sequence[str] = ()
 ) -> subprocess.Popen[str]:
     """Start a script in two processes.
 
@@ -94,14 +94,12 @@ def start_two(
         folder: for the launcher's file.
         name: which of recipes/accelerate/.
         launcher_flags: for `accelerate launch`.
+        wrapper: a script that is given the training script and its flags.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     command = [sys.executable, "-m", "accelerate.commands.launch"]
-    command += ["--config_file", launch_config(folder, name), "--main_process_port", str(port)]
+    command += ["--config_file", launch_config(folder, name), "--main_process_port", "0"]
     command += launcher_flags
-    command += [str(ROOT / "train" / f"{script}.py"), "--config", config]
+    command += [*wrapper, str(ROOT / "train" / f"{script}.py"), "--config", config]
     return subprocess.Popen(
         command,
         env={**environment(), "DS_ACCELERATOR": "cpu", "PATH": path()},

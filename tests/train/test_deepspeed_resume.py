@@ -1,6 +1,7 @@
 """A job of two processes under DeepSpeed, killed with -9, goes on from its last complete checkpoint."""
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tests import tiny
 from tests.train.launching import (
     PAIRS,
     REWARDED,
+    SLOW_CHECKPOINTS,
     TINY,
     TRL_TINY,
     losses,
@@ -42,8 +44,12 @@ def _keys(folder: Path, script: str) -> dict[str, Any]:
 
 
 def _kill_after(script: str, config: str, folder: Path, name: str, ready: Path) -> None:
-    """Start two processes and kill -9 them and their launcher at once, as soon as a path exists."""
-    with start_two(script, config, folder, name) as job:
+    """Start two processes and kill -9 them and their launcher at once, as soon as a path exists.
+
+    The path may be in a checkpoint that has no marker yet.
+    """
+    wrapper = [] if ready.name == MARKER else [SLOW_CHECKPOINTS]
+    with start_two(script, config, folder, name, wrapper=wrapper) as job:
         deadline = time.monotonic() + 600
         while not ready.exists():
             assert job.poll() is None, f"ended before {ready.name} appeared"
@@ -78,7 +84,8 @@ def test_killed_and_restarted_equals_undisturbed(
     done = run_two(script, config, tmp_path, name)
 
     if moment.endswith(MARKER):
-        assert f"resuming from {killed / 'checkpoint-12'}" in done.stderr
+        # A busy machine may have got to the next.
+        assert re.search(rf"resuming from {re.escape(str(killed))}/checkpoint-(12|18)\b", done.stderr)
     else:
         assert f"removing {killed / 'checkpoint-12'}: the job was killed while writing it" in done.stderr
         assert f"resuming from {killed / 'checkpoint-6'}" in done.stderr

@@ -22,6 +22,7 @@ from tests.train.launching import (
     PAIRS,
     REWARDED,
     ROOT,
+    SLOW_CHECKPOINTS,
     TINY,
     TRL_TINY,
     environment,
@@ -51,8 +52,9 @@ def _keys(folder: Path, script: str) -> dict[str, Any]:
 
 
 def _kill_after(script: str, config: str, ready: Path) -> None:
-    """Start a script and kill -9 it as soon as a path exists."""
-    command = [sys.executable, str(ROOT / "train" / f"{script}.py"), "--config", config]
+    """Start a script and kill -9 it as soon as a path exists: a marker, or a checkpoint without it."""
+    wrapper = [] if ready.name == MARKER else [SLOW_CHECKPOINTS]
+    command = [sys.executable, *wrapper, str(ROOT / "train" / f"{script}.py"), "--config", config]
     with subprocess.Popen(
         command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as job:

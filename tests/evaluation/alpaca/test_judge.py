@@ -251,7 +251,7 @@ def test_an_answer_that_drips_in_is_given_up_after_its_time(server, make_judge):
     start = time.perf_counter()
     with pytest.raises(UserError, match=r"kept failing \(no whole answer within 0.5 s\)"):
         ask(judge, 1)
-    assert time.perf_counter() - start < 3
+    assert time.perf_counter() - start < 10  # the whole answer would take longer
     server.pause = 0.0
 
 
