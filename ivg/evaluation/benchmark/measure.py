@@ -6,7 +6,6 @@ import dataclasses
 import math
 import resource
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from ivg.evaluation.benchmark import naive
 from ivg.evaluation.benchmark.floor import Floor, bytes_per_prompt, memory_rate, peak_rate
 from ivg.evaluation.benchmark.timing import median_seconds
 from ivg.evaluation.benchmark.workloads import BenchmarkModels, Workload, build_models, build_rows
+from ivg.evaluation.sweep.peak_memory import resident_peak_mib
 
 RUNGS = ("naive", "kept caches", "batched prompts", "continuous batching")
 FEW_PROMPTS = 4  # the rungs that take one prompt at a time cost the same for every prompt; a few tell
@@ -119,22 +119,12 @@ def _run_engine(
     return Work(seconds, len(tasks), sum(fed[1:]), flops, bytes_read)
 
 
-def peak_resident_bytes() -> int:
-    """Return the most memory that this process has held.
-
-    `ru_maxrss` will not do on Linux: a process that was started by a larger one inherits that one's peak.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # on macOS in bytes
-
-
 def _peak_memory(device: str) -> float:
     """Return MiB: of the GPU where there is one, else resident memory of this process."""
     if device == "cpu":
-        return peak_resident_bytes() / 2**20
+        peak = resident_peak_mib()
+        # On macOS this counts in bytes.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 if peak is None else peak
     return torch.cuda.max_memory_allocated() / 2**20
 
 

@@ -29,6 +29,14 @@ def peak_mib() -> float | None:
     """Return the peak since `reset_peak` in MiB, weights included; None where it cannot be known."""
     if torch.cuda.is_available():
         return float(torch.cuda.max_memory_allocated()) / MIB
+    return resident_peak_mib()
+
+
+def resident_peak_mib() -> float | None:
+    """Return the most memory that this process has held, in MiB; None where it cannot be known.
+
+    `ru_maxrss` will not do on Linux: a process that was started by a larger one inherits that one's peak.
+    """
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
     except OSError:
